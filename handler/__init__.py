@@ -1,0 +1,1 @@
+"""What goes into a model archive: image bytes in, class probabilities out."""

@@ -1,0 +1,51 @@
+"""The seed's network: two 3x3 convolutions, dropout, two linear layers, four classes.
+
+It looks at the whole 80x60 field. It is not a detector: it does not know where the cell is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
+
+
+class BloodCellNet(nn.Module):
+    """Map images (N, 3, 60, 80) in [0, 1] to logits (N, 4), in the order of CLASSES.
+
+    The channels of the two convolutions, the max-pooling after each (1: none) and the width of
+    the hidden layer are free; the rest is the seed's.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int] = (16, 32),
+        pools: Sequence[int] = (2, 4),
+        hidden: int = 64,
+        dropout: Sequence[float] = (0.25, 0.5),
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(pools[0]),
+            nn.Conv2d(channels[0], channels[1], 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(pools[1]),
+            nn.Dropout(dropout[0]),
+            nn.Flatten(),
+        )
+        height, width = 60 // pools[0] // pools[1], 80 // pools[0] // pools[1]
+        self.classifier = nn.Sequential(
+            nn.Linear(channels[1] * height * width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout[1]),
+            nn.Linear(hidden, len(CLASSES)),
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.features(images - 0.5))
+        return logits

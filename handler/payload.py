@@ -1,0 +1,77 @@
+"""The body of one request, as TorchServe hands it over, to the images that it holds.
+
+Three shapes are known: the bytes of one image; multipart, each field one image; and KServe v1 JSON,
+`{"instances": [{"b64": "..."}, ...]}`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from handler.preprocessing import MAX_BYTES, InputError, empty, too_large, unsupported
+
+MAX_IMAGES = 128
+
+
+@dataclass
+class Payload:
+    """The images of one request, each its bytes or the error in its place."""
+
+    images: list[bytes | InputError]
+    # A list of images is answered by a list, also if it holds only one.
+    many: bool
+
+
+def parse(row: Mapping[str, Any]) -> Payload:
+    """Read one row of TorchServe's batch; raise InputError if the whole request is of no use.
+
+    TorchServe's rows are `{"body": value}` for a plain body and `{field: value, ...}` for
+    multipart; a value is bytes, or str for text, or what JSON said.
+    """
+    body = row.get("body")
+    if isinstance(body, dict):
+        return Payload([_instance(each) for each in _instances(body)], many=True)
+    # Query parameters and text fields of a form come in the same row; they are no images.
+    values = [value for value in row.values() if not isinstance(value, str)]
+    if not values:
+        raise unsupported() if row else empty()
+    _check_count(len(values))
+    return Payload([_image(value) for value in values], many=len(values) > 1)
+
+
+def _instances(body: Mapping[str, Any]) -> list[Any]:
+    instances = body.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise _bad_request('JSON must be {"instances": [{"b64": "<image in base64>"}, ...]}.')
+    _check_count(len(instances))
+    return instances
+
+
+def _instance(instance: Any) -> bytes | InputError:
+    text = instance.get("b64") if isinstance(instance, dict) else None
+    if not isinstance(text, str):
+        return _bad_request('An instance must be {"b64": "<image in base64>"}.')
+    if len(text) > MAX_BYTES * 4 // 3 + 4:
+        return too_large("bytes")
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return _bad_request("An instance's b64 is not base64.")
+
+
+def _image(value: Any) -> bytes | InputError:
+    # TorchServe decodes what calls itself text or JSON; an image never does.
+    return bytes(value) if isinstance(value, (bytes, bytearray)) else unsupported()
+
+
+def _check_count(count: int) -> None:
+    if count > MAX_IMAGES:
+        raise InputError(413, "TooManyImages", f"One request may hold {MAX_IMAGES} images.")
+
+
+def _bad_request(message: str) -> InputError:
+    return InputError(400, "BadRequest", message)

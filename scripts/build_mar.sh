@@ -1,0 +1,38 @@
+#!/bin/sh
+# Build the archive of one version from handler/ and models/<version>/: the same bytes each time.
+#
+#   scripts/build_mar.sh VERSION        ->  model_store/bloodcells-VERSION.mar
+#
+# PYTHON names the interpreter that has torch-model-archiver (default: python3).
+set -eu
+
+version=${1:?"usage: scripts/build_mar.sh VERSION, for example 1.0"}
+cd "$(dirname "$0")/.."
+model="models/$version"
+python=${PYTHON:-python3}
+
+for file in weights.pt card.json golden.json model-config.yaml; do
+    [ -f "$model/$file" ] || {
+        echo "$model/$file is missing: run \`make train VERSION=$version\`, then \`make evaluate VERSION=$version\`." >&2
+        exit 1
+    }
+done
+
+# The archiver works in a folder of the temporary directory named after the model: one of our own,
+# so that two builds can run at once.
+stage=$(mktemp -d)
+trap 'rm -rf "$stage"' EXIT
+mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
+cp handler/__init__.py handler/network.py handler/payload.py handler/preprocessing.py "$stage/extra/handler/"
+cp "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
+
+TMPDIR="$stage/tmp" "$python" -m model_archiver.model_packaging \
+    --model-name bloodcells \
+    --version "$version" \
+    --handler handler/bloodcells_handler.py \
+    --serialized-file "$model/weights.pt" \
+    --config-file "$model/model-config.yaml" \
+    --extra-files "$stage/extra" \
+    --export-path "$stage/out"
+
+"$python" scripts/reproducible_zip.py "$stage/out/bloodcells.mar" "model_store/bloodcells-$version.mar"

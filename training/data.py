@@ -1,0 +1,112 @@
+"""The images of the Kaggle set `paultimothymooney/blood-cells` and the photographs behind them.
+
+An *image* is one of the augmented 320x240 files; a *photograph* is what it was made from, and a
+*group* is a set of photographs whose fields overlap. Two CSV files beside this one tell them:
+file names do not. Whatever is split, is split by group: images of one photograph are near copies.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+from tqdm import tqdm
+
+from handler.network import CLASSES
+from handler.preprocessing import Pixels, decode
+
+HERE = Path(__file__).parent
+IMAGES_PER_CLASS = {
+    "TRAIN": {"EOSINOPHIL": 2497, "LYMPHOCYTE": 2483, "MONOCYTE": 2478, "NEUTROPHIL": 2499},
+    "TEST": {"EOSINOPHIL": 623, "LYMPHOCYTE": 620, "MONOCYTE": 620, "NEUTROPHIL": 624},
+}
+BY_HAND = (
+    "Download https://www.kaggle.com/datasets/paultimothymooney/blood-cells, unpack it, and set "
+    "BLOOD_CELLS_DATA to the folder that holds dataset2-master/ and dataset-master/."
+)
+
+
+class DataError(Exception):
+    """The data set is missing or is not what it should be; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One augmented image, the photograph that it was made from, and that photograph's group."""
+
+    path: Path
+    label: int
+    photograph: str
+    group: str
+
+
+def data_root() -> Path:
+    """Return the folder of the data set; raise DataError if there is none."""
+    value = os.environ.get("BLOOD_CELLS_DATA")
+    if not value:
+        raise DataError(f"BLOOD_CELLS_DATA is not set: run `make data`, or: {BY_HAND}")
+    root = Path(value)
+    if not image_folder(root, "TRAIN").is_dir():
+        raise DataError(f"No dataset2-master/images/TRAIN in {root}: run `make data`, or: {BY_HAND}")
+    return root
+
+
+def image_folder(root: Path, split: str) -> Path:
+    return root / "dataset2-master" / "images" / split
+
+
+def photograph_groups() -> dict[str, str]:
+    """Return each photograph's group."""
+    with (HERE / "photographs.csv").open(newline="") as file:
+        return {name: group for name, _label, _split, group in csv.reader(file)}
+
+
+def list_images(root: Path, split: str) -> list[Image]:
+    """List the images of a split (TRAIN or TEST) in a fixed order."""
+    groups = photograph_groups()
+    folder = image_folder(root, split)
+    with (HERE / "augmented_images.csv").open(newline="") as file:
+        return [
+            Image(
+                folder / row["label"] / row["file"],
+                CLASSES.index(row["label"]),
+                row["photograph"],
+                groups[row["photograph"]],
+            )
+            for row in csv.DictReader(file)
+            if row["split"] == split
+        ]
+
+
+def check(root: Path) -> None:
+    """Raise DataError unless every image that the CSV files name is there, and no other."""
+    for split, expected in IMAGES_PER_CLASS.items():
+        found = Counter(path.parent.name for path in image_folder(root, split).glob("*/*.jpeg"))
+        if found != expected:
+            raise DataError(f"{split} should hold {expected}, but holds {dict(found)}. {BY_HAND}")
+        missing = [image.path for image in list_images(root, split) if not image.path.is_file()]
+        if missing:
+            raise DataError(f"{len(missing)} images are missing, first {missing[0]}. {BY_HAND}")
+
+
+def grouped_folds(
+    images: Sequence[Image], folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Split into folds of about equal class shares, no group on two sides: (train, held out)."""
+    labels = [image.label for image in images]
+    groups = [image.group for image in images]
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    return list(splitter.split(np.zeros(len(images)), labels, groups))
+
+
+def load(images: Sequence[Image], what: str) -> tuple[Pixels, np.ndarray]:
+    """Decode images as the service does: pixels (N, 60, 80, 3) uint8 and labels (N,)."""
+    bar = tqdm(images, desc=f"decoding {what}", unit="image", mininterval=1)
+    pixels = np.stack([decode(image.path.read_bytes()) for image in bar])
+    return pixels, np.array([image.label for image in images])
