@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
 from handler.network import CLASSES, BloodCellNet
 from handler.payload import parse
@@ -102,7 +103,8 @@ def load_network(path: Path, card: Mapping[str, Any]) -> BloodCellNet:
         raise RuntimeError(f"{path.name} is not the file that card.json names: build it anew.")
     network = BloodCellNet(**card["network"])
     network.load_state_dict(torch.load(BytesIO(weights), map_location="cpu", weights_only=True))
-    return network.eval().to(memory_format=torch.channels_last)
+    # Images come channels last, too; the convolutions are faster so.
+    return convert_conv2d_weight_memory_format(network.eval(), torch.channels_last)
 
 
 def _is_describe(headers: Sequence[Mapping[str, Any]]) -> bool:
@@ -124,9 +126,7 @@ def _read(
     return decode_all(payload.images), payload.many
 
 
-def _respond(
-    answers: Sequence[Answer | InputError], many: bool, index: int, context: Any
-) -> bytes:
+def _respond(answers: Sequence[Answer | InputError], many: bool, index: int, context: Any) -> bytes:
     """Encode the answers to one request, and set its status."""
     documents = [vars(answer) if isinstance(answer, InputError) else answer for answer in answers]
     status = HTTPStatus.OK

@@ -26,7 +26,7 @@ mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
 cp handler/__init__.py handler/network.py handler/payload.py handler/preprocessing.py "$stage/extra/handler/"
 cp "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
 
-TMPDIR="$stage/tmp" "$python" -m model_archiver.model_packaging \
+TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import generate_model_archive as main; main()" \
     --model-name bloodcells \
     --version "$version" \
     --handler handler/bloodcells_handler.py \

@@ -169,7 +169,7 @@ def draw_platelets(canvas: Array, rng: np.random.Generator, keep_clear: float) -
     """Drop a few small purple platelets between the cells."""
     height, width = canvas.shape[:2]
     wanted = 4
-    while wanted:
+    for _ in range(100):  # a crowded field may have room for fewer
         x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.06, 0.94) * height
         on_background = canvas[int(y), int(x), 1] > 0.93 * BACKGROUND[1]
         if on_background and math.hypot(x - width / 2, y - height / 2) > 1.15 * keep_clear:
@@ -179,6 +179,8 @@ def draw_platelets(canvas: Array, rng: np.random.Generator, keep_clear: float) -
             speckle = 0.7 + 0.12 * smooth_noise(rng, view.shape, 0.7 * r)
             paint(view, np.clip(soft_step(depth, 0.4) * speckle, 0, 1), PLATELET)
             wanted -= 1
+        if not wanted:
+            break
 
 
 def nucleus_discs(cell: WhiteCell, rng: np.random.Generator) -> list[tuple[float, float, float]]:

@@ -53,7 +53,7 @@ def data_root() -> Path:
         raise DataError(f"BLOOD_CELLS_DATA is not set: run `make data`, or: {BY_HAND}")
     root = Path(value)
     if not image_folder(root, "TRAIN").is_dir():
-        raise DataError(f"No dataset2-master/images/TRAIN in {root}: run `make data`, or: {BY_HAND}")
+        raise DataError(f"{root} holds no dataset2-master/images: run `make data`, or: {BY_HAND}")
     return root
 
 

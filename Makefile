@@ -1,0 +1,65 @@
+# The commands of this project. `make` alone lists them.
+#
+# VERSION names a version of the model (models/<version>/), PYTHON the interpreter that the virtual
+# environment in .venv/ is made from.
+
+VERSION ?= 1.0
+VERSIONS := $(notdir $(wildcard models/*))
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help run stop setup mar data train sweep evaluate test lint clean
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: .venv/run.stamp mar  ## set up, build the archives, start TorchServe and the page
+	@$(BIN)/python -m serving run
+
+stop: .venv/run.stamp  ## stop what `make run` started elsewhere
+	@$(BIN)/python -m serving stop
+
+setup: .venv/run.stamp  ## make the virtual environment of the service
+
+mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each version
+
+data: .venv/dev.stamp  ## fetch the images from Kaggle, and check them
+	@$(BIN)/python -m training.data
+
+train: .venv/dev.stamp  ## train VERSION (needs BLOOD_CELLS_DATA)
+	@$(BIN)/python -m training.train --version $(VERSION)
+
+sweep: .venv/dev.stamp  ## compare networks by grouped cross-validation within TRAIN
+	@$(BIN)/python -m training.sweep
+
+evaluate: .venv/dev.stamp  ## measure VERSION on TEST, draw its plots
+	@$(BIN)/python -m training.evaluate --version $(VERSION)
+
+test: .venv/dev.stamp mar lint  ## check the code and run every test
+	@$(BIN)/python -m pytest
+
+lint: .venv/dev.stamp
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+clean:  ## remove what was built: .venv/, .run/, the archives
+	rm -rf .venv .run model_store/*.mar
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 to 3.13 is needed: set PYTHON.") if not (3, 10) <= sys.version_info < (3, 14) else None'
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/dev.stamp: requirements-dev.txt .venv/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+model_store/bloodcells-%.mar: models/%/weights.pt models/%/card.json models/%/golden.json \
+		models/%/model-config.yaml $(wildcard handler/*) scripts/build_mar.sh \
+		scripts/reproducible_zip.py | .venv/run.stamp
+	@PYTHON=$(BIN)/python scripts/build_mar.sh $*

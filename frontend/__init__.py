@@ -1,0 +1,70 @@
+"""The page for people: choose an image, see which white blood cell the model takes it for.
+
+It holds no model and stores nothing: an upload lives in memory for as long as its request does.
+"""
+
+import os
+import secrets
+from io import BytesIO
+from typing import IO, Any
+
+from flask import Flask, Request
+from flask_bootstrap import Bootstrap5
+from flask_wtf import CSRFProtect
+
+from serving.client import InferenceClient
+from serving.settings import Settings
+
+from . import errors, headers, languages, views
+
+FORM_ALLOWANCE = 64 * 1024
+
+
+class MemoryRequest(Request):
+    """A request whose uploaded files never reach the disk."""
+
+    def _get_file_stream(
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:
+        # Werkzeug would spool a large part to a temporary file. MAX_CONTENT_LENGTH bounds this one.
+        return BytesIO()
+
+
+class Page(Flask):
+    """A Flask application that reads its requests in memory."""
+
+    request_class = MemoryRequest
+
+
+def create_app(config: dict[str, Any] | None = None) -> Flask:
+    """Build the page, from the environment and then from `config`."""
+    app = Page(__name__)
+    app.config.from_mapping(
+        SECRET_KEY=os.environ.get("FRONTEND_SECRET_KEY") or secrets.token_hex(32),
+        SESSION_COOKIE_NAME="page",
+        SESSION_COOKIE_SAMESITE="Lax",
+        MAX_IMAGE_BYTES=8 * 1024 * 1024,
+        MAX_FORM_PARTS=8,
+        MAX_FORM_MEMORY_SIZE=FORM_ALLOWANCE,
+        # A token lasts as long as its session: a page left open overnight still works.
+        WTF_CSRF_TIME_LIMIT=None,
+        BOOTSTRAP_SERVE_LOCAL=True,
+    )
+    app.config.update(config or {})
+    # The image and the rest of its form, so that an image of exactly the limit gets through.
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_IMAGE_BYTES"] + FORM_ALLOWANCE
+    if "CLIENT" not in app.config:
+        app.config["CLIENT"] = InferenceClient(Settings.from_environment())
+
+    app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    CSRFProtect(app)
+    Bootstrap5(app)
+    languages.init_app(app)
+    errors.init_app(app)
+    headers.init_app(app)
+    app.register_blueprint(views.bp)
+    return app

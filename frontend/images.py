@@ -1,0 +1,45 @@
+"""What of an upload a browser may show: told by its first bytes, never by what its sender says."""
+
+from base64 import b64encode
+from io import BytesIO
+
+from PIL import Image
+
+MAX_PIXELS = 16_000_000
+SIDE = 640
+
+
+def media_type(image: bytes) -> str | None:
+    """Return the type of an image that a browser shows, or None."""
+    if image.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if image.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
+        return "image/webp"
+    if image.startswith(b"BM"):
+        return "image/bmp"
+    return None
+
+
+def data_uri(image: bytes, kind: str) -> str:
+    """Return an image as an address that holds all of it."""
+    return f"data:{kind};base64,{b64encode(image).decode('ascii')}"
+
+
+def thumbnail(image: bytes) -> bytes | None:
+    """Return a TIFF as a small PNG, or None when that is not possible or not cheap."""
+    if not image.startswith((b"II*\x00", b"MM\x00*")):
+        return None
+    try:
+        with Image.open(BytesIO(image), formats=["TIFF"]) as tiff:
+            if tiff.width * tiff.height > MAX_PIXELS:
+                return None
+            picture = tiff.convert("RGB")
+    except Exception:
+        # A decoder of a hostile file may raise anything. The answer matters, its picture does not.
+        return None
+    picture.thumbnail((SIDE, SIDE))
+    png = BytesIO()
+    picture.save(png, "PNG")
+    return png.getvalue()

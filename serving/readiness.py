@@ -1,0 +1,72 @@
+"""True readiness: the workers stand ready and the known images are answered rightly.
+
+TorchServe's own /ping says "Healthy" while models still load and when there is no worker at all.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from serving import golden
+from serving.client import InferenceClient, ManagementClient, ServiceError
+from serving.torchserve import StartError, TorchServe
+
+
+class NotReady(Exception):
+    """The service does not answer as it should; the message says how."""
+
+
+def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
+    """Send the known images to one version; raise NotReady or ServiceError."""
+    for name, known in golden.answers(archive).items():
+        answer = client.predict((golden.SAMPLES / name).read_bytes(), version)
+        if answer["version"] != version or not golden.agree(answer["probabilities"], known):
+            raise NotReady(f"version {version} answers {name} otherwise than when it was evaluated")
+
+
+def check_workers(client: ManagementClient, version: str) -> None:
+    """Ask for the workers of one version; raise NotReady or ServiceError."""
+    description = client.describe(version)
+    ready = sum(worker["status"] == "READY" for worker in description["workers"])
+    if ready < max(1, description["minWorkers"]):
+        wanted = description["minWorkers"]
+        raise NotReady(f"version {version} has {ready} of {wanted} workers ready")
+
+
+def wait_until_ready(server: TorchServe, patience: float = 120) -> None:
+    """Return when each version is ready; raise StartError, with the reason, if one can't be."""
+    inference = InferenceClient(server.settings)
+    management = ManagementClient(server.settings)
+    deadline = time.monotonic() + patience
+    for version, archive in server.archives.items():
+        while True:
+            try:
+                check_workers(management, version)
+                check_answers(inference, version, archive)
+                break
+            except (NotReady, ServiceError) as error:
+                _give_up_if_hopeless(server, error, deadline)
+                time.sleep(0.1)
+
+
+def _give_up_if_hopeless(server: TorchServe, error: Exception, deadline: float) -> None:
+    where = f"See {server.log}."
+    if server.exit_code() is not None:
+        raise StartError(f"TorchServe ended with exit code {server.exit_code()}. {where}")
+    if reason := _worker_failure(server.log):
+        raise StartError(f"A worker can't start: {reason}. {where}")
+    if time.monotonic() > deadline:
+        raise StartError(f"The service is not ready in time: {error}. {where}")
+
+
+def _worker_failure(log: Path) -> str | None:
+    """Return why workers die, once they did so twice; TorchServe itself would try for minutes."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    if sum("Backend worker process died" in line for line in lines) < 2:
+        return None
+    errors = [line for line in lines if "Error: " in line or "Error:" in line]
+    return errors[-1].rpartition(" - ")[2].strip() if errors else "it ends without a word"

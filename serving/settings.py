@@ -1,0 +1,72 @@
+"""Where the service listens and where it keeps its files; each port is an environment variable."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HOST = "127.0.0.1"
+MODEL = "bloodcells"
+
+
+class SettingsError(Exception):
+    """A setting can't be used; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Ports and folders of one running service."""
+
+    inference_port: int = 8080
+    management_port: int = 8081
+    metrics_port: int = 8082
+    frontend_port: int = 5000
+    grpc_inference_port: int = 7070
+    grpc_management_port: int = 7071
+    run_dir: Path = field(default=ROOT / ".run")
+    model_store: Path = field(default=ROOT / "model_store")
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """Read INFERENCE_PORT, MANAGEMENT_PORT, METRICS_PORT, FRONTEND_PORT and their like."""
+        default = cls()
+        return replace(
+            default,
+            **{name.lower(): _port(name, port) for name, port in default.ports.items()},
+            run_dir=_folder("RUN_DIR", default.run_dir),
+            model_store=_folder("MODEL_STORE", default.model_store),
+        )
+
+    @property
+    def inference_url(self) -> str:
+        return f"http://{HOST}:{self.inference_port}"
+
+    @property
+    def management_url(self) -> str:
+        return f"http://{HOST}:{self.management_port}"
+
+    @property
+    def frontend_url(self) -> str:
+        return f"http://{HOST}:{self.frontend_port}"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Return every port of the service by the name of its environment variable."""
+        return {
+            name.upper(): getattr(self, name)
+            for name in self.__dataclass_fields__
+            if name.endswith("_port")
+        }
+
+
+def _folder(name: str, default: Path) -> Path:
+    return Path(os.environ.get(name, default)).resolve()
+
+
+def _port(name: str, default: int) -> int:
+    value = os.environ.get(name, str(default))
+    if not value.isdigit() or not 0 < int(value) < 65536:
+        raise SettingsError(f"{name} must be a port number from 1 to 65535, not {value!r}.")
+    return int(value)

@@ -1,0 +1,110 @@
+"""TorchServe's tokens: read from the file that it writes, and renewed before they expire.
+
+TorchServe makes three keys at each start and writes them to key_file.json in its working directory:
+one for inference, one for management, one ("API") that only renews the others. A renewed key
+replaces the old one at once, so whoever is answered "invalid" reads the file again and retries.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import requests
+
+from serving.settings import Settings
+
+KEY_FILE = "key_file.json"
+HEADER_FILE = "inference.header"
+Kind = Literal["inference", "management"]
+KINDS: tuple[Kind, ...] = ("inference", "management")
+
+
+class TokenError(Exception):
+    """There is no token: TorchServe has not started yet, or another user runs it."""
+
+
+class Tokens:
+    """The current tokens of one service; safe to share between threads."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / KEY_FILE
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int] | None = None
+        self._keys: dict[str, Any] = {}
+
+    def header(self, kind: Kind | Literal["API"]) -> dict[str, str]:
+        """Return the header that authorizes a request of this kind; raise TokenError."""
+        return {"Authorization": f"Bearer {self._read()[kind]['key']}"}
+
+    def expires(self, kind: Kind) -> datetime:
+        """Return when the token expires, in UTC; raise TokenError."""
+        return _time(self._read()[kind]["expiration time"])
+
+    def _read(self) -> dict[str, Any]:
+        with self._lock:
+            try:
+                stat = self._path.stat()
+                stamp = (stat.st_mtime_ns, stat.st_ino)
+                if stamp != self._stamp:
+                    self._keys = json.loads(self._path.read_text())
+                    self._stamp = stamp
+            except (OSError, ValueError) as error:
+                # TorchServe writes in place: while it does, the last keys are still the best.
+                if not self._keys:
+                    raise TokenError(f"{self._path} can't be read: is the service up?") from error
+            return self._keys
+
+
+def renew(settings: Settings, tokens: Tokens, kind: Kind) -> None:
+    """Have TorchServe replace one token; raise requests.RequestException or TokenError."""
+    response = requests.get(
+        f"{settings.management_url}/token",
+        params={"type": kind},
+        headers=tokens.header("API"),
+        timeout=10,
+    )
+    response.raise_for_status()
+
+
+def write_header(run_dir: Path, tokens: Tokens) -> None:
+    """Write the inference token as a header, so that `curl -H @file` shows it to nobody."""
+    path = run_dir / HEADER_FILE
+    partial = path.with_suffix(".partial")
+    partial.touch(mode=0o600)
+    partial.write_text(f"Authorization: {tokens.header('inference')['Authorization']}\n")
+    partial.replace(path)
+
+
+def keep_fresh(settings: Settings, tokens: Tokens, stop: threading.Event) -> None:
+    """Renew each token when four fifths of its life are over, until told to stop."""
+    due = {kind: _due(tokens, kind) for kind in KINDS}
+    while not stop.wait(max(0.0, min(due.values()) - time.time())):
+        for kind in KINDS:
+            if due[kind] <= time.time():
+                due[kind] = _renew_or_retry(settings, tokens, kind)
+
+
+def _renew_or_retry(settings: Settings, tokens: Tokens, kind: Kind) -> float:
+    try:
+        renew(settings, tokens, kind)
+        write_header(settings.run_dir, tokens)
+        return _due(tokens, kind)
+    except (requests.RequestException, TokenError):
+        return time.time() + 1
+
+
+def _due(tokens: Tokens, kind: Kind) -> float:
+    now = time.time()
+    return now + 0.8 * max(0.0, tokens.expires(kind).timestamp() - now)
+
+
+def _time(text: str) -> datetime:
+    # fromisoformat knows neither "Z" nor nanoseconds before Python 3.11.
+    whole, _, rest = text.rstrip("Z").partition(".")
+    fraction = f".{rest[:6]:0<6}" if rest else ""
+    return datetime.fromisoformat(whole + fraction).replace(tzinfo=timezone.utc)

