@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from io import BytesIO
@@ -33,6 +34,8 @@ class BloodCellHandler:
         Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
         the ones that the card names.
         """
+        # A line for each batch ("Backend received inference"), which Java would take apart, too.
+        logging.getLogger().setLevel(logging.WARNING)
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
         torch.set_num_threads(context.model_yaml_config["handler"]["threads"])
@@ -118,6 +121,7 @@ def _read(
 ) -> tuple[list[Pixels | InputError], bool]:
     """Decode the images of one request, and tell whether it wants a list for an answer."""
     try:
+        # Set by TorchServe for /explanations, or by the caller: it concerns this request alone.
         if header.get("explain") == "True":
             raise InputError(501, "NotImplemented", "This version gives no explanations.")
         payload = parse(row)
