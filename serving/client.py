@@ -47,29 +47,25 @@ class _Client:
         pool may hold one that TorchServe has closed. What is sent changes nothing, so it may.
         """
         try:
-            response = self._send(method, url, **kwargs)
-        except requests.ConnectionError:
-            return self._send_again(method, url, **kwargs)
-        return self._send_again(method, url, **kwargs) if _token_refused(response) else response
-
-    def _send_again(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        try:
-            return self._send(method, url, **kwargs)
-        except requests.ConnectionError as error:
+            try:
+                response = self._send(method, url, **kwargs)
+            except requests.ConnectionError:
+                return self._send(method, url, **kwargs)
+            return self._send(method, url, **kwargs) if _token_refused(response) else response
+        except (requests.ConnectionError, TokenError) as error:
             raise _unavailable(error) from error
+        except requests.Timeout as error:
+            raise ServiceError(504, "ServiceTimeout", "TorchServe took too long.") from error
+        except requests.RequestException as error:
+            raise ServiceError(502, "ServiceError", f"TorchServe broke off: {error}") from error
 
     def _send(
         self, method: str, url: str, headers: dict[str, str] | None = None, **kwargs: Any
     ) -> requests.Response:
-        try:
-            authorized = (headers or {}) | self.tokens.header(self.kind)
-            return self._session.request(
-                method, url, headers=authorized, timeout=self._timeout, **kwargs
-            )
-        except TokenError as error:
-            raise _unavailable(error) from error
-        except requests.ReadTimeout as error:
-            raise ServiceError(504, "ServiceTimeout", "TorchServe took too long.") from error
+        authorized = (headers or {}) | self.tokens.header(self.kind)
+        return self._session.request(
+            method, url, headers=authorized, timeout=self._timeout, **kwargs
+        )
 
 
 class InferenceClient(_Client):
@@ -86,16 +82,17 @@ class InferenceClient(_Client):
             data=image,
             headers={"Content-Type": "application/octet-stream"},
         )
-        if response.status_code != 200:
-            raise _error(response)
-        answer: dict[str, Any] = response.json()
+        answer: dict[str, Any] = _document(response)
         return answer
 
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless it is answered, and rightly."""
         name = "neutrophil.png"
         answer = self.predict((golden.SAMPLES / name).read_bytes())
-        known = golden.answers(golden.archive_of(self.settings, answer["version"]))[name]
+        try:
+            known = golden.answers(golden.archive_of(self.settings, answer["version"]))[name]
+        except (OSError, KeyError) as error:
+            raise ServiceError(503, "ServiceUnavailable", f"No known answers: {error!r}") from error
         if not golden.agree(answer["probabilities"], known):
             raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
 
@@ -112,10 +109,17 @@ class ManagementClient(_Client):
             f"{self.settings.management_url}/models/{MODEL}/{version}",
             params={"customized": "true"} if customized else None,
         )
-        if response.status_code != 200:
-            raise _error(response)
-        description: dict[str, Any] = response.json()[0]
+        description: dict[str, Any] = _document(response)[0]
         return description
+
+
+def _document(response: requests.Response) -> Any:
+    if response.status_code != 200:
+        raise _error(response)
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ServiceError(502, "ServiceError", "TorchServe's answer is not JSON.") from error
 
 
 def _unavailable(error: Exception) -> ServiceError:

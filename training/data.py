@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import os
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from tqdm import tqdm
 from handler.network import CLASSES
 from handler.preprocessing import Pixels, decode
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+LINK = HERE.parent / "data"
+KAGGLE_SET = "paultimothymooney/blood-cells"
 IMAGES_PER_CLASS = {
     "TRAIN": {"EOSINOPHIL": 2497, "LYMPHOCYTE": 2483, "MONOCYTE": 2478, "NEUTROPHIL": 2499},
     "TEST": {"EOSINOPHIL": 623, "LYMPHOCYTE": 620, "MONOCYTE": 620, "NEUTROPHIL": 624},
@@ -32,7 +35,7 @@ CELLS_ALSO_IN_TRAIN = frozenset(
     f"BloodImage_{number}" for number in ("00204", "00257", "00264", "00365", "00377", "00409")
 )
 BY_HAND = (
-    "Download https://www.kaggle.com/datasets/paultimothymooney/blood-cells, unpack it, and set "
+    f"download https://www.kaggle.com/datasets/{KAGGLE_SET}, unpack it, and set "
     "BLOOD_CELLS_DATA to the folder that holds dataset2-master/ and dataset-master/."
 )
 
@@ -52,18 +55,22 @@ class Image:
 
 
 def data_root() -> Path:
-    """Return the folder of the data set; raise DataError if there is none."""
-    value = os.environ.get("BLOOD_CELLS_DATA")
-    if not value:
-        raise DataError(f"BLOOD_CELLS_DATA is not set: run `make data`, or: {BY_HAND}")
-    root = Path(value)
+    """Return the folder of the data set; raise DataError if there is none.
+
+    It is BLOOD_CELLS_DATA, or what `make data` has linked to data/.
+    """
+    root = Path(os.environ.get("BLOOD_CELLS_DATA") or LINK)
     if not image_folder(root, "TRAIN").is_dir():
-        raise DataError(f"{root} holds no dataset2-master/images: run `make data`, or: {BY_HAND}")
+        raise DataError(f"{root} does not hold the images: run `make data`. By hand: {BY_HAND}")
     return root
 
 
 def image_folder(root: Path, split: str) -> Path:
-    return root / "dataset2-master" / "images" / split
+    """Return the folder of a split; Kaggle's download has the outer folder twice."""
+    for outer in (root / "dataset2-master" / "dataset2-master", root / "dataset2-master"):
+        if outer.is_dir():
+            break
+    return outer / "images" / split
 
 
 def photograph_groups() -> dict[str, str]:
@@ -100,10 +107,14 @@ def check(root: Path) -> None:
     for split, expected in IMAGES_PER_CLASS.items():
         found = Counter(path.parent.name for path in image_folder(root, split).glob("*/*.jpeg"))
         if found != expected:
-            raise DataError(f"{split} should hold {expected}, but holds {dict(found)}. {BY_HAND}")
+            raise DataError(
+                f"{split} should hold {expected}, but holds {dict(found)}. By hand: {BY_HAND}"
+            )
         missing = [image.path for image in list_images(root, split) if not image.path.is_file()]
         if missing:
-            raise DataError(f"{len(missing)} images are missing, first {missing[0]}. {BY_HAND}")
+            raise DataError(
+                f"{len(missing)} images are missing, first {missing[0]}. By hand: {BY_HAND}"
+            )
 
 
 def grouped_folds(
@@ -121,3 +132,40 @@ def load(images: Sequence[Image], what: str) -> tuple[Pixels, np.ndarray]:
     bar = tqdm(images, desc=f"decoding {what}", unit="image", mininterval=1)
     pixels = np.stack([decode(image.path.read_bytes()) for image in bar])
     return pixels, np.array([image.label for image in images])
+
+
+def fetch() -> Path:
+    """Download the set from Kaggle, link it to data/, and return that; raise DataError."""
+    import kagglehub
+
+    try:
+        downloaded = Path(kagglehub.dataset_download(KAGGLE_SET))
+    # Whatever it is (no network, no such version), the user can still do it by hand.
+    except Exception as error:
+        raise DataError(f"Kaggle can't be reached ({error}). By hand: {BY_HAND}") from error
+    LINK.unlink(missing_ok=True)
+    LINK.symlink_to(downloaded)
+    return LINK
+
+
+def main() -> int:
+    """Fetch the images unless they are there, and check them; return the exit code."""
+    try:
+        try:
+            root = data_root()
+        except DataError:
+            root = fetch()
+        check(root)
+    except DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    for split, classes in IMAGES_PER_CLASS.items():
+        counts = ", ".join(f"{count} {name.lower()}" for name, count in classes.items())
+        photographs = len({image.photograph for image in list_images(root, split)})
+        print(f"{split}: {counts}, from {photographs} photographs")
+    print(f"the images in {root} are complete")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ TRAIN_COLOUR, VALIDATION_COLOUR = "#8d6bb8", "#c2504d"
 
 
 def training_curves(history: dict[str, Any], path: Path) -> None:
-    """Draw loss and accuracy by epoch: the chosen seed in full, the validation of the others faint."""
+    """Draw loss and accuracy by epoch: the chosen seed, and faintly the other seeds' validation."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for seed, rows in history["seeds"].items():
