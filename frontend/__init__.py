@@ -49,7 +49,6 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_IMAGE_BYTES=8 * 1024 * 1024,
         MAX_FORM_PARTS=8,
-        MAX_FORM_MEMORY_SIZE=FORM_ALLOWANCE,
         # A token lasts as long as its session: a page left open overnight still works.
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,

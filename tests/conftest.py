@@ -1,0 +1,111 @@
+"""What the tests share: the data set, the sample image, and the real service on free ports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from serving.settings import ROOT, Settings
+from training import data
+
+
+@pytest.fixture(scope="session")
+def blood_cells() -> Path:
+    """Return the folder of the data set; without it, skip, but not in CI."""
+    try:
+        return data.data_root()
+    except data.DataError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def sample_image() -> Path:
+    return ROOT / "serving" / "samples" / "neutrophil.png"
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on; all are held at once, so that they differ."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
+
+
+def free_settings(run_dir: Path) -> Settings:
+    """Return settings with free ports and a folder of their own."""
+    names = [name.lower() for name in Settings().ports]
+    return Settings(**dict(zip(names, free_ports(len(names)), strict=True)), run_dir=run_dir)
+
+
+def environment_of(settings: Settings) -> dict[str, str]:
+    """Return the environment in which `python -m serving` takes these settings."""
+    return os.environ | {name: str(port) for name, port in settings.ports.items()} | {
+        "RUN_DIR": str(settings.run_dir),
+        "MODEL_STORE": str(settings.model_store),
+    }
+
+
+@dataclass
+class Service:
+    """A running service: its settings, and the process that runs it."""
+
+    settings: Settings
+    process: subprocess.Popen[str]
+
+    @property
+    def frontend_url(self) -> str:
+        return self.settings.frontend_url
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Stop it as a person or an init system would; return what it printed."""
+        self.process.send_signal(number)
+        output, _ = self.process.communicate(timeout=60)
+        return output
+
+
+def start(settings: Settings) -> subprocess.Popen[str]:
+    """Start `python -m serving run`; do not wait."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving", "run"],
+        cwd=ROOT,
+        env=environment_of(settings),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def run_service(settings: Settings) -> Service:
+    """Start the service and wait until it says that it is ready."""
+    process = start(settings)
+    assert process.stdout
+    printed = ""
+    for line in process.stdout:
+        printed += line
+        if line.startswith("Ctrl-C"):
+            return Service(settings, process)
+    raise AssertionError(f"the service did not start:\n{printed}")
+
+
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run the whole service for as long as tests need it."""
+    running = run_service(free_settings(tmp_path_factory.mktemp("run")))
+    yield running
+    if running.process.poll() is None:
+        running.stop()
