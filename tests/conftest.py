@@ -53,10 +53,14 @@ def free_settings(run_dir: Path) -> Settings:
 
 def environment_of(settings: Settings) -> dict[str, str]:
     """Return the environment in which `python -m serving` takes these settings."""
-    return os.environ | {name: str(port) for name, port in settings.ports.items()} | {
-        "RUN_DIR": str(settings.run_dir),
-        "MODEL_STORE": str(settings.model_store),
-    }
+    return (
+        os.environ
+        | {name: str(port) for name, port in settings.ports.items()}
+        | {
+            "RUN_DIR": str(settings.run_dir),
+            "MODEL_STORE": str(settings.model_store),
+        }
+    )
 
 
 @dataclass

@@ -41,7 +41,7 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     draws = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
     total = counts.sum(0)
-    resampled = np.einsum("rp,pij->rij", draws, counts)
+    resampled = np.tensordot(draws.astype(float), counts, 1)
     shares = _accuracy(counts)
 
     def figure(statistic: Callable[[Array], Array]) -> dict[str, Any]:
@@ -87,6 +87,8 @@ def _f1(index: int, counts: Array) -> Array:
 
 
 def _figure(value: float, resampled: Array) -> dict[str, Any]:
+    if np.isnan(resampled).all():
+        return {"value": None, "interval": None}
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return {
         "value": round(float(value), 4),

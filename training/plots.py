@@ -91,7 +91,7 @@ def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
     axes.set(
         xscale="log",
         xlabel="microseconds an image, one core, batches of 8",
-        ylabel="accuracy by image, 5-fold grouped cross-validation",
+        ylabel="accuracy by image, 3-fold grouped cross-validation",
     )
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

@@ -1,6 +1,6 @@
 """Compare networks by grouped cross-validation within TRAIN: `python -m training.sweep`.
 
-Each candidate is trained on four fifths of TRAIN's photograph groups and predicts the fifth, five
+Each candidate is trained on two thirds of TRAIN's photograph groups and predicts the third, three
 times, so that every image is predicted by a network that never saw its photograph. The smallest
 candidate that can't be told from the best (the 95 % interval of the paired difference, by a
 bootstrap over photographs, reaches zero) is the one to ship. TEST is never opened.
@@ -39,7 +39,7 @@ CANDIDATES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.sweep")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--epochs", type=int, default=10)
     epochs = parser.parse_args(arguments).epochs
     try:
         images = data.list_images(data.data_root(), "TRAIN")

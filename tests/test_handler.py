@@ -1,0 +1,830 @@
+"""The archive in TorchServe's own worker, spoken to over the wire as its Java side does.
+
+The worker is another process, in a folder of its own, that knows of the archive alone; here,
+`handler` is the repository's. So what is served is compared with what training and evaluation see.
+"""
+
+import base64
+import importlib.util
+import json
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import handler
+from handler import bloodcells_handler, payload
+from handler.bloodcells_handler import load_network
+from handler.network import CLASSES
+from handler.payload import MAX_IMAGES, Payload, parse
+from handler.preprocessing import MAX_BYTES, InputError, decode, to_input
+
+PACKAGE = Path(handler.__file__).parent
+ARCHIVE = PACKAGE.parent / "model_store" / "bloodcells-1.0.mar"
+# Found, not imported: that leaves a file open, which warns.
+SPEC = importlib.util.find_spec("ts")
+assert SPEC
+assert SPEC.origin
+TORCHSERVE = Path(SPEC.origin).parent
+BATCH_SIZE = 8
+PATIENCE = 60
+MARKER = "Xq7marker"
+HOST = {"Host": "localhost"}
+
+
+# The wire
+
+
+@dataclass
+class Request:
+    """Parameters are (name, content type, value), as TorchServe makes them of HTTP."""
+
+    parameters: Sequence[tuple[str, str, bytes]] = ()
+    headers: dict[str, str] = field(default_factory=lambda: HOST)
+
+
+@dataclass
+class Response:
+    id: str
+    content_type: str
+    status: int
+    phrase: str
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+def body(data: bytes, content_type: str = "", **headers: str) -> Request:
+    return Request([("body", content_type, data)], HOST | headers)
+
+
+def form(*images: bytes) -> Request:
+    return Request([(f"image{at}", "image/png", data) for at, data in enumerate(images)])
+
+
+def instances(*values: Any) -> Request:
+    document = json.dumps({"instances": values}).encode()
+    return body(document, "application/json")
+
+
+def b64(data: bytes) -> dict[str, str]:
+    return {"b64": base64.b64encode(data).decode()}
+
+
+def pack(value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("!i", len(data)) + data
+
+
+END = struct.pack("!i", -1)
+
+
+class Worker:
+    """TorchServe's worker process, with one connection to it."""
+
+    def __init__(self, model_dir: Path, folder: Path) -> None:
+        self.log = folder / "worker.log"
+        name = folder / "sock.1"
+        command = [sys.executable, "-u", TORCHSERVE / "model_service_worker.py"]
+        command += ["--sock-type", "unix", "--sock-name", name]
+        command += ["--metrics-config", TORCHSERVE / "configs" / "metrics.yaml"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=os.environ | {"PYTHONPATH": str(model_dir)},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self._connect(str(name))
+
+    def _connect(self, name: str) -> None:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.socket.connect(name)
+            except OSError:
+                if self.process.poll() is not None or time.monotonic() > until:
+                    self.close()
+                    pytest.fail(f"No worker: {self.log.read_text()}")
+                time.sleep(0.05)
+
+    def load(self, model_dir: Path, batch_size: int = BATCH_SIZE) -> tuple[int, str]:
+        manifest = json.loads((model_dir / "MAR-INF" / "MANIFEST.json").read_text())["model"]
+        message = b"L" + pack(manifest["modelName"]) + pack(str(model_dir))
+        message += struct.pack("!i", batch_size) + pack(manifest["handler"])
+        message += struct.pack("!i", -1) + pack("") + struct.pack("!?", True)
+        self.socket.sendall(message)
+        status, text = self._int(), self._text()
+        assert self._int() == -1
+        return status, text
+
+    def ask(self, *requests: Request) -> list[Response]:
+        """Send a batch, and read the reply to its last byte."""
+        message = b"I"
+        for index, request in enumerate(requests):
+            message += pack(f"request-{index}")
+            for name, value in request.headers.items():
+                message += pack(name) + pack(value)
+            message += END
+            for name, content_type, data in request.parameters:
+                message += pack(name) + pack(content_type) + pack(data)
+            message += END
+        self.socket.sendall(message + END)
+        assert (self._int(), self._text()) == (200, "Prediction success")
+        responses = []
+        while (length := self._int()) != -1:
+            responses.append(self._response(self._bytes(length).decode()))
+        assert [response.id for response in responses] == [
+            f"request-{index}" for index in range(len(requests))
+        ]
+        return responses
+
+    def ask_one(self, request: Request) -> Response:
+        (response,) = self.ask(request)
+        return response
+
+    def close(self) -> bytes:
+        """Hang up, which ends the worker; return what it had not been asked for."""
+        try:
+            self.socket.shutdown(socket.SHUT_WR)
+            rest = self.socket.recv(1)
+        except OSError:
+            rest = b""
+        finally:
+            self.socket.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        return rest
+
+    def _response(self, request_id: str) -> Response:
+        content_type, status, phrase = self._text(), self._int(), self._text()
+        headers = {self._text(): self._text() for _ in range(self._int())}
+        return Response(request_id, content_type, status, phrase, headers, self._bytes(self._int()))
+
+    def _bytes(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            part = self.socket.recv(length - len(data))
+            assert part, f"The worker hung up: {self.log.read_text()}"
+            data += part
+        return data
+
+    def _int(self) -> int:
+        value: int = struct.unpack("!i", self._bytes(4))[0]
+        return value
+
+    def _text(self) -> str:
+        return self._bytes(self._int()).decode()
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Unpack the archive as TorchServe does."""
+    if not ARCHIVE.exists():
+        pytest.fail(f"{ARCHIVE.name} is missing: run `make mar`.")
+    folder = tmp_path_factory.mktemp("model")
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    worker = Worker(model_dir, tmp_path_factory.mktemp("w"))
+    assert worker.load(model_dir) == (200, "loaded model bloodcells"), worker.log.read_text()
+    yield worker
+    assert worker.close() == b""
+
+
+@pytest.fixture(scope="module")
+def card(model_dir: Path) -> Any:
+    return json.loads((model_dir / "card.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def network(model_dir: Path, card: Any) -> torch.nn.Module:
+    return load_network(model_dir / "weights.pt", card)
+
+
+# What to send, and what to expect
+
+
+def picture(
+    seed: int, kind: str = "PNG", size: tuple[int, int] = (320, 240), **options: Any
+) -> bytes:
+    """Draw faint blots, different for each seed: bold ones might all be 100 % of one class."""
+    random = np.random.default_rng(seed)
+    blots = random.integers(96, 160, (2 + seed % 5, 2 + seed % 4, 3), np.uint8)
+    buffer = BytesIO()
+    Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+PICTURES = [picture(seed) for seed in range(2 * BATCH_SIZE + 3)]
+GOOD = PICTURES[0]
+CUT = GOOD[: len(GOOD) // 2]
+GIF = picture(0, "GIF")
+DAMAGED_EXIF = {
+    "cut": b"Exif\0\0II*\0\x08\0\0\0\xff",
+    "overlong": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x0f\x01\x02\0\xff\xff\0\0\x1a\0\0\0\0\0\0\0",
+}
+BAD = [
+    pytest.param(body(b""), 400, "EmptyImage", id="empty body"),
+    pytest.param(Request(), 400, "EmptyImage", id="empty row"),
+    pytest.param(body(CUT), 400, "CorruptImage", id="cut"),
+    pytest.param(body(GIF), 415, "UnsupportedImage", id="GIF"),
+    pytest.param(body(b"cell", "text/plain"), 415, "UnsupportedImage", id="text"),
+    pytest.param(body(b"\xff\xfe", "text/plain"), 415, "UnsupportedImage", id="no text"),
+    pytest.param(Request([("a", "", b"1")]), 415, "UnsupportedImage", id="urlencoded field"),
+    pytest.param(body(bytes(MAX_BYTES + 1)), 413, "ImageTooLarge", id="too many bytes"),
+    pytest.param(body(b"{", "application/json"), 415, "UnsupportedImage", id="no JSON"),
+    pytest.param(body(b"[]", "application/json"), 415, "UnsupportedImage", id="JSON list"),
+    pytest.param(body(b"null", "application/json"), 415, "UnsupportedImage", id="JSON null"),
+    pytest.param(body(b'"a"', "application/json"), 415, "UnsupportedImage", id="JSON string"),
+    pytest.param(body(b"{}", "application/json"), 400, "BadRequest", id="JSON without instances"),
+    pytest.param(instances(), 400, "BadRequest", id="no instances"),
+    pytest.param(
+        body(b'{"instances": {"b64": ""}}', "application/json"),
+        400,
+        "BadRequest",
+        id="instances no list",
+    ),
+    pytest.param(
+        instances(*[b64(b"")] * (MAX_IMAGES + 1)), 413, "TooManyImages", id="too many instances"
+    ),
+    pytest.param(form(*[b""] * (MAX_IMAGES + 1)), 413, "TooManyImages", id="too many fields"),
+    pytest.param(body(GOOD, explain="True"), 501, "NotImplemented", id="explain"),
+]
+
+
+@pytest.fixture(scope="module")
+def probabilities(network: torch.nn.Module) -> list[list[float]]:
+    """Ask the network itself about PICTURES, one at a time, as evaluation might."""
+    with torch.inference_mode():
+        return [
+            network(to_input([decode(data)])).softmax(1)[0].tolist()  # type: ignore[misc]
+            for data in PICTURES
+        ]
+
+
+def are_close(document: Any, probabilities: list[float]) -> bool:
+    return list(document["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+
+
+# The archive
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda file: file.name)
+def test_the_archive_holds_the_code_of_today(model_dir: Path, file: Path) -> None:
+    packed = model_dir / ("" if file.stem == "bloodcells_handler" else "handler") / file.name
+    assert packed.read_bytes() == file.read_bytes(), "Run `make mar`."
+
+
+@pytest.mark.usefixtures("model_dir")
+def test_the_archive_holds_no_more_than_it_needs() -> None:
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        names = set(archive.namelist())
+    assert names == {
+        "MAR-INF/MANIFEST.json",
+        "bloodcells_handler.py",
+        "card.json",
+        "golden.json",
+        *(f"handler/{name}.py" for name in ("__init__", "network", "payload", "preprocessing")),
+        "index_to_name.json",
+        "model-config.yaml",
+        "weights.pt",
+    }
+
+
+def test_the_index_names_the_classes_in_their_order(model_dir: Path) -> None:
+    names = json.loads((model_dir / "index_to_name.json").read_text())
+    assert names == {str(index): name for index, name in enumerate(CLASSES)}
+
+
+# One process in an empty folder that knows of the archive alone, by TorchServe's loader.
+ALONE = """
+import json, os, sys
+from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.model_loader import TsModelLoader
+from ts.utils.util import list_classes_from_module
+
+model_dir, damaged_dir, metrics = sys.argv[1:]
+before = os.listdir()
+cache = MetricsCacheYamlImpl(metrics)
+cache.initialize_cache()
+
+def load(folder):
+    handler = "bloodcells_handler.py"
+    return TsModelLoader().load("bloodcells", folder, handler, None, 8, None, True, cache)
+
+service = load(model_dir)
+service.set_cl_socket(None)
+value = open(os.path.join(model_dir, "weights.pt"), "rb").read()
+parameters = [{"name": "body", "contentType": "", "value": value}]
+reply = service.predict([{"requestId": b"a", "headers": [], "parameters": parameters}])
+try:
+    load(damaged_dir)
+    refusal = None
+except RuntimeError as error:
+    refusal = str(error)
+ours = ("handler", "bloodcells_handler")
+names = [name for name in sys.modules if name.partition(".")[0] in ours]
+classes = list_classes_from_module(sys.modules["bloodcells_handler"])
+print(json.dumps({
+    "files": {name: sys.modules[name].__file__ for name in names},
+    "classes": [each.__name__ for each in classes],
+    "foreign": sorted({"torchvision", "training", "serving", "frontend"} & set(sys.modules)),
+    "folder": [before, os.listdir()],
+    "unsupported": b'"UnsupportedImage"' in reply,
+    "refusal": refusal,
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def damaged_dir(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy the archive's folder, one byte of the weights changed."""
+    folder = tmp_path_factory.mktemp("damaged") / "model"
+    shutil.copytree(model_dir, folder)
+    weights = bytearray((folder / "weights.pt").read_bytes())
+    weights[len(weights) // 2] ^= 1
+    (folder / "weights.pt").write_bytes(weights)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(model_dir: Path, damaged_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    metrics = TORCHSERVE / "configs" / "metrics.yaml"
+    process = subprocess.run(
+        [sys.executable, "-c", ALONE, model_dir, damaged_dir, metrics],
+        cwd=tmp_path_factory.mktemp("empty"),
+        env=os.environ | {"PYTHONPATH": str(model_dir)},
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr.decode()
+    return json.loads(process.stdout)
+
+
+def test_the_archive_is_whole_without_the_repository(alone: Any, model_dir: Path) -> None:
+    assert {Path(file).relative_to(model_dir).as_posix() for file in alone["files"].values()} == {
+        "bloodcells_handler.py",
+        "handler/__init__.py",
+        "handler/network.py",
+        "handler/payload.py",
+        "handler/preprocessing.py",
+    }
+
+
+def test_the_archive_answers_without_the_repository(alone: Any) -> None:
+    assert alone["unsupported"]
+
+
+def test_loading_imports_neither_torchvision_nor_the_project(alone: Any) -> None:
+    assert alone["foreign"] == []
+
+
+def test_loading_and_answering_write_no_file(alone: Any) -> None:
+    assert alone["folder"] == [[], []]
+
+
+def test_the_handler_module_defines_one_class(alone: Any) -> None:
+    assert alone["classes"] == ["BloodCellHandler"]
+
+
+def test_weights_that_differ_by_one_byte_are_refused(alone: Any) -> None:
+    assert alone["refusal"].startswith("weights.pt is not the file that card.json names")
+
+
+def test_a_refused_load_is_told_to_torchserve(damaged_dir: Path, tmp_path: Path) -> None:
+    worker = Worker(damaged_dir, tmp_path)
+    status, _ = worker.load(damaged_dir)
+    worker.close()
+    assert status == 500
+
+
+@pytest.mark.parametrize("missing", ["version", "network", "weights_sha256"])
+def test_the_card_has_what_the_handler_needs(card: Any, missing: str) -> None:
+    assert missing in card
+
+
+# Good images
+
+
+def test_an_image_is_answered_by_the_contract(worker: Worker, card: Any) -> None:
+    document = worker.ask_one(body(GOOD)).json
+    assert [*document] == ["model", "version", "label", "verdict", "probabilities"]
+    assert (document["model"], document["version"]) == ("bloodcells", card["version"])
+
+
+def test_the_probabilities_stand_in_the_order_of_the_classes(worker: Worker) -> None:
+    assert tuple(worker.ask_one(body(GOOD)).json["probabilities"]) == CLASSES
+
+
+def test_an_image_is_answered_200_in_json(worker: Worker) -> None:
+    response = worker.ask_one(body(GOOD))
+    assert (response.status, response.content_type) == (200, "application/json")
+    assert response.headers == {"content-type": "application/json"}
+
+
+@pytest.mark.parametrize("index", range(BATCH_SIZE))
+def test_probabilities_sum_to_1(worker: Worker, index: int) -> None:
+    document = worker.ask_one(body(PICTURES[index])).json
+    assert sum(document["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("index", range(BATCH_SIZE))
+def test_the_label_is_the_most_probable_class(worker: Worker, index: int) -> None:
+    document = worker.ask_one(body(PICTURES[index])).json
+    assert document["label"] == max(CLASSES, key=document["probabilities"].__getitem__)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
+def test_each_kind_is_answered_as_evaluation_would(
+    worker: Worker, network: torch.nn.Module, kind: str
+) -> None:
+    data = picture(3, kind, (641, 479))
+    with torch.inference_mode():
+        expected = network(to_input([decode(data)])).softmax(1)[0].tolist()
+    assert are_close(worker.ask_one(body(data)).json, expected)
+
+
+@pytest.mark.parametrize(
+    "content_type", ["", "image/png", "image/gif", "application/octet-stream", "x/" + MARKER]
+)
+def test_the_content_type_of_an_image_does_not_matter(worker: Worker, content_type: str) -> None:
+    assert worker.ask_one(body(GOOD, content_type)).status == 200
+
+
+def test_pictures_of_these_tests_differ_in_their_answers(
+    probabilities: list[list[float]],
+) -> None:
+    # Else the tests of order would see nothing.
+    assert len({tuple(np.round(row, 4)) for row in probabilities}) > BATCH_SIZE
+
+
+@pytest.mark.parametrize("size", range(1, BATCH_SIZE + 1))
+def test_the_batch_does_not_change_an_answer(
+    worker: Worker, probabilities: list[list[float]], size: int
+) -> None:
+    responses = worker.ask(*map(body, PICTURES[:size]))
+    assert all(are_close(response.json, probabilities[at]) for at, response in enumerate(responses))
+
+
+# Other cards and batch sizes
+
+
+@pytest.fixture
+def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
+    """Load the archive anew with another card or batch size, for the length of a test."""
+
+    def load(batch_size: int = BATCH_SIZE, **changes: Any) -> Worker:
+        folder = tmp_path / "model"
+        shutil.copytree(model_dir, folder)
+        card = json.loads((folder / "card.json").read_text())
+        (folder / "card.json").write_text(json.dumps(card | changes))
+        assert worker.load(folder, batch_size)[0] == 200, worker.log.read_text()
+        return worker
+
+    yield load
+    assert worker.load(model_dir)[0] == 200
+
+
+@pytest.mark.parametrize(("confident_from", "verdict"), [(0, "confident"), (1.1, "uncertain")])
+def test_the_verdict_follows_the_card(reload: Any, confident_from: float, verdict: str) -> None:
+    worker = reload(confident_from=confident_from)
+    assert worker.ask_one(body(GOOD)).json["verdict"] == verdict
+
+
+def test_the_verdict_follows_the_card_at_every_picture(worker: Worker, card: Any) -> None:
+    for response in worker.ask(*map(body, PICTURES[:BATCH_SIZE])):
+        top = max(response.json["probabilities"].values())
+        expected = "confident" if top >= card["confident_from"] else "uncertain"
+        assert response.json["verdict"] == expected
+
+
+def test_the_version_is_the_cards(reload: Any) -> None:
+    assert reload(version="7.5").ask_one(body(GOOD)).json["version"] == "7.5"
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_the_batch_size_does_not_change_an_answer(
+    reload: Any, probabilities: list[list[float]], batch_size: int
+) -> None:
+    documents = reload(batch_size).ask_one(form(*PICTURES)).json["predictions"]
+    assert all(map(are_close, documents, probabilities))
+
+
+# Several images in one request
+
+
+def test_more_images_than_the_batch_size_are_answered_in_order(
+    worker: Worker, probabilities: list[list[float]]
+) -> None:
+    documents = worker.ask_one(form(*PICTURES)).json["predictions"]
+    assert len(documents) == len(PICTURES)
+    assert all(map(are_close, documents, probabilities))
+
+
+def test_instances_are_answered_in_order(worker: Worker, probabilities: list[list[float]]) -> None:
+    documents = worker.ask_one(instances(*map(b64, PICTURES))).json["predictions"]
+    assert len(documents) == len(PICTURES)
+    assert all(map(are_close, documents, probabilities))
+
+
+def test_one_field_is_answered_as_one_image(worker: Worker) -> None:
+    assert worker.ask_one(form(GOOD)).json == worker.ask_one(body(GOOD)).json
+
+
+def test_one_instance_is_answered_by_a_list(worker: Worker) -> None:
+    expected = {"predictions": [worker.ask_one(body(GOOD)).json]}
+    assert worker.ask_one(instances(b64(GOOD))).json == expected
+
+
+def shapes(response: Response) -> list[str]:
+    return [document.get("type", "answer") for document in response.json["predictions"]]
+
+
+def test_a_bad_field_is_an_error_in_its_place(worker: Worker) -> None:
+    response = worker.ask_one(form(GOOD, CUT, GIF, b"", GOOD))
+    assert response.status == 200
+    assert shapes(response) == [
+        "answer",
+        "CorruptImage",
+        "UnsupportedImage",
+        "EmptyImage",
+        "answer",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("instance", "error"),
+    [
+        (b64(CUT), "CorruptImage"),
+        (b64(GIF), "UnsupportedImage"),
+        (b64(b""), "EmptyImage"),
+        ({"b64": "%%%"}, "BadRequest"),
+        ({"b64": "é"}, "BadRequest"),
+        ({"b64": b64(GOOD)["b64"] + "A"}, "BadRequest"),
+        ({"b64": 7}, "BadRequest"),
+        ({"b64": None}, "BadRequest"),
+        ({"data": ""}, "BadRequest"),
+        ({}, "BadRequest"),
+        ([], "BadRequest"),
+        ("", "BadRequest"),
+        (None, "BadRequest"),
+        ({"b64": "A" * (MAX_BYTES * 4 // 3 + 8)}, "ImageTooLarge"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_bad_instance_is_an_error_in_its_place(worker: Worker, instance: Any, error: str) -> None:
+    response = worker.ask_one(instances(b64(GOOD), instance, b64(GOOD)))
+    assert (response.status, shapes(response)) == (200, ["answer", error, "answer"])
+
+
+def test_what_else_an_instance_holds_is_ignored(worker: Worker) -> None:
+    assert shapes(worker.ask_one(instances(b64(GOOD) | {"name": MARKER}))) == ["answer"]
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "text/plain; charset=utf-8"])
+def test_text_beside_an_image_is_ignored(worker: Worker, content_type: str) -> None:
+    """Fields of a form and query parameters come without a content type."""
+    text = ("note", content_type, b"a word")
+    response = worker.ask_one(Request([text, ("image", "image/png", GOOD)]))
+    assert response.json == worker.ask_one(body(GOOD)).json
+
+
+# Errors
+
+
+@pytest.mark.parametrize(("request_", "status", "error"), BAD)
+def test_a_bad_request_is_answered_by_its_status(
+    worker: Worker, request_: Request, status: int, error: str
+) -> None:
+    response = worker.ask_one(request_)
+    assert (response.status, response.json["code"], response.json["type"]) == (
+        status,
+        status,
+        error,
+    )
+
+
+@pytest.mark.parametrize(("request_", "status", "error"), BAD)
+def test_a_bad_request_leaves_its_neighbours_alone(
+    worker: Worker, request_: Request, status: int, error: str
+) -> None:
+    before, response, after = worker.ask(body(GOOD), request_, body(PICTURES[1]))
+    assert response.json["type"] == error
+    assert [before.status, response.status, after.status] == [200, status, 200]
+
+
+def test_a_batch_of_good_and_bad_is_answered_in_order(
+    worker: Worker, probabilities: list[list[float]]
+) -> None:
+    good, _, other, _, last = worker.ask(
+        body(PICTURES[2]), body(CUT), form(PICTURES[3], GIF), Request(), body(PICTURES[4])
+    )
+    assert are_close(good.json, probabilities[2])
+    assert are_close(other.json["predictions"][0], probabilities[3])
+    assert are_close(last.json, probabilities[4])
+
+
+@pytest.mark.parametrize(("request_", "status", "error"), BAD)
+def test_an_error_has_torchserves_shape(
+    worker: Worker, request_: Request, status: int, error: str
+) -> None:
+    response = worker.ask_one(request_)
+    assert response.content_type == "application/json"
+    assert [*response.json] == ["code", "type", "message"]
+
+
+@pytest.mark.parametrize("request_", [body(GOOD), *(pytest.param(bad.values[0]) for bad in BAD)])
+def test_the_reason_phrase_is_the_statuss_own(worker: Worker, request_: Any) -> None:
+    response = worker.ask_one(request_)
+    assert response.phrase == HTTPStatus(response.status).phrase
+    assert response.phrase.isascii()
+    assert response.phrase.isprintable()
+
+
+def test_an_explanation_is_refused_to_those_alone_who_ask_for_it(worker: Worker) -> None:
+    responses = worker.ask(body(GOOD), body(GOOD, explain="True"), body(GOOD))
+    assert [response.status for response in responses] == [200, 501, 200]
+
+
+def test_a_field_named_explain_is_an_image(worker: Worker) -> None:
+    assert worker.ask_one(Request([("explain", "image/png", GOOD)])).status == 200
+
+
+def test_no_user_text_is_in_a_response(worker: Worker) -> None:
+    marker = MARKER.encode()
+    headers = {"Host": MARKER, "Authorization": f"Bearer {MARKER}", MARKER: MARKER}
+    responses = worker.ask(
+        Request([(MARKER, f"image/{MARKER}", GOOD)], headers),
+        Request([(MARKER, "image/png", CUT + marker)], headers),
+        Request([("body", "", marker)], headers),
+        Request([("body", "text/plain", marker)], headers),
+        Request([(MARKER, "text/plain", marker), (MARKER + "2", "image/png", marker)], headers),
+        instances({MARKER: MARKER, "b64": MARKER}, MARKER, {"b64": MARKER + "%"}),
+        body(json.dumps({MARKER: MARKER}).encode(), "application/json"),
+        Request([("body", "", GOOD)], headers | {"explain": "True"}),
+    )
+    assert not any(marker in repr(response).encode() for response in responses)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param(body(GOOD), id="good"),
+        pytest.param(body(CUT), id="cut"),
+        pytest.param(body(GIF), id="GIF"),
+        pytest.param(form(GOOD, b""), id="form"),
+        pytest.param(instances(b64(GOOD), 7), id="JSON"),
+        pytest.param(body(picture(0, "TIFF")[:9000]), id="cut TIFF"),
+        *(
+            pytest.param(body(picture(0, kind, exif=exif)), id=f"{name} EXIF in {kind}")
+            for name, exif in DAMAGED_EXIF.items()
+            for kind in ("JPEG", "PNG", "WEBP")
+        ),
+    ],
+)
+def test_a_request_leaves_no_line_in_the_log(worker: Worker, request_: Request) -> None:
+    before = worker.log.read_text()
+    worker.ask(request_, request_)
+    assert worker.log.read_text().removeprefix(before) == ""
+
+
+# The card
+
+
+def test_a_describe_call_is_answered_by_the_card(worker: Worker, card: Any) -> None:
+    response = worker.ask_one(Request(headers={"describe": "True"}))
+    assert (response.status, response.json) == (200, card)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        body(GOOD, describe="True"),
+        Request([("body", "", GOOD)], {"describe": "True"}),
+    ],
+    ids=["with Host", "with a body"],
+)
+def test_a_callers_describe_header_is_ignored(worker: Worker, request_: Request) -> None:
+    assert worker.ask_one(request_).json == worker.ask_one(body(GOOD)).json
+
+
+def test_a_callers_describe_header_is_ignored_in_a_batch(worker: Worker) -> None:
+    responses = worker.ask(body(GOOD, describe="True"), body(GOOD))
+    assert responses[0].json == responses[1].json
+
+
+# The payload
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["instances", "b64", "x"]), inner, max_size=2)
+    ),
+    max_leaves=6,
+)
+
+
+def attempt(row: Any) -> Payload | InputError:
+    """Parse to the images or the refusal; whatever else is raised fails the test."""
+    try:
+        return parse(row)
+    except InputError as error:
+        return error
+
+
+@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@given(
+    st.dictionaries(
+        st.sampled_from(["body", "data", "note"]),
+        JSON | st.binary(max_size=9) | st.binary(max_size=9).map(bytearray),
+        max_size=3,
+    )
+)
+def test_any_row_is_parsed_or_refused(row: Any) -> None:
+    outcome = attempt(row)
+    images = outcome.images if isinstance(outcome, Payload) else [outcome]
+    assert images
+    assert all(isinstance(image, (bytes, InputError)) for image in images)
+
+
+@pytest.mark.parametrize("value", [b"image", bytearray(b"image")])
+def test_a_body_is_an_image(value: Any) -> None:
+    assert parse({"body": value}) == Payload([b"image"], many=False)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_fields_are_images_in_their_order(many: bool) -> None:
+    row = {"z": b"1", "a": b"2"} if many else {"z": b"1"}
+    assert parse(row) == Payload([*row.values()], many)
+
+
+def test_as_many_fields_as_allowed_are_parsed() -> None:
+    row = {str(index): b"image" for index in range(MAX_IMAGES)}
+    assert len(parse(row).images) == MAX_IMAGES
+
+
+def test_as_many_instances_as_allowed_are_parsed() -> None:
+    assert len(parse({"body": {"instances": [b64(b"image")] * MAX_IMAGES}}).images) == MAX_IMAGES
+
+
+def test_as_many_bytes_as_allowed_are_parsed_from_base64() -> None:
+    data = bytes(MAX_BYTES)
+    assert parse({"body": {"instances": [b64(data)]}}).images == [data]
+
+
+def test_too_many_bytes_are_not_decoded_from_base64(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(payload.base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    (image,) = parse({"body": {"instances": [{"b64": "A" * (MAX_BYTES * 4 // 3 + 5)}]}}).images
+    assert isinstance(image, InputError)
+
+
+def test_the_weights_are_loaded_without_pickled_code(
+    model_dir: Path, card: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    real = torch.load
+    monkeypatch.setattr(
+        bloodcells_handler.torch,
+        "load",
+        lambda *args, **options: asked.append(options) or real(*args, **options),
+    )
+    load_network(model_dir / "weights.pt", card)
+    assert [options["weights_only"] for options in asked] == [True]
+
+
+def test_the_network_is_ready_to_answer(network: torch.nn.Module) -> None:
+    assert not any(module.training for module in network.modules())

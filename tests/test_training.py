@@ -1,0 +1,183 @@
+"""Training and its figures, on small data that the tests make themselves."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from handler.network import CLASSES, BloodCellNet
+from training import sweep
+from training.metrics import confusion_by_photograph, summarize
+from training.train import Batch, Recipe, Run, augmentation, confident_from, predict
+
+SMALL = Recipe(channels=(4, 4), pools=(4, 4), hidden=8, epochs=3, batch_size=16)
+
+
+def coloured(count: int, seed: int = 0) -> Batch:
+    """Make images whose class is told by a bright patch of one of four shapes."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 4, count)
+    pixels = random.integers(0, 60, (count, 60, 80, 3), dtype=np.uint8)
+    for image, label in zip(pixels, labels, strict=True):
+        image[20:40, 30:50, label % 3] += 120
+        if label == 3:
+            image[20:40, 30:50] += 60
+    return Batch.of(pixels, labels, torch.device("cpu"))
+
+
+def same_weights(one: BloodCellNet, other: BloodCellNet) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_the_network_is_the_seeds() -> None:
+    layers = [type(module).__name__ for module in BloodCellNet().modules()]
+    assert layers.count("Conv2d") == 2
+    assert layers.count("Dropout") == 2
+    assert layers.count("Linear") == 2
+    assert BloodCellNet()(torch.zeros(3, 3, 60, 80)).shape == (3, len(CLASSES))
+
+
+def test_brightness_and_lamp_colour_do_not_reach_the_network() -> None:
+    network = BloodCellNet().eval()
+    images = torch.rand(2, 3, 60, 80) * 0.5
+    tinted = images + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
+    assert torch.allclose(network(images), network(tinted), atol=1e-4)
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    recipe = replace(SMALL, channels=(8, 8), epochs=8)
+    run = Run(recipe, coloured(480), coloured(80, seed=1), 0, tmp_path / "run.pt")
+    run.fit("learning")
+    assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
+    assert run.history[-1]["validation_accuracy"] > 0.6
+
+
+def test_a_seed_gives_the_same_network_again(tmp_path: Path) -> None:
+    images = coloured(64)
+    one, other = (Run(SMALL, images, None, 7, tmp_path / f"{name}.pt").fit(name) for name in "ab")
+    assert same_weights(one, other)
+
+
+def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+    images, held_out = coloured(64), coloured(32, seed=1)
+    whole = Run(SMALL, images, held_out, 0, tmp_path / "whole.pt")
+    whole.fit("whole")
+
+    class InterruptedRun(Run):
+        def _save(self) -> None:
+            super()._save()
+            if len(self.history) == 2:
+                raise KeyboardInterrupt
+
+    broken = InterruptedRun(SMALL, images, held_out, 0, tmp_path / "broken.pt")
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit("broken")
+    resumed = Run(SMALL, images, held_out, 0, tmp_path / "broken.pt")
+    resumed.fit("resumed")
+    assert resumed.history == whole.history
+    assert same_weights(resumed.network, whole.network)
+
+
+def test_a_checkpoint_of_another_recipe_is_not_used(tmp_path: Path) -> None:
+    images, checkpoint = coloured(32), tmp_path / "run.pt"
+    Run(SMALL, images, None, 0, checkpoint).fit("one")
+    other = Run(replace(SMALL, epochs=1), images, None, 0, checkpoint)
+    other.fit("other")
+    assert len(other.history) == 1
+
+
+def test_augmentation_keeps_shape_and_range() -> None:
+    images = augmentation()(torch.rand(4, 3, 60, 80))
+    assert images.shape == (4, 3, 60, 80)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_predict_does_not_depend_on_the_batch_size() -> None:
+    network, images = BloodCellNet(), coloured(10).images
+    assert torch.allclose(predict(network, images, 3), predict(network, images, 10), atol=1e-5)
+
+
+def test_confident_from_is_the_lowest_that_keeps_the_accuracy() -> None:
+    top = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    logits = torch.stack([top, 1 - top], 1).log()
+    labels = torch.tensor([0, 0, 1, 0])
+    assert confident_from(logits, labels, accuracy=1.0) == 0.8
+    assert confident_from(logits, labels, accuracy=0.75) == 0.6
+    assert confident_from(logits, 1 - labels, accuracy=0.9) == 1.0
+
+
+def figures(photographs: int, images_each: int, right: int) -> dict[str, object]:
+    """Summarize photographs of one class of which the first ones are right."""
+    names = [f"p{index:03}" for index in range(photographs) for _ in range(images_each)]
+    labels = np.zeros(len(names), dtype=np.int64)
+    predicted = np.repeat(np.arange(photographs) >= right, images_each).astype(np.int64)
+    return summarize(confusion_by_photograph(labels, predicted, names))
+
+
+def test_summary_of_a_known_case() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2, 3, 3])
+    predicted = np.array([0, 0, 1, 1, 1, 2, 3, 0])
+    summary = summarize(confusion_by_photograph(labels, predicted, list("aabccdef")))
+    assert summary["image_accuracy"]["value"] == 6 / 8
+    # Photographs a and c to e are right, b and f wrong.
+    assert summary["photograph_accuracy"]["value"] == round(4 / 6, 4)
+    eosinophil = summary["classes"]["EOSINOPHIL"]
+    assert eosinophil["precision"]["value"] == round(2 / 3, 4)
+    assert eosinophil["recall"]["value"] == round(2 / 3, 4)
+    assert eosinophil["f1"]["value"] == round(2 / 3, 4)
+    assert summary["confusion"][0] == [2, 1, 0, 0]
+
+
+def width(summary: dict[str, object]) -> float:
+    low, high = summary["image_accuracy"]["interval"]  # type: ignore[index]
+    return float(high - low)
+
+
+def test_copies_of_a_photograph_do_not_narrow_the_interval() -> None:
+    assert width(figures(40, 1, right=30)) == pytest.approx(width(figures(40, 50, right=30)))
+
+
+def test_more_photographs_do_narrow_the_interval() -> None:
+    assert width(figures(400, 1, right=300)) < 0.5 * width(figures(40, 1, right=30))
+
+
+def test_the_interval_is_that_of_the_binomial() -> None:
+    """For independent images the cluster bootstrap is the plain one."""
+    assert width(figures(400, 1, right=300)) == pytest.approx(
+        2 * 1.96 * (0.75 * 0.25 / 400) ** 0.5, rel=0.08
+    )
+
+
+def test_choose_takes_the_cheapest_that_equals_the_best() -> None:
+    def result(name: str, right: int, microseconds: int) -> dict[str, object]:
+        counts = np.zeros((100, 4, 4))
+        counts[:right, 0, 0] = 1
+        counts[right:, 0, 1] = 1
+        return {
+            "name": name,
+            "accuracy": {"value": right / 100},
+            "microseconds": microseconds,
+            "correct_by_photograph": counts,
+        }
+
+    results = [result("big", 80, 900), result("middle", 79, 300), result("tiny", 50, 100)]
+    sweep.choose(results)  # type: ignore[arg-type]
+    assert [each["chosen"] for each in results] == [False, True, False]
+
+
+def test_what_training_wrote_hangs_together() -> None:
+    folder = Path(__file__).parent.parent / "models" / "1.0"
+    card, metrics, history = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("card", "metrics", "history")
+    )
+    assert card["test_accuracy"] == metrics["test"]["image_accuracy"]
+    last = {seed: rows[-1]["validation_loss"] for seed, rows in history["seeds"].items()}
+    assert history["chosen_seed"] == int(min(last, key=lambda seed: last[seed]))
+    assert (folder / "weights.pt").stat().st_size <= 3_000_000
