@@ -9,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop setup mar data train sweep evaluate test lint clean
+.PHONY: help run stop setup mar data train sweep evaluate test screenshot lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ evaluate: .venv/dev.stamp  ## measure VERSION on TEST, draw its plots
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest
+
+screenshot: .venv/dev.stamp  ## photograph the running page for the README
+	@$(BIN)/python scripts/screenshot.py
 
 lint: .venv/dev.stamp
 	@$(BIN)/ruff check .

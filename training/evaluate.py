@@ -24,6 +24,8 @@ from training import data, plots
 from training.metrics import confusion_by_photograph, summarize
 from training.train import ROOT, Batch, predict, write_json
 
+# The version whose figures the README shows.
+README_VERSION = "1.0"
 # What the seed's README says of its own network: an accuracy, and a table per class. The mean
 # recall of that table is .805, and TEST is balanced, so the two are not of one run.
 SEED_PROJECT: dict[str, Any] = {
@@ -62,6 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(folder / "golden.json", golden_answers(network))
     draw(folder, metrics)
     print(table(metrics))
+    if version == README_VERSION:
+        write_readme(table(metrics))
     print(f"wrote {folder}")
     return 0
 
@@ -109,6 +113,15 @@ def draw(folder: Path, metrics: dict[str, Any]) -> None:
     plots.confusion(metrics["test"]["confusion"], folder / "plots" / "confusion.png")
     history = json.loads((folder / "history.json").read_text())
     plots.training_curves(history, folder / "plots" / "training.png")
+
+
+def write_readme(figures: str, path: Path = ROOT / "README.md") -> None:
+    """Put the figures between their marks in the README, so that it can't drift from them."""
+    text = path.read_text()
+    head, start, rest = text.partition("<!-- figures:")
+    mark, arrow, rest = rest.partition("-->\n")
+    _, end, tail = rest.partition("<!-- end of figures -->")
+    path.write_text(f"{head}{start}{mark}{arrow}{figures}\n{end}{tail}")
 
 
 def table(metrics: dict[str, Any]) -> str:
