@@ -34,8 +34,10 @@ class BloodCellHandler:
         Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
         the ones that the card names.
         """
-        # A line for each batch ("Backend received inference"), which Java would take apart, too.
-        logging.getLogger().setLevel(logging.WARNING)
+        # Java takes every line apart, so none for each batch ("Backend received inference") or for
+        # each body that is no JSON after all. But one does tell when `handle` fails.
+        logging.getLogger().setLevel(logging.ERROR)
+        logging.getLogger("ts.service").setLevel(logging.WARNING)
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
         torch.set_num_threads(context.model_yaml_config["handler"]["threads"])
@@ -124,7 +126,7 @@ def _read(
         # Set by TorchServe for /explanations, or by the caller: it concerns this request alone.
         if header.get("explain") == "True":
             raise InputError(501, "NotImplemented", "This version gives no explanations.")
-        payload = parse(row)
+        payload = parse(row, header)
     except InputError as error:
         return [error], False
     return decode_all(payload.images), payload.many

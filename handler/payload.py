@@ -26,17 +26,22 @@ class Payload:
     many: bool
 
 
-def parse(row: Mapping[str, Any]) -> Payload:
+def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
     """Read one row of TorchServe's batch; raise InputError if the whole request is of no use.
 
     TorchServe's rows are `{"body": value}` for a plain body and `{field: value, ...}` for
-    multipart; a value is bytes, or str for text, or what JSON said.
+    multipart; a value is bytes, or str for text, or what JSON said. The header tells the type of
+    each field: `{field: {"content-type": type}}`.
     """
     body = row.get("body")
     if isinstance(body, dict):
         return Payload([_instance(each) for each in _instances(body)], many=True)
-    # Query parameters and text fields of a form come in the same row; they are no images.
-    values = [value for value in row.values() if not isinstance(value, str)]
+    # Fields of a form that are no files come in the same row; they have no type.
+    values = [
+        value
+        for name, value in row.items()
+        if name == "body" or header.get(name) != {"content-type": ""}
+    ]
     if not values:
         raise unsupported() if row else empty()
     _check_count(len(values))

@@ -34,6 +34,7 @@ _SIGNATURES = {
     "WEBP": (b"RIFF",),
 }
 _ORIENTATION_TAG = 0x0112
+_TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,10 +95,12 @@ def decode_all(
             if isinstance(data, InputError):
                 raise data
             image = _open(data, min(MAX_PIXELS, max_pixels))
-            max_pixels -= image.width * image.height
+            max_pixels -= _pixels(image)
             decoded.append(_shrink(image))
         except InputError as error:
-            decoded.append(error)
+            # A traceback holds the frames, and so the pixels, of what failed.
+            error.__cause__ = error.__context__ = None
+            decoded.append(error.with_traceback(None))
     return decoded
 
 
@@ -124,23 +127,32 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     kind = _kind(data)
     try:
         with warnings.catch_warnings():
-            # Pillow's own bound on pixels is laxer than ours below, and only warns.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Damaged metadata is no matter, and Pillow's bound on pixels is laxer than ours below.
+            warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=[kind])
+        pixels = _pixels(image)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise too_large("pixels") from error
     # Pillow's plugins answer hostile bytes with almost any exception; each means the same here.
     except Exception as error:
         raise corrupt() from error
-    if image.width * image.height > max_pixels:
+    if pixels > max_pixels:
         raise too_large("pixels")
     return image
+
+
+def _pixels(image: Image.Image) -> int:
+    """Return how many pixels will be decoded: a TIFF's tile is, whole, however small the image."""
+    tags = getattr(image, "tag_v2", {})
+    tile: int = tags.get(_TILE_WIDTH_TAG, 0) * tags.get(_TILE_HEIGHT_TAG, 0)
+    return max(image.width * image.height, tile)
 
 
 def _shrink(image: Image.Image) -> Pixels:
     """Decode an opened image, upright, to (60, 80, 3)."""
     try:
-        orientation = _orientation(image)
+        # Pillow's TIFF turns itself upright as it loads.
+        orientation = 1 if image.format == "TIFF" else _orientation(image)
         size = (HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT)
         image.draft("RGB", size)
         image = _rgb(image)
@@ -158,22 +170,21 @@ def _shrink(image: Image.Image) -> Pixels:
 def _orientation(image: Image.Image) -> int:
     orientation = 1
     # A picture with damaged EXIF is still a picture.
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     return orientation if orientation in _TRANSPOSE else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
-        image.load()
-        return image
+    image.load()
     if image.mode.startswith(("I", "F")):
         image = _eight_bit(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
@@ -184,4 +195,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
         grey /= 257
     elif image.mode == "F" and top <= 1:
         grey *= 255
-    return Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    scaled = Image.fromarray(np.clip(np.rint(grey), 0, 255).astype(np.uint8))
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        scaled.putalpha(Image.fromarray((np.asarray(image) != key).astype(np.uint8) * 255))
+    return scaled

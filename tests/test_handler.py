@@ -613,12 +613,20 @@ def test_what_else_an_instance_holds_is_ignored(worker: Worker) -> None:
     assert shapes(worker.ask_one(instances(b64(GOOD) | {"name": MARKER}))) == ["answer"]
 
 
-@pytest.mark.parametrize("content_type", ["", "text/plain", "text/plain; charset=utf-8"])
-def test_text_beside_an_image_is_ignored(worker: Worker, content_type: str) -> None:
-    """Fields of a form and query parameters come without a content type."""
-    text = ("note", content_type, b"a word")
-    response = worker.ask_one(Request([text, ("image", "image/png", GOOD)]))
+def test_a_form_field_beside_an_image_is_ignored(worker: Worker) -> None:
+    """A field that is no file comes without a content type."""
+    field = ("note", "", b"a word")
+    response = worker.ask_one(Request([field, ("image", "image/png", GOOD)]))
     assert response.json == worker.ask_one(body(GOOD)).json
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "text/plain; charset=utf-8"])
+def test_a_text_file_beside_an_image_is_an_error_in_its_place(
+    worker: Worker, content_type: str
+) -> None:
+    file = ("note", content_type, b"a word")
+    response = worker.ask_one(Request([file, ("image", "image/png", GOOD)]))
+    assert shapes(response) == ["UnsupportedImage", "answer"]
 
 
 # Errors
@@ -761,7 +769,7 @@ JSON = st.recursive(
 def attempt(row: Any) -> Payload | InputError:
     """Parse to the images or the refusal; whatever else is raised fails the test."""
     try:
-        return parse(row)
+        return parse(row, {})
     except InputError as error:
         return error
 
@@ -783,32 +791,34 @@ def test_any_row_is_parsed_or_refused(row: Any) -> None:
 
 @pytest.mark.parametrize("value", [b"image", bytearray(b"image")])
 def test_a_body_is_an_image(value: Any) -> None:
-    assert parse({"body": value}) == Payload([b"image"], many=False)
+    assert parse({"body": value}, {}) == Payload([b"image"], many=False)
 
 
 @pytest.mark.parametrize("many", [False, True])
 def test_fields_are_images_in_their_order(many: bool) -> None:
     row = {"z": b"1", "a": b"2"} if many else {"z": b"1"}
-    assert parse(row) == Payload([*row.values()], many)
+    assert parse(row, {}) == Payload([*row.values()], many)
 
 
 def test_as_many_fields_as_allowed_are_parsed() -> None:
     row = {str(index): b"image" for index in range(MAX_IMAGES)}
-    assert len(parse(row).images) == MAX_IMAGES
+    assert len(parse(row, {}).images) == MAX_IMAGES
 
 
 def test_as_many_instances_as_allowed_are_parsed() -> None:
-    assert len(parse({"body": {"instances": [b64(b"image")] * MAX_IMAGES}}).images) == MAX_IMAGES
+    assert (
+        len(parse({"body": {"instances": [b64(b"image")] * MAX_IMAGES}}, {}).images) == MAX_IMAGES
+    )
 
 
 def test_as_many_bytes_as_allowed_are_parsed_from_base64() -> None:
     data = bytes(MAX_BYTES)
-    assert parse({"body": {"instances": [b64(data)]}}).images == [data]
+    assert parse({"body": {"instances": [b64(data)]}}, {}).images == [data]
 
 
 def test_too_many_bytes_are_not_decoded_from_base64(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload.base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
-    (image,) = parse({"body": {"instances": [{"b64": "A" * (MAX_BYTES * 4 // 3 + 5)}]}}).images
+    (image,) = parse({"body": {"instances": [{"b64": "A" * (MAX_BYTES * 4 // 3 + 5)}]}}, {}).images
     assert isinstance(image, InputError)
 
 
