@@ -53,7 +53,7 @@ class BloodCellHandler:
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch: one JSON document for each row of data, in its order."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
-        if _is_describe(headers):
+        if _is_describe(data, headers):
             return [self.card]
         requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
         readable = [
@@ -112,10 +112,16 @@ def load_network(path: Path, card: Mapping[str, Any]) -> BloodCellNet:
     return convert_conv2d_weight_memory_format(network.eval(), torch.channels_last)
 
 
-def _is_describe(headers: Sequence[Mapping[str, Any]]) -> bool:
-    # TorchServe asks for the card by this header and no other. A caller may send it too, but
-    # what comes by HTTP always brings more, Host for one.
-    return len(headers) == 1 and set(headers[0]) == {"describe"}
+def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:
+    # TorchServe asks for the card with this header, alone in its batch and without a body. A caller
+    # may send the header, too, but what comes as a prediction bears an `explain`. By an older route
+    # (/invocations) it does not: then a caller without an image gets the card, and harms nobody.
+    return (
+        len(data) == 1
+        and not data[0]
+        and headers[0].get("describe") == "True"
+        and "explain" not in headers[0]
+    )
 
 
 def _read(

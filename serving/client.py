@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import requests
@@ -14,6 +15,8 @@ from serving.tokens import Kind, TokenError, Tokens
 
 # Seconds to connect, and between two bytes of the answer.
 TIMEOUT = (2.0, 20.0)
+# Seconds from a refused token to the next one in the file.
+RENEWAL_PATIENCE = 2.0
 # The handler's own errors; whoever shows them to a person needs a sentence for each.
 INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage")
 
@@ -51,13 +54,25 @@ class _Client:
                 response = self._send(method, url, **kwargs)
             except requests.ConnectionError:
                 return self._send(method, url, **kwargs)
-            return self._send(method, url, **kwargs) if _token_refused(response) else response
+            if _token_refused(response) and self._renewed(response):
+                response = self._send(method, url, **kwargs)
+            return response
         except (requests.ConnectionError, TokenError) as error:
             raise _unavailable(error) from error
         except requests.Timeout as error:
             raise ServiceError(504, "ServiceTimeout", "TorchServe took too long.") from error
         except requests.RequestException as error:
             raise ServiceError(502, "ServiceError", f"TorchServe broke off: {error}") from error
+
+    def _renewed(self, refused: requests.Response) -> bool:
+        """Wait for another token than the refused one: TorchServe honours it, then writes it."""
+        used = refused.request.headers["Authorization"]
+        deadline = time.monotonic() + RENEWAL_PATIENCE
+        while time.monotonic() < deadline:
+            if self.tokens.header(self.kind)["Authorization"] != used:
+                return True
+            time.sleep(0.01)
+        return False
 
     def _send(
         self, method: str, url: str, headers: dict[str, str] | None = None, **kwargs: Any

@@ -68,5 +68,8 @@ def _worker_failure(log: Path) -> str | None:
         return None
     if sum("Backend worker process died" in line for line in lines) < 2:
         return None
-    errors = [line for line in lines if "Error: " in line or "Error:" in line]
-    return errors[-1].rpartition(" - ")[2].strip() if errors else "it ends without a word"
+    for mark in ("Failed to load model", "Error: "):
+        for line in reversed(lines):
+            if mark in line:
+                return line.partition(" - ")[2].strip().rstrip(".")
+    return "it ends without a word"

@@ -177,13 +177,28 @@ class TestClient:
         assert client.predict(b"image") == {}
         assert len(stand_in.requests) == 2
 
-    def test_a_wrong_token_is_tried_only_twice(
-        self, stand_in: StandIn, client: InferenceClient
+    def test_a_token_written_late_costs_no_request(
+        self, stand_in: StandIn, client: InferenceClient, tmp_path: Path
     ) -> None:
+        """TorchServe honours a new token before it writes it."""
+
+        def renewed(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+            if request.headers["Authorization"] == "Bearer second!":
+                return 200, b"{}"
+            threading.Timer(0.2, write_keys, (tmp_path, "second!")).start()
+            return 400, b'{"code": 400, "type": "InvalidKeyException", "message": ""}'
+
+        stand_in.answer = renewed
+        assert client.predict(b"image") == {}
+
+    def test_a_wrong_token_is_an_error_in_the_end(
+        self, stand_in: StandIn, client: InferenceClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("serving.client.RENEWAL_PATIENCE", 0.1)
         stand_in.refuse(400, "InvalidKeyException")
         with pytest.raises(ServiceError):
             client.predict(b"image")
-        assert len(stand_in.requests) == 2
+        assert len(stand_in.requests) == 1
 
     def test_a_broken_connection_costs_no_request(
         self, stand_in: StandIn, client: InferenceClient
@@ -369,3 +384,14 @@ class TestWorkerFailure:
         )
         log.write_text(death * 2)
         assert readiness._worker_failure(log) == "ModuleNotFoundError: No module named 'x'"
+
+    def test_the_reason_that_torchserve_gives_comes_first(self, tmp_path: Path) -> None:
+        log = tmp_path / "torchserve.log"
+        death = (
+            "INFO MODEL_LOG - Failed to load model bloodcells, exception no - weights.\n"
+            "INFO MODEL_LOG - Backend worker process died.\n"
+            "INFO MODEL_LOG - RuntimeError: 500 - Unknown exception\n"
+        )
+        log.write_text(death * 2)
+        reason = readiness._worker_failure(log)
+        assert reason == "Failed to load model bloodcells, exception no - weights"

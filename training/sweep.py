@@ -31,7 +31,6 @@ CANDIDATES = {
     "8, 16 channels, pools 2, 4": Recipe(channels=(8, 16), hidden=64),
     "16, 32 channels, pools 2, 2": Recipe(pools=(2, 2)),
     "16, 32 channels, pools 2, 4": Recipe(),
-    "16, 64 channels, pools 2, 4": Recipe(channels=(16, 64)),
     "32, 64 channels, pools 2, 4": Recipe(channels=(32, 64), hidden=128),
 }
 
@@ -39,7 +38,7 @@ CANDIDATES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.sweep")
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=8)
     epochs = parser.parse_args(arguments).epochs
     try:
         images = data.list_images(data.data_root(), "TRAIN")
