@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import requests
 
@@ -156,25 +158,39 @@ Ctrl-C stops everything.""",
 
 @contextmanager
 def _pid_file(run_dir: Path) -> Iterator[None]:
-    """Hold the folder's pid file; raise StartError if another service does."""
-    if (pid := _running(run_dir)) is not None:
-        raise StartError(f"The service already runs (process {pid}): stop it with `make stop`.")
+    """Hold the folder's pid file; raise StartError if another service does.
+
+    It is held by a lock, which ends with its process: a file that was left behind, and a number
+    that another process has by now, mean nothing.
+    """
     path = run_dir / "pid"
-    path.write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+    with path.open("a+") as file:
+        if not _lock(file):
+            raise StartError(f"The service already runs ({run_dir}): stop it with `make stop`.")
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _running(run_dir: Path) -> int | None:
-    """Return the process that holds the pid file, None if that one is gone."""
+    """Return the process that holds the pid file, if one does."""
     try:
-        pid = int((run_dir / "pid").read_text())
-        os.kill(pid, 0)
-    except (OSError, ValueError):
+        with (run_dir / "pid").open("r+") as file:
+            return None if _lock(file) else int(file.read())
+    except (FileNotFoundError, ValueError):
         return None
-    return pid
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _raise_stopped(*_: object) -> None:

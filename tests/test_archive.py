@@ -1,0 +1,137 @@
+"""The archive: the same bytes each time, and all that a stock TorchServe needs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import requests
+from conftest import free_ports
+
+from serving import golden
+from serving.settings import ROOT, Settings
+from serving.torchserve import find_java
+
+ARCHIVE = golden.archive_of(Settings(), "1.0")
+
+
+def build(version: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [root / "scripts" / "build_mar.sh", version],
+        env=os.environ | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """Return a copy of what an archive is built from, so that the real store is left alone."""
+    for name in ("handler", "models", "scripts"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    return tmp_path
+
+
+def test_two_builds_are_byte_for_byte_the_same(copy: Path) -> None:
+    built = copy / "model_store" / ARCHIVE.name
+    assert build("1.0", copy).returncode == 0
+    first = built.read_bytes()
+    # Another time on the clock and on the files must not matter.
+    time.sleep(2)
+    for path in (copy / "handler").iterdir():
+        path.touch()
+    assert build("1.0", copy).returncode == 0
+    assert built.read_bytes() == first == ARCHIVE.read_bytes()
+
+
+def test_builds_at_once_do_not_meet(copy: Path) -> None:
+    command = [copy / "scripts" / "build_mar.sh", "1.0"]
+    environment = os.environ | {"PYTHON": sys.executable}
+    builds = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [each.wait() for each in builds] == [0, 0, 0]
+    assert (copy / "model_store" / ARCHIVE.name).read_bytes() == ARCHIVE.read_bytes()
+
+
+def test_a_version_that_is_not_there_is_said_clearly(copy: Path) -> None:
+    done = build("7.0", copy)
+    assert done.returncode == 1
+    assert "make train VERSION=7.0" in done.stderr
+    assert not list((copy / "model_store").glob("*7.0*"))
+
+
+def test_holds_what_the_contract_names() -> None:
+    with zipfile.ZipFile(ARCHIVE) as file:
+        names = set(file.namelist())
+        manifest = json.loads(file.read("MAR-INF/MANIFEST.json"))["model"]
+    assert names == {
+        "MAR-INF/MANIFEST.json",
+        "bloodcells_handler.py",
+        "card.json",
+        "golden.json",
+        "handler/__init__.py",
+        "handler/network.py",
+        "handler/payload.py",
+        "handler/preprocessing.py",
+        "index_to_name.json",
+        "model-config.yaml",
+        "weights.pt",
+    }
+    assert (manifest["modelName"], manifest["modelVersion"]) == ("bloodcells", "1.0")
+
+
+def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:
+    """The launcher and the settings that come with TorchServe, in an empty folder."""
+    store = tmp_path / "store"
+    store.mkdir()
+    shutil.copy(ARCHIVE, store)
+    inference, *others = free_ports(5)
+    names = ("management_address", "metrics_address")
+    settings = [f"inference_address=http://127.0.0.1:{inference}"]
+    settings += [f"{n}=http://127.0.0.1:{p}" for n, p in zip(names, others, strict=False)]
+    settings += [f"grpc_inference_port={others[2]}", f"grpc_management_port={others[3]}"]
+    (tmp_path / "stock.properties").write_text("\n".join(settings) + "\n")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"JAVA_HOME": str(find_java().parent.parent), "TEMP": str(tmp_path)}
+    command = [Path(sys.executable).parent / "torchserve", "--start", "--foreground", "--ncs"]
+    command += ["--disable-token-auth", "--ts-config", "stock.properties"]
+    command += ["--model-store", "store", "--models", f"bloodcells={ARCHIVE.name}"]
+    with (tmp_path / "output").open("wb") as output:
+        server = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        answer = ask(f"http://127.0.0.1:{inference}/predictions/bloodcells", patience=90)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    known = golden.answers(ARCHIVE)["neutrophil.png"]
+    assert golden.agree(answer["probabilities"], known)
+
+
+def ask(url: str, patience: float) -> dict[str, dict[str, float]]:
+    deadline = time.monotonic() + patience
+    image = (golden.SAMPLES / "neutrophil.png").read_bytes()
+    headers = {"Content-Type": "application/octet-stream"}
+    while time.monotonic() < deadline:
+        try:
+            response = requests.post(url, data=image, headers=headers, timeout=30)
+            if response.status_code == 200:
+                answer: dict[str, dict[str, float]] = response.json()
+                return answer
+        except requests.ConnectionError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError("no answer in time")
