@@ -4,7 +4,8 @@
 # environment in .venv/ is made from.
 
 VERSION ?= 1.0
-VERSIONS := $(notdir $(wildcard models/*))
+# Those that are finished: trained and evaluated.
+VERSIONS := $(patsubst models/%/golden.json,%,$(wildcard models/*/golden.json))
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -52,17 +53,17 @@ clean:  ## remove what was built: .venv/, .run/, the archives
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 to 3.13 is needed: set PYTHON.") if not (3, 10) <= sys.version_info < (3, 14) else None'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python lacks venv (Debian: apt install python3-venv)." >&2; exit 1; }
 
-.venv/run.stamp: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+.venv/run.stamp: requirements.txt constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements.txt
 	@touch $@
 
 .venv/dev.stamp: requirements-dev.txt .venv/run.stamp
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -r requirements-dev.txt
 	@touch $@
 
 model_store/bloodcells-%.mar: models/%/weights.pt models/%/card.json models/%/golden.json \
-		models/%/model-config.yaml $(wildcard handler/*) scripts/build_mar.sh \
+		models/%/model-config.yaml $(wildcard handler/*.py handler/*.json) scripts/build_mar.sh \
 		scripts/reproducible_zip.py | .venv/run.stamp
 	@PYTHON=$(BIN)/python scripts/build_mar.sh $*

@@ -35,6 +35,9 @@ def thumbnail(image: bytes) -> bytes | None:
         with Image.open(BytesIO(image), formats=["TIFF"]) as tiff:
             if tiff.width * tiff.height > MAX_PIXELS:
                 return None
+            if tiff.mode.startswith(("I", "F")):
+                # More than 8 bits: Pillow would clip it to white or black.
+                return None
             picture = tiff.convert("RGB")
     except Exception:
         # A decoder of a hostile file may raise anything. The answer matters, its picture does not.

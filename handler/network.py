@@ -1,6 +1,7 @@
 """The seed's network: two 3x3 convolutions, dropout, two linear layers, four classes.
 
-It looks at the whole 80x60 field. It is not a detector: it does not know where the cell is.
+It looks at the whole 80x60 field, less its mean colour. It is not a detector: it does not know
+where the cell is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+
+from handler.preprocessing import HEIGHT, WIDTH
 
 CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
 # Brings the images to about unit variance.
@@ -24,10 +27,10 @@ class BloodCellNet(nn.Module):
 
     def __init__(
         self,
-        channels: Sequence[int] = (16, 32),
-        pools: Sequence[int] = (2, 4),
-        hidden: int = 64,
-        dropout: Sequence[float] = (0.25, 0.5),
+        channels: Sequence[int],
+        pools: Sequence[int],
+        hidden: int,
+        dropout: Sequence[float],
     ) -> None:
         super().__init__()
         # ReLU and max-pooling commute; pooling first leaves ReLU a quarter of the work or less.
@@ -41,7 +44,7 @@ class BloodCellNet(nn.Module):
             nn.Dropout(dropout[0]),
             nn.Flatten(),
         )
-        height, width = 60 // pools[0] // pools[1], 80 // pools[0] // pools[1]
+        height, width = (side // pools[0] // pools[1] for side in (HEIGHT, WIDTH))
         self.classifier = nn.Sequential(
             nn.Linear(channels[1] * height * width, hidden),
             nn.ReLU(),

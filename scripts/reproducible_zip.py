@@ -7,6 +7,7 @@ builds of one version would then differ, and a hash could not tell whether the c
 from __future__ import annotations
 
 import json
+import os
 import sys
 import zipfile
 from pathlib import Path
@@ -18,7 +19,7 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 def repack(source: Path, target: Path) -> None:
     """Copy the entries of a zip file in order of their names, with fixed times and modes."""
-    partial = target.with_suffix(".partial")
+    partial = target.with_suffix(f".{os.getpid()}.partial")
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(partial, "w") as new:
         for name in sorted(name for name in old.namelist() if not name.endswith("/")):
             content = old.read(name)

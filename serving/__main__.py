@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import signal
@@ -11,12 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import requests
 
+from serving.local import local_session
 from serving.readiness import wait_until_ready
 from serving.settings import MODEL, ROOT, Settings, SettingsError
 from serving.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
@@ -25,8 +26,8 @@ from serving.torchserve import StartError, TorchServe, check_ports, die_with_par
 PATIENCE = 30.0
 
 
-class Stopped(Exception):
-    """Someone asked the service to stop."""
+class Stopped(BaseException):
+    """Someone asked the service to stop; no handler of errors may swallow that."""
 
 
 def main() -> int:
@@ -61,8 +62,10 @@ def stop(settings: Settings) -> None:
     if pid is None:
         print("nothing runs")
         return
-    os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + PATIENCE
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    # The page may take its time to finish what is in flight, and TorchServe then its own.
+    deadline = time.monotonic() + 2 * PATIENCE
     while _running(settings.run_dir) is not None:
         if time.monotonic() > deadline:
             raise StartError(f"Process {pid} does not stop: look at it, or `kill -9 {pid}`.")
@@ -75,25 +78,25 @@ def _serve(settings: Settings) -> None:
     server = TorchServe(settings)
     page: subprocess.Popen[bytes] | None = None
     ending = threading.Event()
+    tokens = Tokens(settings.run_dir)
+    keeper = threading.Thread(target=keep_fresh, args=(settings, tokens, ending), daemon=True)
     try:
         print("starting TorchServe ...", flush=True)
         server.start()
         wait_until_ready(server)
-        tokens = Tokens(settings.run_dir)
         write_header(settings.run_dir, tokens)
-        threading.Thread(target=keep_fresh, args=(settings, tokens, ending), daemon=True).start()
         page = _start_page()
         _wait_for_page(page, settings)
+        keeper.start()
         _greet(settings, list(server.archives), time.monotonic() - started)
         _watch(server, page)
     finally:
-        # A second Ctrl-C must not leave processes behind.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
         print("stopping ...", flush=True)
         ending.set()
         if page:
             _stop_page(page)
+        if keeper.is_alive():
+            keeper.join(PATIENCE)
         server.stop()
 
 
@@ -113,7 +116,8 @@ def _wait_for_page(page: subprocess.Popen[bytes], settings: Settings) -> None:
         if page.poll() is not None:
             raise StartError(f"The page ended with exit code {page.returncode}.")
         try:
-            requests.get(f"{settings.frontend_url}/readyz", timeout=5).raise_for_status()
+            with local_session() as session:
+                session.get(f"{settings.frontend_url}/readyz", timeout=5).raise_for_status()
             return
         except requests.RequestException:
             time.sleep(0.1)
@@ -156,7 +160,7 @@ Ctrl-C stops everything.""",
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _pid_file(run_dir: Path) -> Iterator[None]:
     """Hold the folder's pid file; raise StartError if another service does.
 
@@ -173,7 +177,8 @@ def _pid_file(run_dir: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            # Not removed: another may have opened it already, and wait for this lock.
+            file.truncate(0)
 
 
 def _running(run_dir: Path) -> int | None:
@@ -194,6 +199,9 @@ def _lock(file: IO[str]) -> bool:
 
 
 def _raise_stopped(*_: object) -> None:
+    # The first one counts: a second must not break off the cleaning up.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise Stopped
 
 

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter
 
 from serving import golden
+from serving.local import local_session
 from serving.settings import MODEL, Settings
 from serving.tokens import Kind, TokenError, Tokens
 
@@ -38,10 +38,7 @@ class _Client:
         self.settings = settings
         self.tokens = Tokens(settings.run_dir)
         self._timeout = timeout
-        self._session = requests.Session()
-        # The service is on this machine: no proxy, no .netrc.
-        self._session.trust_env = False
-        self._session.mount("http://", HTTPAdapter(pool_maxsize=pool_size))
+        self._session = local_session(pool_size)
 
     def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         """Send a request; raise ServiceError.
@@ -88,6 +85,11 @@ class InferenceClient(_Client):
 
     kind = "inference"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # By version: an archive may be built anew while the old one still serves.
+        self._known: dict[str, golden.Probabilities] = {}
+
     def predict(self, image: bytes, version: str | None = None) -> dict[str, Any]:
         """Return the answer to one image (docs: POST /predictions); raise ServiceError."""
         path = f"/predictions/{MODEL}" + (f"/{version}" if version else "")
@@ -104,11 +106,14 @@ class InferenceClient(_Client):
         """Send a known image; raise ServiceError unless it is answered, and rightly."""
         name = "neutrophil.png"
         answer = self.predict((golden.SAMPLES / name).read_bytes())
+        version = answer["version"]
         try:
-            known = golden.answers(golden.archive_of(self.settings, answer["version"]))[name]
-        except (OSError, KeyError) as error:
-            raise ServiceError(503, "ServiceUnavailable", f"No known answers: {error!r}") from error
-        if not golden.agree(answer["probabilities"], known):
+            if version not in self._known:
+                archive = golden.archive_of(self.settings, version)
+                self._known[version] = golden.answers(archive)[name]
+        except golden.UnknownAnswers as error:
+            raise ServiceError(503, "ServiceUnavailable", str(error)) from error
+        if not golden.agree(answer["probabilities"], self._known[version]):
             raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
 
 

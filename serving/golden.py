@@ -19,15 +19,24 @@ TOLERANCE = 1e-3
 Probabilities = dict[str, float]
 
 
+class UnknownAnswers(Exception):
+    """An archive does not tell what its version should answer."""
+
+
 def archive_of(settings: Settings, version: str) -> Path:
     """Return where the archive of a version lies."""
     return settings.model_store / f"{MODEL}-{version}.mar"
 
 
 def answers(archive: Path) -> dict[str, Probabilities]:
-    """Return a version's answers by the name of the image; raise OSError or KeyError."""
-    with zipfile.ZipFile(archive) as file:
-        known: dict[str, Probabilities] = json.loads(file.read("golden.json"))
+    """Return a version's answers by the name of the image; raise UnknownAnswers."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            known: dict[str, Probabilities] = json.loads(file.read("golden.json"))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise UnknownAnswers(f"{archive.name} holds no known answers: run `make mar`.") from error
+    if missing := [name for name in known if not (SAMPLES / name).is_file()]:
+        raise UnknownAnswers(f"{archive.name} knows images that are not there: {missing}.")
     return known
 
 

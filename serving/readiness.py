@@ -17,12 +17,18 @@ class NotReady(Exception):
     """The service does not answer as it should; the message says how."""
 
 
-def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
-    """Send the known images to one version; raise NotReady or ServiceError."""
-    for name, known in golden.answers(archive).items():
+def check_answers(
+    client: InferenceClient, version: str, answers: dict[str, golden.Probabilities]
+) -> None:
+    """Send the known images to one version; raise StartError or ServiceError."""
+    for name, known in answers.items():
         answer = client.predict((golden.SAMPLES / name).read_bytes(), version)
         if answer["version"] != version or not golden.agree(answer["probabilities"], known):
-            raise NotReady(f"version {version} answers {name} otherwise than when it was evaluated")
+            # Waiting does not change that.
+            raise StartError(
+                f"Version {version} answers {name} otherwise than when it was evaluated: "
+                f"run `make evaluate VERSION={version}`."
+            )
 
 
 def check_workers(client: ManagementClient, version: str) -> None:
@@ -40,18 +46,26 @@ def wait_until_ready(server: TorchServe, patience: float = 120) -> None:
     management = ManagementClient(server.settings)
     deadline = time.monotonic() + patience
     for version, archive in server.archives.items():
+        answers = _known_answers(archive)
         while True:
             try:
                 check_workers(management, version)
-                check_answers(inference, version, archive)
+                check_answers(inference, version, answers)
                 break
             except (NotReady, ServiceError) as error:
                 _give_up_if_hopeless(server, error, deadline)
                 time.sleep(0.1)
 
 
+def _known_answers(archive: Path) -> dict[str, golden.Probabilities]:
+    try:
+        return golden.answers(archive)
+    except golden.UnknownAnswers as error:
+        raise StartError(str(error)) from error
+
+
 def _give_up_if_hopeless(server: TorchServe, error: Exception, deadline: float) -> None:
-    where = f"See {server.log}."
+    where = f"See {server.log.parent}."
     if server.exit_code() is not None:
         raise StartError(f"TorchServe ended with exit code {server.exit_code()}. {where}")
     if reason := _worker_failure(server.log):

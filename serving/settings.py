@@ -67,6 +67,6 @@ def _folder(name: str, default: Path) -> Path:
 
 def _port(name: str, default: int) -> int:
     value = os.environ.get(name, str(default))
-    if not value.isdigit() or not 0 < int(value) < 65536:
+    if not value.isdecimal() or not 0 < int(value) < 65536:
         raise SettingsError(f"{name} must be a port number from 1 to 65535, not {value!r}.")
     return int(value)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import requests
 
+from serving.local import local_session
 from serving.settings import Settings
 
 KEY_FILE = "key_file.json"
@@ -33,8 +34,6 @@ class Tokens:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / KEY_FILE
-        self._lock = threading.Lock()
-        self._stamp: tuple[int, int] | None = None
         self._keys: dict[str, Any] = {}
 
     def header(self, kind: Kind | Literal["API"]) -> dict[str, str]:
@@ -46,28 +45,24 @@ class Tokens:
         return _time(self._read()[kind]["expiration time"])
 
     def _read(self) -> dict[str, Any]:
-        with self._lock:
-            try:
-                stat = self._path.stat()
-                stamp = (stat.st_mtime_ns, stat.st_ino)
-                if stamp != self._stamp:
-                    self._keys = json.loads(self._path.read_text())
-                    self._stamp = stamp
-            except (OSError, ValueError) as error:
-                # TorchServe writes in place: while it does, the last keys are still the best.
-                if not self._keys:
-                    raise TokenError(f"{self._path} can't be read: is the service up?") from error
-            return self._keys
+        try:
+            self._keys = json.loads(self._path.read_text())
+        except (OSError, ValueError) as error:
+            # TorchServe writes in place: while it does, the last keys are still the best.
+            if not self._keys:
+                raise TokenError(f"{self._path} can't be read: is the service up?") from error
+        return self._keys
 
 
 def renew(settings: Settings, tokens: Tokens, kind: Kind) -> None:
     """Have TorchServe replace one token; raise requests.RequestException or TokenError."""
-    response = requests.get(
-        f"{settings.management_url}/token",
-        params={"type": kind},
-        headers=tokens.header("API"),
-        timeout=10,
-    )
+    with local_session() as session:
+        response = session.get(
+            f"{settings.management_url}/token",
+            params={"type": kind},
+            headers=tokens.header("API"),
+            timeout=10,
+        )
     response.raise_for_status()
 
 
@@ -83,19 +78,20 @@ def write_header(run_dir: Path, tokens: Tokens) -> None:
 def keep_fresh(settings: Settings, tokens: Tokens, stop: threading.Event) -> None:
     """Renew each token when four fifths of its life are over, until told to stop."""
     due = {kind: _due(tokens, kind) for kind in KINDS}
-    while not stop.wait(max(0.0, min(due.values()) - time.time())):
-        for kind in KINDS:
-            if due[kind] <= time.time():
-                due[kind] = _renew_or_retry(settings, tokens, kind)
-
-
-def _renew_or_retry(settings: Settings, tokens: Tokens, kind: Kind) -> float:
-    try:
-        renew(settings, tokens, kind)
-        write_header(settings.run_dir, tokens)
-        return _due(tokens, kind)
-    except (requests.RequestException, TokenError):
-        return time.time() + 1
+    failing = False
+    # The wait is short, as its clock stands still while the machine sleeps. The tokens' does not.
+    while not stop.wait(min(30.0, max(0.0, min(due.values()) - time.time()))):
+        for kind in (kind for kind in KINDS if due[kind] <= time.time()):
+            try:
+                renew(settings, tokens, kind)
+                write_header(settings.run_dir, tokens)
+                due[kind] = _due(tokens, kind)
+                failing = False
+            except (requests.RequestException, TokenError, OSError, KeyError, ValueError) as error:
+                if not failing:
+                    print(f"the {kind} token can't be renewed, trying on: {type(error).__name__}")
+                failing = True
+                due[kind] = time.time() + 1
 
 
 def _due(tokens: Tokens, kind: Kind) -> float:

@@ -26,6 +26,8 @@ from serving.tokens import HEADER_FILE, KEY_FILE
 
 JAVA_VERSIONS = range(11, 22)
 HERE = Path(__file__).parent
+# Loaded here, since little is safe between a fork and its exec.
+_libc = ctypes.CDLL(None)
 
 
 class StartError(Exception):
@@ -51,10 +53,12 @@ class TorchServe:
         """Start Java, which starts the workers; raise StartError. Ready it is later."""
         run_dir = self.settings.run_dir
         (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)
+        if self.log.exists():
+            # What a crash left there may be wanted.
+            self.log.replace(self.log.with_suffix(".previous.log"))
         (run_dir / KEY_FILE).unlink(missing_ok=True)
         config_file = run_dir / "config.properties"
-        config_file.write_text("".join(f"{key}={value}\n" for key, value in self.config.items()))
+        config_file.write_text(to_properties(self.config), encoding="ascii")
         with (run_dir / "logs" / "java.log").open("wb") as output:
             self._process = subprocess.Popen(
                 self._command(config_file),
@@ -148,6 +152,14 @@ def read_properties(path: Path) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
+def to_properties(config: dict[str, str]) -> str:
+    """Return settings as Java reads them: Latin-1, so everything beyond ASCII is escaped."""
+    text = "".join(f"{key}={value}\n" for key, value in config.items())
+    units = text.encode("utf-16-be")
+    codes = (int.from_bytes(units[i : i + 2], "big") for i in range(0, len(units), 2))
+    return "".join(chr(code) if code < 128 else f"\\u{code:04x}" for code in codes)
+
+
 def find_java() -> Path:
     """Return the user's own Java if TorchServe runs on it, else the one from PyPI."""
     for candidate in _installed_javas():
@@ -169,10 +181,10 @@ def check_ports(settings: Settings) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((HOST, port))
-            except OSError:
+            except OSError as error:
                 raise StartError(
-                    f"Port {port} is in use: stop what listens there, or set {variable} to a "
-                    "free one."
+                    f"Port {port} can't be used ({error.strerror}): stop what listens there, or "
+                    f"set {variable} to another."
                 ) from None
 
 
@@ -184,7 +196,9 @@ def _archives(settings: Settings, config: dict[str, str]) -> dict[str, Path]:
         version = path.stem.rpartition("-")[2]
         if not zipfile.is_zipfile(path):
             problem = "damaged" if path.exists() else "missing"
-            raise StartError(f"The archive {path.name} is {problem}: run `make mar`.")
+            raise StartError(
+                f"The archive {path.name} is {problem} in {path.parent}: run `make mar`."
+            )
         archives[version] = path
     return archives
 
@@ -210,7 +224,7 @@ def die_with_parent() -> None:
     """Have the kernel end this child when its parent dies, even by kill -9 (Linux only)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        _libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -7,6 +7,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,10 +67,11 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 @dataclass
 class Service:
-    """A running service: its settings, and the process that runs it."""
+    """A running service: its settings, the process that runs it, and where that prints."""
 
     settings: Settings
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
+    printed: Path
 
     @property
     def frontend_url(self) -> str:
@@ -77,33 +80,34 @@ class Service:
     def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Stop it as a person or an init system would; return what it printed."""
         self.process.send_signal(number)
-        output, _ = self.process.communicate(timeout=60)
-        return output
+        self.process.wait(timeout=60)
+        return self.printed.read_text()
 
 
-def start(settings: Settings) -> subprocess.Popen[str]:
+def start(settings: Settings) -> Service:
     """Start `python -m serving run`; do not wait."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "serving", "run"],
-        cwd=ROOT,
-        env=environment_of(settings),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    # Into a file: a pipe that nobody reads would stop the service in the end.
+    handle, name = tempfile.mkstemp(dir=settings.run_dir.parent, suffix=".printed")
+    with open(handle, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "run"],
+            cwd=ROOT,
+            env=environment_of(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Service(settings, process, Path(name))
 
 
 def run_service(settings: Settings) -> Service:
     """Start the service and wait until it says that it is ready."""
-    process = start(settings)
-    assert process.stdout
-    printed = ""
-    for line in process.stdout:
-        printed += line
-        if line.startswith("Ctrl-C"):
-            return Service(settings, process)
-    raise AssertionError(f"the service did not start:\n{printed}")
+    service = start(settings)
+    while "Ctrl-C stops everything." not in service.printed.read_text():
+        if service.process.poll() is not None:
+            raise AssertionError(f"the service did not start:\n{service.printed.read_text()}")
+        time.sleep(0.1)
+    return service
 
 
 @pytest.fixture(scope="session")

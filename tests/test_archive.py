@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -65,26 +63,6 @@ def test_a_version_that_is_not_there_is_said_clearly(copy: Path) -> None:
     assert done.returncode == 1
     assert "make train VERSION=7.0" in done.stderr
     assert not list((copy / "model_store").glob("*7.0*"))
-
-
-def test_holds_what_the_contract_names() -> None:
-    with zipfile.ZipFile(ARCHIVE) as file:
-        names = set(file.namelist())
-        manifest = json.loads(file.read("MAR-INF/MANIFEST.json"))["model"]
-    assert names == {
-        "MAR-INF/MANIFEST.json",
-        "bloodcells_handler.py",
-        "card.json",
-        "golden.json",
-        "handler/__init__.py",
-        "handler/network.py",
-        "handler/payload.py",
-        "handler/preprocessing.py",
-        "index_to_name.json",
-        "model-config.yaml",
-        "weights.pt",
-    }
-    assert (manifest["modelName"], manifest["modelVersion"]) == ("bloodcells", "1.0")
 
 
 def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:

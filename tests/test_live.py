@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,20 +219,18 @@ class TestOperation:
 
     def test_a_second_one_in_the_same_folder_is_refused(self, service: Service) -> None:
         settings = free_settings(service.settings.run_dir)
-        process = start(settings)
-        output, _ = process.communicate(timeout=30)
-        assert process.returncode == 1
-        assert "already runs" in output
+        second = start(settings)
+        assert second.process.wait(timeout=60) == 1
+        assert "already runs" in second.printed.read_text()
         assert service.process.poll() is None
 
     def test_a_second_one_on_the_same_ports_is_refused(
         self, service: Service, tmp_path: Path
     ) -> None:
         names = {name.lower(): port for name, port in service.settings.ports.items()}
-        process = start(Settings(**names, run_dir=tmp_path))
-        output, _ = process.communicate(timeout=30)
-        assert process.returncode == 1
-        assert "is in use" in output
+        second = start(Settings(**names, run_dir=tmp_path / "run"))
+        assert second.process.wait(timeout=60) == 1
+        assert "can't be used" in second.printed.read_text()
 
 
 class steady_load:  # noqa: N801
@@ -280,7 +281,8 @@ class TestStop:
         """Run a service of the test's own, with the Java from PyPI."""
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.setenv("PATH", path_without_java(tmp_path))
-        running = run_service(free_settings(tmp_path / "run"))
+        # A name beyond ASCII, and with a blank, as people's folders have.
+        running = run_service(free_settings(tmp_path / "minha execução"))
         yield running
         if running.process.poll() is None:
             running.process.kill()
@@ -295,7 +297,8 @@ class TestStop:
         assert output.rstrip().endswith("stopped")
         assert_gone(processes, own.settings)
         left = {path.name for path in own.settings.run_dir.iterdir()}
-        assert left == {"config.properties", "logs"}
+        assert left == {"config.properties", "logs", "pid"}
+        assert (own.settings.run_dir / "pid").read_text() == ""
 
     def test_kill_minus_nine_leaves_no_process_behind(self, own: Service) -> None:
         processes = family(own)
@@ -324,20 +327,14 @@ class TestFailingStart:
         store.mkdir()
         damage(golden.archive_of(Settings(), "1.0"), store / "bloodcells-1.0.mar")
         settings = free_settings(tmp_path / "run")
-        process = start(
-            Settings(
-                **{name.lower(): port for name, port in settings.ports.items()},
-                run_dir=settings.run_dir,
-                model_store=store,
-            )
-        )
-        children = []
-        while process.poll() is None and not children:
-            children = psutil.Process(process.pid).children(recursive=True)
+        failing = start(replace(settings, model_store=store))
+        children: list[psutil.Process] = []
+        while failing.process.poll() is None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                children = family(failing)[1:] or children
             time.sleep(0.1)
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 1
-        last = output.rstrip().splitlines()[-1]
+        assert failing.process.returncode == 1
+        last = failing.printed.read_text().rstrip().splitlines()[-1]
         assert last.startswith("error: A worker can't start:")
         assert "weights.pt is not the file that card.json names" in last
         assert_gone(children, settings)
@@ -345,31 +342,36 @@ class TestFailingStart:
     def test_tokens_that_expire_are_renewed_in_time(
         self, tmp_path: Path, sample_image: Path
     ) -> None:
-        """Tokens live for six seconds here; the load lasts for three lives."""
-        settings = free_settings(tmp_path)
+        """Tokens live for six seconds here; the load lasts until each was renewed thrice."""
+        settings = free_settings(tmp_path / "run")
         server = TorchServe(settings)
         server.config["token_expiration_min"] = "0.1"
         ending = threading.Event()
+        read = Tokens(settings.run_dir)
+        keeper = threading.Thread(target=tokens.keep_fresh, args=(settings, read, ending))
         try:
             server.start()
-            wait_until_ready(server)
-            read = Tokens(settings.run_dir)
-            keeper = threading.Thread(target=tokens.keep_fresh, args=(settings, read, ending))
+            while not (settings.run_dir / tokens.KEY_FILE).exists():
+                assert server.exit_code() is None
+                time.sleep(0.1)
             keeper.start()
+            wait_until_ready(server)
             client = InferenceClient(settings)
+            seen = set()
             with steady_load(client, sample_image.read_bytes()) as failures:
-                time.sleep(18)
+                while len(seen) < 4:
+                    seen.add(client.tokens.header("inference")["Authorization"])
+                    time.sleep(0.1)
         finally:
             ending.set()
-            keeper.join()
+            if keeper.is_alive():
+                keeper.join()
             server.stop()
         assert failures == []
 
 
 def damage(archive: Path, target: Path) -> None:
     """Copy an archive with the last byte of its weights flipped."""
-    import zipfile
-
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             content = old.read(entry)
@@ -380,10 +382,7 @@ def damage(archive: Path, target: Path) -> None:
 
 def test_stop_from_elsewhere(tmp_path: Path) -> None:
     """`make stop` while `make run` holds another terminal."""
-    import subprocess
-    import sys
-
-    running = run_service(free_settings(tmp_path))
+    running = run_service(free_settings(tmp_path / "run"))
     processes = family(running)
     command = [sys.executable, "-m", "serving", "stop"]
     environment = environment_of(running.settings)
@@ -393,6 +392,5 @@ def test_stop_from_elsewhere(tmp_path: Path) -> None:
         )
         assert done.returncode == 0
         assert done.stdout.strip() == expected
-    running.process.communicate(timeout=10)
+    running.process.wait(timeout=10)
     assert_gone(processes, running.settings)
-    assert os.listdir(tmp_path) != []

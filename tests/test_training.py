@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from handler.network import CLASSES, BloodCellNet
+from handler.preprocessing import to_input, to_planes
 from training import sweep
 from training.metrics import confusion_by_photograph, summarize
 from training.train import Batch, Recipe, Run, augmentation, confident_from, predict
@@ -35,19 +36,31 @@ def same_weights(one: BloodCellNet, other: BloodCellNet) -> bool:
     return all(torch.equal(a, b) for a, b in pairs)
 
 
+def network() -> BloodCellNet:
+    return BloodCellNet(**SMALL.network())
+
+
+def test_evaluation_sees_what_the_service_sees() -> None:
+    """`predict` measures, `to_input` feeds the handler: the same pixels, the same logits."""
+    made = network()
+    pixels = coloured(10).images.permute(0, 2, 3, 1).numpy()
+    served = made.eval()(to_input(list(pixels)))
+    assert torch.allclose(predict(made, to_planes(pixels)), served, atol=1e-5)
+
+
 def test_the_network_is_the_seeds() -> None:
-    layers = [type(module).__name__ for module in BloodCellNet().modules()]
+    layers = [type(module).__name__ for module in network().modules()]
     assert layers.count("Conv2d") == 2
     assert layers.count("Dropout") == 2
     assert layers.count("Linear") == 2
-    assert BloodCellNet()(torch.zeros(3, 3, 60, 80)).shape == (3, len(CLASSES))
+    assert network()(torch.zeros(3, 3, 60, 80)).shape == (3, len(CLASSES))
 
 
 def test_brightness_and_lamp_colour_do_not_reach_the_network() -> None:
-    network = BloodCellNet().eval()
+    made = network().eval()
     images = torch.rand(2, 3, 60, 80) * 0.5
     tinted = images + torch.tensor([0.1, 0.2, 0.3]).view(3, 1, 1)
-    assert torch.allclose(network(images), network(tinted), atol=1e-4)
+    assert torch.allclose(made(images), made(tinted), atol=1e-4)
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -84,12 +97,20 @@ def test_an_interrupted_run_goes_on_as_if_it_had_not_been(tmp_path: Path) -> Non
     assert same_weights(resumed.network, whole.network)
 
 
-def test_a_checkpoint_of_another_recipe_is_not_used(tmp_path: Path) -> None:
-    images, checkpoint = coloured(32), tmp_path / "run.pt"
-    Run(SMALL, images, None, 0, checkpoint).fit("one")
-    other = Run(replace(SMALL, epochs=1), images, None, 0, checkpoint)
-    other.fit("other")
-    assert len(other.history) == 1
+@pytest.mark.parametrize("what", ["recipe", "seed", "images"])
+def test_a_checkpoint_of_another_run_is_not_used(tmp_path: Path, what: str) -> None:
+    checkpoint = tmp_path / "run.pt"
+    one = Run(SMALL, coloured(32), None, 0, checkpoint)
+    one.fit("one")
+    other = Run(
+        replace(SMALL, weight_decay=0.5) if what == "recipe" else SMALL,
+        coloured(32, seed=9) if what == "images" else coloured(32),
+        None,
+        1 if what == "seed" else 0,
+        checkpoint,
+    )
+    other._resume()
+    assert other.history == []
 
 
 def test_augmentation_keeps_shape_and_range() -> None:
@@ -100,8 +121,8 @@ def test_augmentation_keeps_shape_and_range() -> None:
 
 
 def test_predict_does_not_depend_on_the_batch_size() -> None:
-    network, images = BloodCellNet(), coloured(10).images
-    assert torch.allclose(predict(network, images, 3), predict(network, images, 10), atol=1e-5)
+    made, images = network(), coloured(10).images
+    assert torch.allclose(predict(made, images, 3), predict(made, images, 10), atol=1e-5)
 
 
 def test_confident_from_is_the_lowest_that_keeps_the_accuracy() -> None:
@@ -155,16 +176,16 @@ def test_the_interval_is_that_of_the_binomial() -> None:
     )
 
 
-def test_choose_takes_the_cheapest_that_equals_the_best() -> None:
-    def result(name: str, right: int, microseconds: int) -> dict[str, object]:
+def test_choose_takes_the_smallest_that_equals_the_best() -> None:
+    def result(name: str, right: int, work: int) -> dict[str, object]:
         counts = np.zeros((100, 4, 4))
         counts[:right, 0, 0] = 1
         counts[right:, 0, 1] = 1
         return {
             "name": name,
             "accuracy": {"value": right / 100},
-            "microseconds": microseconds,
-            "correct_by_photograph": counts,
+            "multiply_adds": work,
+            "counts": counts,
         }
 
     results = [result("big", 80, 900), result("middle", 79, 300), result("tiny", 50, 100)]
@@ -178,6 +199,9 @@ def test_what_training_wrote_hangs_together() -> None:
         json.loads((folder / f"{name}.json").read_text()) for name in ("card", "metrics", "history")
     )
     assert card["test_accuracy"] == metrics["test"]["image_accuracy"]
+    sweep_json = json.loads((folder / "sweep.json").read_text())
+    (chosen,) = (each for each in sweep_json["networks"] if each["chosen"])
+    assert chosen["network"] == card["network"]
     last = {seed: rows[-1]["validation_loss"] for seed, rows in history["seeds"].items()}
     assert history["chosen_seed"] == int(min(last, key=lambda seed: last[seed]))
     assert (folder / "weights.pt").stat().st_size <= 3_000_000

@@ -143,6 +143,8 @@ def fetch() -> Path:
     # Whatever it is (no network, no such version), the user can still do it by hand.
     except Exception as error:
         raise DataError(f"Kaggle can't be reached ({error}). By hand: {BY_HAND}") from error
+    if LINK.exists() and not LINK.is_symlink():
+        raise DataError(f"{LINK} is in the way: the images are in {downloaded}. Move it away.")
     LINK.unlink(missing_ok=True)
     LINK.symlink_to(downloaded)
     return LINK
@@ -154,6 +156,8 @@ def main() -> int:
         try:
             root = data_root()
         except DataError:
+            if os.environ.get("BLOOD_CELLS_DATA"):
+                raise
             root = fetch()
         check(root)
     except DataError as error:

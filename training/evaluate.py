@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from handler.bloodcells_handler import load_network
@@ -57,40 +59,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, RuntimeError) as error:
         print(f"error: {error}\nRun `make train VERSION={version}` first.", file=sys.stderr)
         return 1
-    metrics = evaluate(network, data.list_images(root, "TEST"), data.list_images(root, "TRAIN"))
+    test, train = (data.list_images(root, split) for split in ("TEST", "TRAIN"))
+    metrics = evaluate(network, test, train, card["confident_from"])
+    answers = golden_answers(network)
     card["test_accuracy"] = metrics["test"]["image_accuracy"]
     write_json(folder / "metrics.json", {"version": version, **metrics})
     write_json(folder / "card.json", card)
-    write_json(folder / "golden.json", golden_answers(network))
-    draw(folder, metrics)
-    print(table(metrics))
+    write_json(folder / "golden.json", answers)
+    history = json.loads((folder / "history.json").read_text())
+    draw(folder, metrics, history)
+    figures = table(metrics, history)
+    print(figures)
     if version == README_VERSION:
-        write_readme(table(metrics))
+        write_readme({"figures": figures, "example": example(answers["neutrophil.png"], card)})
     print(f"wrote {folder}")
     return 0
 
 
 def evaluate(
-    network: BloodCellNet, test: Sequence[data.Image], train: Sequence[data.Image]
+    network: BloodCellNet,
+    test: Sequence[data.Image],
+    train: Sequence[data.Image],
+    confident_from: float,
 ) -> dict[str, Any]:
     """Return every figure of a network on TEST, and without what TRAIN shows, too."""
     pixels, labels = data.load(test, "TEST")
     batch = Batch.of(pixels, labels, torch.device("cpu"))
-    predicted = predict(network, batch.images).argmax(1).numpy()
+    top, answers = predict(network, batch.images).softmax(1).max(1)
+    predicted, confident = answers.numpy(), (top >= confident_from).numpy()
     photographs = [image.photograph for image in test]
-
-    def on(keep: Sequence[bool]) -> dict[str, Any]:
-        mask = np.array(keep)
-        names = [name for name, kept in zip(photographs, keep, strict=True) if kept]
-        return summarize(confusion_by_photograph(labels[mask], predicted[mask], names))
-
     overlapping = data.fields_also_in_train(test, train)
+    known_cells = np.array([name in data.CELLS_ALSO_IN_TRAIN for name in photographs])
+    known_fields = np.array([name in overlapping for name in photographs])
+
+    def on(keep: npt.NDArray[np.bool_]) -> dict[str, Any]:
+        names = [name for name, kept in zip(photographs, keep, strict=True) if kept]
+        return summarize(confusion_by_photograph(labels[keep], predicted[keep], names))
+
     return {
-        "test": on([True] * len(test)),
-        "test_without_cells_also_in_train": on(
-            [name not in data.CELLS_ALSO_IN_TRAIN for name in photographs]
-        ),
-        "test_without_fields_also_in_train": on([name not in overlapping for name in photographs]),
+        "test": on(np.ones(len(test), dtype=bool)),
+        "test_without_cells_also_in_train": on(~known_cells),
+        "test_without_fields_also_in_train": on(~known_fields),
+        "test_where_confident": on(confident),
         "seed_project": SEED_PROJECT,
     }
 
@@ -107,53 +117,83 @@ def golden_answers(network: BloodCellNet) -> dict[str, dict[str, float]]:
     return answers
 
 
-def draw(folder: Path, metrics: dict[str, Any]) -> None:
-    """Draw the plots of a version from its figures and its history."""
+def draw(folder: Path, metrics: dict[str, Any], history: dict[str, Any]) -> None:
+    """Draw the plots of a version."""
     (folder / "plots").mkdir(exist_ok=True)
     plots.confusion(metrics["test"]["confusion"], folder / "plots" / "confusion.png")
-    history = json.loads((folder / "history.json").read_text())
     plots.training_curves(history, folder / "plots" / "training.png")
 
 
-def write_readme(figures: str, path: Path = ROOT / "README.md") -> None:
-    """Put the figures between their marks in the README, so that it can't drift from them."""
+def write_readme(parts: dict[str, str], path: Path = ROOT / "README.md") -> None:
+    """Put what was measured between its marks in the README, so that it can't drift from it."""
     text = path.read_text()
-    head, start, rest = text.partition("<!-- figures:")
-    mark, arrow, rest = rest.partition("-->\n")
-    _, end, tail = rest.partition("<!-- end of figures -->")
-    path.write_text(f"{head}{start}{mark}{arrow}{figures}\n{end}{tail}")
+    for name, content in parts.items():
+        pattern = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        found = pattern.search(text)
+        if not found:
+            raise ValueError(f"{path.name} should hold the marks of {name}")
+        text = f"{text[: found.end(1)]}{content}\n{text[found.start(2) :]}"
+    path.write_text(text)
 
 
-def table(metrics: dict[str, Any]) -> str:
+def example(probabilities: dict[str, float], card: dict[str, Any]) -> str:
+    """Return the answer to a sample as the service gives it."""
+    top = max(probabilities, key=lambda name: probabilities[name])
+    confident = probabilities[top] >= card["confident_from"]
+    answer = {
+        "model": "bloodcells",
+        "version": card["version"],
+        "label": top,
+        "verdict": "confident" if confident else "uncertain",
+        "probabilities": probabilities,
+    }
+    return f"```json\n{json.dumps(answer)}\n```"
+
+
+def table(metrics: dict[str, Any], history: dict[str, Any]) -> str:
     """Return the figures as the Markdown that the README shows."""
-    seed = metrics["seed_project"]
-    lines = [
-        "| TEST | this network (95 % interval) | the seed's README |",
-        "|---|---|---|",
-        f"| accuracy by image | {_text(metrics['test']['image_accuracy'])} | "
-        f"{seed['image_accuracy']:.1%} claimed, "
-        f"{seed['image_accuracy_by_its_table']:.1%} by its own table |",
-        f"| accuracy by photograph | {_text(metrics['test']['photograph_accuracy'])} | |",
+    seed, test = metrics["seed_project"], metrics["test"]
+    sure = metrics["test_where_confident"]
+    claimed = f"{seed['image_accuracy']:.1%} claimed"
+    by_table = f"{seed['image_accuracy_by_its_table']:.1%} by its own table"
+    rows = [
+        ("accuracy by image", test["image_accuracy"], f"{claimed}, {by_table}"),
+        ("accuracy by photograph", test["photograph_accuracy"], ""),
     ]
     for name, label in (
         ("test_without_cells_also_in_train", "by image, without cells that TRAIN shows, too"),
         ("test_without_fields_also_in_train", "by image, without fields that overlap TRAIN's"),
+        ("test_where_confident", "by image, where the verdict is `confident`"),
     ):
         part = metrics[name]
-        lines.append(f"| {label} ({part['images']}) | {_text(part['image_accuracy'])} | |")
+        rows.append((f"{label} ({part['images']} images)", part["image_accuracy"], ""))
+    lines = ["| TEST | this network (95 % interval) | the seed's README |", "|---|---|---|"]
+    lines += [f"| {label} | {_text(figure)} | {theirs} |" for label, figure, theirs in rows]
     lines += [
         "",
-        "| class | precision | recall | F1 | seed's | photographs |",
+        "| class | precision | recall | F1 | the seed's | photographs |",
         "|---|---|---|---|---|---|",
     ]
-    for name, figures in metrics["test"]["classes"].items():
+    for name, figures in test["classes"].items():
         ours = " | ".join(_text(figures[key]) for key in ("precision", "recall", "f1"))
         theirs = ", ".join(f"{value:.2f}" for value in seed["classes"][name].values())
         lines.append(f"| {name.lower()} | {ours} | {theirs} | {figures['photographs']} |")
+    last = [rows[-1] for rows in history["seeds"].values()]
+    accuracies = ", ".join(f"{row['validation_accuracy']:.1%}" for row in last)
+    losses = ", ".join(f"{row['validation_loss']:.2f}" for row in last)
+    lines += [
+        "",
+        f"On the held-out third of TRAIN's photographs, {len(last)} seeds reached {accuracies} "
+        f"(loss {losses}). The one of the lowest loss, {history['chosen_seed']}, was trained once "
+        "more on all of TRAIN; that network is the one above. It answers `confident` to "
+        f"{sure['images'] / test['images']:.0%} of TEST.",
+    ]
     return "\n".join(lines)
 
 
 def _text(figure: dict[str, Any]) -> str:
+    if figure["value"] is None:
+        return "never"
     low, high = figure["interval"]
     return f"{figure['value']:.1%} ({low:.1%} to {high:.1%})"
 

@@ -42,7 +42,7 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     draws = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
     total = counts.sum(0)
     resampled = np.tensordot(draws.astype(float), counts, 1)
-    shares = _accuracy(counts)
+    shares = accuracy(counts)
 
     def figure(statistic: Callable[[Array], Array]) -> dict[str, Any]:
         return _figure(statistic(total[None])[0], statistic(resampled))
@@ -50,7 +50,7 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     return {
         "images": int(total.sum()),
         "photographs": len(counts),
-        "image_accuracy": figure(_accuracy),
+        "image_accuracy": figure(accuracy),
         "photograph_accuracy": _figure(shares.mean(), draws @ shares / len(counts)),
         "classes": {
             name: {
@@ -69,7 +69,8 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
 # Statistics of R confusion matrices (R, true, predicted): R values.
 
 
-def _accuracy(counts: Array) -> Array:
+def accuracy(counts: Array) -> Array:
+    """Return the share of images that are right, for each of R matrices."""
     return _ratio(np.trace(counts, axis1=1, axis2=2), counts.sum((1, 2)))
 
 

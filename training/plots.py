@@ -68,7 +68,7 @@ def confusion(counts: list[list[int]], path: Path) -> None:
 
 
 def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
-    """Draw cross-validated accuracy against the cost of one image, with the spread over folds."""
+    """Draw cross-validated accuracy against the cost of one image, with its interval."""
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.subplots()
     for network in networks:
@@ -91,7 +91,7 @@ def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
     axes.set(
         xscale="log",
         xlabel="microseconds an image, one core, batches of 8",
-        ylabel="accuracy by image, 3-fold grouped cross-validation",
+        ylabel="accuracy by image (3-fold, grouped, short training)",
     )
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=110)

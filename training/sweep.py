@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
+from torch.utils.flop_counter import FlopCounterMode
 
 from handler.network import BloodCellNet
 from handler.preprocessing import HEIGHT, WIDTH
 from training import data, plots
-from training.metrics import RESAMPLES, confusion_by_photograph, summarize
+from training.metrics import RESAMPLES, Array, accuracy, confusion_by_photograph, summarize
 from training.train import FOLDS, ROOT, Batch, Recipe, Run, keep_memory, predict, write_json
 
 CANDIDATES = {
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     choose(results)
     for result in results:
-        del result["correct_by_photograph"]
+        del result["counts"]
     folder = ROOT / "models" / "1.0"
     (folder / "plots").mkdir(parents=True, exist_ok=True)
     write_json(folder / "sweep.json", {"folds": FOLDS, "epochs": epochs, "networks": results})
@@ -80,40 +82,47 @@ def compare(
         "name": name,
         "network": recipe.network(),
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": multiply_adds(network),
         "microseconds": microseconds(network),
         "accuracy": summary["image_accuracy"],
         "photograph_accuracy": summary["photograph_accuracy"],
         "recall": {key: value["recall"]["value"] for key, value in summary["classes"].items()},
-        "correct_by_photograph": counts,
+        "counts": counts,
     }
 
 
 def choose(results: list[dict[str, Any]]) -> None:
-    """Mark the cheapest network whose paired difference to the best one may be zero."""
+    """Mark the smallest network, by its work, whose paired difference to the best may be zero."""
     best = max(results, key=lambda result: result["accuracy"]["value"])
     random = np.random.default_rng(0)
-    size = len(best["correct_by_photograph"])
+    size = len(best["counts"])
     draws = random.multinomial(size, np.full(size, 1 / size), RESAMPLES)
     for result in results:
         behind = _accuracies(best, draws) - _accuracies(result, draws)
         low, high = np.percentile(behind, [2.5, 97.5])
         result["behind_the_best"] = [round(float(low), 4), round(float(high), 4)]
     equals = [result for result in results if result["behind_the_best"][0] <= 0]
-    chosen = min(equals, key=lambda result: result["microseconds"])
+    chosen = min(equals, key=lambda result: result["multiply_adds"])
     for result in results:
         result["chosen"] = result is chosen
 
 
-def _accuracies(result: dict[str, Any], draws: np.ndarray) -> np.ndarray:
-    counts = result["correct_by_photograph"]
-    right, total = np.trace(counts, axis1=1, axis2=2), counts.sum((1, 2))
-    accuracies: np.ndarray = (draws @ right) / (draws @ total)
-    return accuracies
+def _accuracies(result: dict[str, Any], draws: np.ndarray) -> Array:
+    return accuracy(np.tensordot(draws.astype(float), result["counts"], 1))
+
+
+@torch.inference_mode()
+def multiply_adds(network: BloodCellNet) -> int:
+    """Count the multiplications with addition that one image costs."""
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 3, HEIGHT, WIDTH))
+    return int(counter.get_total_flops()) // 2
 
 
 @torch.inference_mode()
 def microseconds(network: BloodCellNet, batch_size: int = 8, repeats: int = 50) -> int:
     """Return the median time of one image on one core, in batches as the service has them."""
+    network = convert_conv2d_weight_memory_format(network, torch.channels_last)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     images = torch.rand(batch_size, 3, HEIGHT, WIDTH).to(memory_format=torch.channels_last)

@@ -1,8 +1,9 @@
 """Train a version: `python -m training.train --version 1.0`.
 
-The recipe was chosen by grouped cross-validation within TRAIN (training/sweep.py). Here several
-seeds train on two thirds of TRAIN's photograph groups, the third tells which seed is best, and
-that seed trains once more, on all of TRAIN. TEST is never opened.
+The channels and pooling were chosen by grouped cross-validation within TRAIN (training/sweep.py).
+Here several seeds train on two thirds of TRAIN's photograph groups, the third tells which seed is
+best (by its loss), and with that seed the network is trained once more, on all of TRAIN: that one
+is shipped. TEST is never opened.
 
 Writes weights.pt, card.json and history.json to models/<version>/. Interrupted, it goes on where
 it was: checkpoints lie in .train/.
@@ -15,6 +16,7 @@ import ctypes
 import hashlib
 import json
 import platform
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,8 +29,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from handler import network as network_module
 from handler.network import CLASSES, BloodCellNet
-from handler.preprocessing import HEIGHT, WIDTH, Pixels
+from handler.preprocessing import HEIGHT, WIDTH, Pixels, scale, to_planes
 from training import data
 from training.torchvision_cpu import v2
 
@@ -72,8 +75,7 @@ class Batch:
 
     @classmethod
     def of(cls, pixels: Pixels, labels: np.ndarray, device: torch.device) -> Batch:
-        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return cls(images.to(device), torch.from_numpy(labels).to(device))
+        return cls(to_planes(pixels).to(device), torch.from_numpy(labels).to(device))
 
     def take(self, indices: np.ndarray) -> Batch:
         where = torch.from_numpy(indices).to(self.labels.device)
@@ -123,6 +125,7 @@ class Run:
         )
         self.augment = augmentation()
         self.history: list[dict[str, float]] = []
+        self.identity = _identity(recipe, seed, train)
 
     def fit(self, title: str) -> BloodCellNet:
         """Train to the end of the recipe; return the network, ready for use."""
@@ -143,7 +146,7 @@ class Run:
             batch = self.train.take(
                 order[step * self.recipe.batch_size :][: self.recipe.batch_size]
             )
-            images = batch.images.float().div_(255).split(SHARED_DRAW)
+            images = scale(batch.images).split(SHARED_DRAW)
             logits = self.network(torch.cat([self.augment(few) for few in images]))
             loss = F.cross_entropy(
                 logits, batch.labels, label_smoothing=self.recipe.label_smoothing
@@ -170,9 +173,9 @@ class Run:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         partial = self.checkpoint.with_suffix(".partial")
         state = {
-            "recipe": asdict(self.recipe),
+            "identity": self.identity,
             "history": self.history,
-            "random": torch.get_rng_state(),
+            "random": _random_states(),
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -183,15 +186,30 @@ class Run:
     def _resume(self) -> None:
         if not self.checkpoint.exists():
             return
-        state = torch.load(self.checkpoint, weights_only=True)
-        # A checkpoint of another recipe is of no use.
-        if state["recipe"] != asdict(self.recipe):
+        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
+        if state["identity"] != self.identity:
             return
         self.history = state["history"]
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"][0])
+        if torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["random"][1:])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def _identity(recipe: Recipe, seed: int, train: Batch) -> str:
+    """Return what tells a run from every other: its recipe, seed, images and code."""
+    digest = hashlib.sha256(repr((recipe, seed)).encode())
+    digest.update(train.images.cpu().contiguous().numpy().tobytes())
+    for path in (__file__, network_module.__file__):
+        digest.update(Path(path).read_bytes())
+    return digest.hexdigest()
+
+
+def _random_states() -> list[torch.Tensor]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return [torch.get_rng_state(), *cuda]
 
 
 @torch.inference_mode()
@@ -199,7 +217,7 @@ def predict(network: BloodCellNet, images: torch.Tensor, batch_size: int = 256) 
     """Map images (N, 3, 60, 80) uint8 to logits (N, 4), on the CPU."""
     network.eval()
     parts = images.split(batch_size)
-    return torch.cat([network(part.float().div_(255)).cpu() for part in parts])
+    return torch.cat([network(scale(part)).cpu() for part in parts])
 
 
 def keep_memory() -> None:
@@ -249,7 +267,7 @@ def train_version(version: str, images: Sequence[data.Image], recipe: Recipe) ->
         runs.append(run)
     best = min(SEEDS, key=lambda seed: runs[seed].history[-1]["validation_loss"])
     print(f"seed {best} has the lowest validation loss; it now trains on all of TRAIN")
-    final = Run(recipe, everything, None, best, scratch / "final.pt")
+    final = Run(recipe, everything, None, best, scratch / f"final-{best}.pt")
     network = final.fit(f"seed {best}, all").cpu()
 
     folder = ROOT / "models" / version
@@ -264,7 +282,7 @@ def train_version(version: str, images: Sequence[data.Image], recipe: Recipe) ->
         "parameters": sum(parameter.numel() for parameter in network.parameters()),
         "weights_sha256": hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest(),
         "confident_from": confident_from(logits, held_out.labels.cpu()),
-        "trained_on": date.today().isoformat(),
+        "training_date": date.today().isoformat(),
     }
     history = {
         "recipe": asdict(recipe),
@@ -274,6 +292,10 @@ def train_version(version: str, images: Sequence[data.Image], recipe: Recipe) ->
     }
     write_json(folder / "card.json", card)
     write_json(folder / "history.json", history)
+    # What was measured of other weights no longer holds.
+    for name in ("golden.json", "metrics.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(scratch)
     print(f"wrote {folder}: now `make evaluate VERSION={version}`")
 
 
