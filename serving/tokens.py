@@ -96,7 +96,11 @@ def keep_fresh(settings: Settings, tokens: Tokens, stop: threading.Event) -> Non
 
 def _due(tokens: Tokens, kind: Kind) -> float:
     now = time.time()
-    return now + 0.8 * max(0.0, tokens.expires(kind).timestamp() - now)
+    try:
+        return now + 0.8 * max(0.0, tokens.expires(kind).timestamp() - now)
+    except (TokenError, KeyError, ValueError):
+        # Half written, as can be at the start.
+        return now + 1
 
 
 def _time(text: str) -> datetime:
