@@ -41,8 +41,13 @@ class TorchServe:
         self.settings = settings
         self.config = effective_config(settings)
         self.archives = _archives(settings, self.config)
-        # Workers' sockets live here; their paths may not be long, as one in .run/ could be.
+        settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Unpacked archives and workers' sockets. The paths of these may not be long, as one in .run/
+        # could be, so the folder stands elsewhere, and .run/ only notes where.
+        self._scratch_note = settings.run_dir / "scratch"
+        self._remove_scratch()
         self._scratch = Path(tempfile.mkdtemp(prefix="bloodcells-"))
+        self._scratch_note.write_text(str(self._scratch))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -86,9 +91,15 @@ class TorchServe:
             # Also for workers that outlived Java.
             _signal_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._remove_scratch()
         for name in (KEY_FILE, HEADER_FILE):
             (self.settings.run_dir / name).unlink(missing_ok=True)
+
+    def _remove_scratch(self) -> None:
+        """Remove the noted folder: our own, or that of a service that was killed."""
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(self._scratch_note.read_text(), ignore_errors=True)
+            self._scratch_note.unlink()
 
     def _command(self, config_file: Path) -> list[str]:
         package = importlib.util.find_spec("ts")

@@ -305,10 +305,13 @@ class TestStop:
         own.process.kill()
         own.process.wait()
         assert_gone(processes, own.settings)
-        # What it left on the disk keeps nobody from starting again.
+        # What it left on the disk keeps nobody from starting again, and is then removed.
+        scratch = Path((own.settings.run_dir / "scratch").read_text())
+        assert scratch.is_dir()
         again = run_service(own.settings)
         again.stop()
         assert again.process.returncode == 0
+        assert not scratch.exists()
 
 
 def path_without_java(folder: Path) -> str:
