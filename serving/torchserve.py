@@ -42,7 +42,7 @@ class TorchServe:
         self.config = effective_config(settings)
         self.archives = _archives(settings, self.config)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # For unpacked archives and workers' sockets, whose paths may not be long. One in .run/ could
+        # For unpacked archives and for sockets, whose paths may not be long. One in .run/ could
         # be, so the folder stands elsewhere, and .run/ notes where.
         self._scratch_note = settings.run_dir / "scratch"
         self._remove_scratch()
