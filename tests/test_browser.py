@@ -12,7 +12,14 @@ import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
-from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    FileChooser,
+    Page,
+    expect,
+    sync_playwright,
+)
 
 FLAGS = [
     "--no-sandbox",
@@ -243,6 +250,9 @@ def test_too_large_a_file_without_script(open_page: Open, tmp_path: Path) -> Non
 
 def test_keyboard(open_page: Open, sample_image: Path) -> None:
     page = open_page()
+    # Long before it is needed: Playwright does not wait until the browser hands choosers over.
+    choosers: list[FileChooser] = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
     page.keyboard.press("Tab")
     skip = page.get_by_role("link", name="Skip to the content")
     expect(skip).to_be_focused()
@@ -250,9 +260,12 @@ def test_keyboard(open_page: Open, sample_image: Path) -> None:
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
     expect(page.locator("input[type=file]")).to_be_focused()
-    with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
-    chooser.value.set_files(sample_image)
+    page.keyboard.press("Enter")
+    for _ in range(200):
+        if choosers:
+            break
+        page.wait_for_timeout(50)
+    choosers[0].set_files(sample_image)
     expect(page.get_by_role("status")).to_contain_text(sample_image.name)
     page.keyboard.press("Tab")
     expect(page.locator("button[type=submit]")).to_be_focused()
