@@ -18,8 +18,8 @@ help:  ## list the commands
 run: .venv/run.stamp mar  ## set up, build the archives, start TorchServe and the page
 	@$(BIN)/python -m serving run
 
-stop: .venv/run.stamp  ## stop what `make run` started elsewhere
-	@$(BIN)/python -m serving stop
+stop:  ## stop what `make run` started elsewhere
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m serving stop; else echo "nothing runs"; fi
 
 setup: .venv/run.stamp  ## make the virtual environment of the service
 
@@ -28,7 +28,7 @@ mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each ve
 data: .venv/dev.stamp  ## fetch the images from Kaggle, and check them
 	@$(BIN)/python -m training.data
 
-train: .venv/dev.stamp  ## train VERSION (needs BLOOD_CELLS_DATA)
+train: .venv/dev.stamp  ## train VERSION (needs the images: make data)
 	@$(BIN)/python -m training.train --version $(VERSION)
 
 sweep: .venv/dev.stamp  ## compare networks by grouped cross-validation within TRAIN
@@ -48,7 +48,7 @@ lint: .venv/dev.stamp
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-clean:  ## remove what was built: .venv/, .run/, the archives
+clean: stop  ## remove what was built: .venv/, .run/, the archives
 	rm -rf .venv .run model_store/*.mar
 
 .venv/bin/python:

@@ -21,7 +21,13 @@ from serving.local import local_session
 from serving.readiness import wait_until_ready
 from serving.settings import MODEL, ROOT, Settings, SettingsError
 from serving.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
-from serving.torchserve import StartError, TorchServe, check_ports, die_with_parent
+from serving.torchserve import (
+    StartError,
+    TorchServe,
+    check_ports,
+    die_with_parent,
+    remove_leftovers,
+)
 
 PATIENCE = 30.0
 
@@ -60,6 +66,7 @@ def stop(settings: Settings) -> None:
     """Stop the service that runs in the same folder, if one does; raise StartError."""
     pid = _running(settings.run_dir)
     if pid is None:
+        remove_leftovers(settings.run_dir)
         print("nothing runs")
         return
     with contextlib.suppress(ProcessLookupError):

@@ -62,11 +62,11 @@ class Settings:
 
 
 def _folder(name: str, default: Path) -> Path:
-    return Path(os.environ.get(name, default)).resolve()
+    return Path(os.environ.get(name) or default).resolve()
 
 
 def _port(name: str, default: int) -> int:
-    value = os.environ.get(name, str(default))
+    value = os.environ.get(name) or str(default)
     if not value.isdecimal() or not 0 < int(value) < 65536:
         raise SettingsError(f"{name} must be a port number from 1 to 65535, not {value!r}.")
     return int(value)

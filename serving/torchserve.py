@@ -26,6 +26,7 @@ from serving.tokens import HEADER_FILE, KEY_FILE
 
 JAVA_VERSIONS = range(11, 22)
 HERE = Path(__file__).parent
+SCRATCH_NOTE = "scratch"
 # Loaded here, since little is safe between a fork and its exec.
 _libc = ctypes.CDLL(None)
 
@@ -44,10 +45,9 @@ class TorchServe:
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # For unpacked archives and for sockets, whose paths may not be long. One in .run/ could
         # be, so the folder stands elsewhere, and .run/ notes where.
-        self._scratch_note = settings.run_dir / "scratch"
-        self._remove_scratch()
+        remove_leftovers(settings.run_dir)
         self._scratch = Path(tempfile.mkdtemp(prefix="bloodcells-"))
-        self._scratch_note.write_text(str(self._scratch))
+        (settings.run_dir / SCRATCH_NOTE).write_text(str(self._scratch))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -61,7 +61,6 @@ class TorchServe:
         if self.log.exists():
             # What a crash left there may be wanted.
             self.log.replace(self.log.with_suffix(".previous.log"))
-        (run_dir / KEY_FILE).unlink(missing_ok=True)
         config_file = run_dir / "config.properties"
         config_file.write_text(to_properties(self.config), encoding="ascii")
         with (run_dir / "logs" / "java.log").open("wb") as output:
@@ -91,15 +90,8 @@ class TorchServe:
             # Also for workers that outlived Java.
             _signal_group(self._process.pid, signal.SIGKILL)
             self._process.wait()
-        self._remove_scratch()
-        for name in (KEY_FILE, HEADER_FILE):
-            (self.settings.run_dir / name).unlink(missing_ok=True)
-
-    def _remove_scratch(self) -> None:
-        """Remove the noted folder: our own, or that of a service that was killed."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self._scratch_note.read_text(), ignore_errors=True)
-            self._scratch_note.unlink()
+        shutil.rmtree(self._scratch, ignore_errors=True)
+        remove_leftovers(self.settings.run_dir)
 
     def _command(self, config_file: Path) -> list[str]:
         package = importlib.util.find_spec("ts")
@@ -139,6 +131,14 @@ class TorchServe:
             "TMPDIR": scratch,
             "TEMP": scratch,
         }
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """Remove what a service leaves that is over, killed ones too: its tokens and its scratch."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree((run_dir / SCRATCH_NOTE).read_text(), ignore_errors=True)
+    for name in (KEY_FILE, HEADER_FILE, SCRATCH_NOTE):
+        (run_dir / name).unlink(missing_ok=True)
 
 
 def effective_config(settings: Settings) -> dict[str, str]:
@@ -186,7 +186,12 @@ def find_java() -> Path:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raise StartError if something else listens on one of the service's ports."""
+    """Raise StartError if two ports are one, or something else listens on one of them."""
+    names: dict[int, str] = {}
+    for variable, port in settings.ports.items():
+        if port in names:
+            raise StartError(f"{names[port]} and {variable} are both {port}: set one to another.")
+        names[port] = variable
     for variable, port in settings.ports.items():
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -299,7 +299,7 @@ class TestSettings:
         monkeypatch.setenv("INFERENCE_PORT", "9090")
         assert Settings.from_environment().inference_url == "http://127.0.0.1:9090"
 
-    @pytest.mark.parametrize("value", ["", "http", "0", "65536", "-1", "\u00b2"])
+    @pytest.mark.parametrize("value", ["http", "0", "65536", "-1", "\u00b2"])
     def test_a_port_that_is_none_is_refused(
         self, monkeypatch: pytest.MonkeyPatch, value: str
     ) -> None:
@@ -351,6 +351,18 @@ class TestBeforeTheStart:
             port = taken.getsockname()[1]
             with pytest.raises(StartError, match=f"{port} can't be used.*METRICS_PORT"):
                 torchserve.check_ports(Settings(metrics_port=port))
+
+    def test_a_port_that_is_named_twice(self) -> None:
+        with pytest.raises(StartError, match="INFERENCE_PORT and FRONTEND_PORT are both 8080"):
+            torchserve.check_ports(Settings(frontend_port=8080))
+
+    def test_what_a_killed_service_left_is_removed(self, tmp_path: Path) -> None:
+        scratch = tmp_path / "scratch-of-old"
+        scratch.mkdir()
+        (tmp_path / torchserve.SCRATCH_NOTE).write_text(str(scratch))
+        write_keys(tmp_path)
+        torchserve.remove_leftovers(tmp_path)
+        assert list(tmp_path.iterdir()) == []
 
 
 class TestJava:

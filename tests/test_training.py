@@ -148,11 +148,11 @@ def test_summary_of_a_known_case() -> None:
     summary = summarize(confusion_by_photograph(labels, predicted, list("aabccdef")))
     assert summary["image_accuracy"]["value"] == 6 / 8
     # Photographs a and c to e are right, b and f wrong.
-    assert summary["photograph_accuracy"]["value"] == round(4 / 6, 4)
+    assert summary["photograph_accuracy"]["value"] == pytest.approx(4 / 6, abs=1e-6)
     eosinophil = summary["classes"]["EOSINOPHIL"]
-    assert eosinophil["precision"]["value"] == round(2 / 3, 4)
-    assert eosinophil["recall"]["value"] == round(2 / 3, 4)
-    assert eosinophil["f1"]["value"] == round(2 / 3, 4)
+    assert eosinophil["precision"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert eosinophil["recall"]["value"] == pytest.approx(2 / 3, abs=1e-6)
+    assert eosinophil["f1"]["value"] == pytest.approx(2 / 3, abs=1e-6)
     assert summary["confusion"][0] == [2, 1, 0, 0]
 
 

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_json(folder / "golden.json", answers)
     history = json.loads((folder / "history.json").read_text())
     draw(folder, metrics, history)
-    figures = table(metrics, history)
+    figures = table(metrics, history, card["confident_from"])
     print(figures)
     if version == README_VERSION:
         write_readme({"figures": figures, "example": example(answers["neutrophil.png"], card)})
@@ -150,7 +150,7 @@ def example(probabilities: dict[str, float], card: dict[str, Any]) -> str:
     return f"```json\n{json.dumps(answer)}\n```"
 
 
-def table(metrics: dict[str, Any], history: dict[str, Any]) -> str:
+def table(metrics: dict[str, Any], history: dict[str, Any], confident_from: float) -> str:
     """Return the figures as the Markdown that the README shows."""
     seed, test = metrics["seed_project"], metrics["test"]
     sure = metrics["test_where_confident"]
@@ -167,25 +167,27 @@ def table(metrics: dict[str, Any], history: dict[str, Any]) -> str:
     ):
         part = metrics[name]
         rows.append((f"{label} ({part['images']} images)", part["image_accuracy"], ""))
-    lines = ["| TEST | this network (95 % interval) | the seed's README |", "|---|---|---|"]
+    lines = ["| TEST | this network (95 % interval) | the original's README |", "|---|---|---|"]
     lines += [f"| {label} | {_text(figure)} | {theirs} |" for label, figure, theirs in rows]
     lines += [
         "",
-        "| class | precision | recall | F1 | the seed's | photographs |",
+        "| class | precision | recall | F1 | the original's three | photographs |",
         "|---|---|---|---|---|---|",
     ]
     for name, figures in test["classes"].items():
         ours = " | ".join(_text(figures[key]) for key in ("precision", "recall", "f1"))
-        theirs = ", ".join(f"{value:.2f}" for value in seed["classes"][name].values())
+        theirs = ", ".join(f"{value:.0%}" for value in seed["classes"][name].values())
         lines.append(f"| {name.lower()} | {ours} | {theirs} | {figures['photographs']} |")
     last = [rows[-1] for rows in history["seeds"].values()]
     accuracies = ", ".join(f"{row['validation_accuracy']:.1%}" for row in last)
     losses = ", ".join(f"{row['validation_loss']:.2f}" for row in last)
     lines += [
         "",
-        f"On the held-out third of TRAIN's photographs, {len(last)} seeds reached {accuracies} "
-        f"(loss {losses}). The one of the lowest loss, {history['chosen_seed']}, was trained once "
-        "more on all of TRAIN; that network is the one above. It answers `confident` to "
+        f"Trained from the random seeds {', '.join(history['seeds'])}, it reached {accuracies} "
+        f"(loss {losses}) on the held-out third of TRAIN's photographs. Seed "
+        f"{history['chosen_seed']}, of the lowest loss, was taken to train once more, on all of "
+        "TRAIN: that is the network above. "
+        f"It answers `confident`, from a probability of {confident_from:.0%} on, to "
         f"{sure['images'] / test['images']:.0%} of TEST.",
     ]
     return "\n".join(lines)

@@ -92,8 +92,8 @@ def _figure(value: float, resampled: Array) -> dict[str, Any]:
         return {"value": None, "interval": None}
     low, high = np.nanpercentile(resampled, [2.5, 97.5])
     return {
-        "value": round(float(value), 4),
-        "interval": [round(float(low), 4), round(float(high), 4)],
+        "value": round(float(value), 6),
+        "interval": [round(float(low), 6), round(float(high), 6)],
     }
 
 

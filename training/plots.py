@@ -21,6 +21,7 @@ def training_curves(history: dict[str, Any], path: Path) -> None:
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         for seed, rows in history["seeds"].items():
             chosen = seed == str(history["chosen_seed"])
+            first = seed == next(s for s in history["seeds"] if s != str(history["chosen_seed"]))
             epochs = range(1, len(rows) + 1)
             if chosen:
                 axes.plot(
@@ -34,7 +35,7 @@ def training_curves(history: dict[str, Any], path: Path) -> None:
                 [row[f"validation_{what}"] for row in rows],
                 color=VALIDATION_COLOUR,
                 alpha=1 if chosen else 0.25,
-                label="validation" if chosen else None,
+                label="validation" if chosen else "validation, other seeds" if first else None,
             )
         axes.set(xlabel="epoch", ylabel=what, xlim=(1, None))
         axes.grid(alpha=0.3)
@@ -84,9 +85,10 @@ def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
         axes.annotate(
             network["name"],
             (network["multiply_adds"] / 1e6, value),
-            xytext=(6, 4),
+            xytext=(0, -14 if network["multiply_adds"] < 5e6 else 6),
             textcoords="offset points",
             fontsize=8,
+            backgroundcolor="white",
         )
     axes.set(
         xlim=(0, 1.35e-6 * max(network["multiply_adds"] for network in networks)),
