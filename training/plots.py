@@ -83,12 +83,11 @@ def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
             color=VALIDATION_COLOUR if network["chosen"] else TRAIN_COLOUR,
         )
         axes.annotate(
-            network["name"],
-            (network["multiply_adds"] / 1e6, value),
-            xytext=(0, -14 if network["multiply_adds"] < 5e6 else 6),
+            network["name"].replace(", pools", ",\npools"),
+            (network["multiply_adds"] / 1e6, high),
+            xytext=(4, 3),
             textcoords="offset points",
             fontsize=8,
-            backgroundcolor="white",
         )
     axes.set(
         xlim=(0, 1.35e-6 * max(network["multiply_adds"] for network in networks)),
