@@ -69,14 +69,14 @@ def brightness(factor: float) -> Change:
 @pytest.mark.parametrize(
     ("change", "floor"),
     [
-        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), 0.80, id="mirrored"),
-        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), 0.80, id="upside down"),
-        pytest.param(transpose(Image.Transpose.ROTATE_180), 0.80, id="half turn"),
+        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), 0.87, id="mirrored"),
+        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), 0.84, id="upside down"),
+        pytest.param(transpose(Image.Transpose.ROTATE_180), 0.86, id="half turn"),
         # The field is squashed to 80x60 whatever its shape, so a quarter turn also distorts it.
-        pytest.param(transpose(Image.Transpose.ROTATE_90), 0.65, id="quarter turn"),
-        pytest.param(brightness(0.9), 0.90, id="darker"),
-        pytest.param(brightness(1.1), 0.85, id="brighter"),
-        pytest.param(same, 0.90, id="another kind of file"),
+        pytest.param(transpose(Image.Transpose.ROTATE_90), 0.82, id="quarter turn"),
+        pytest.param(brightness(0.9), 0.95, id="darker"),
+        pytest.param(brightness(1.1), 0.95, id="brighter"),
+        pytest.param(same, 0.96, id="another kind of file"),
     ],
 )
 def test_a_changed_cell_stays_the_same_cell(
@@ -98,7 +98,7 @@ def test_jpeg_quality_50_keeps_the_class(network: BloodCellNet, files: list[byte
     after = answers(network, [changed(file, same, "JPEG", quality=50) for file in files])
     share = float((answers(network, files) == after).mean())
     print(f"{share:.3f} of {len(files)} images keep their class")
-    assert share >= 0.90
+    assert share >= 0.93
 
 
 def test_every_class_is_recognised(network: BloodCellNet, blood_cells: Path) -> None:

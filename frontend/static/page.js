@@ -42,6 +42,12 @@ if (form) {
   preview.addEventListener("load", () => showPicture(true));
   preview.addEventListener("error", () => showPicture(false));
   input.addEventListener("change", showChoice);
+  // The page says it already; the browser's own bubble would lie over that.
+  input.addEventListener("invalid", (event) => {
+    if (!input.validity.customError) return;
+    event.preventDefault();
+    input.focus();
+  });
   form.addEventListener("submit", () => showSending(true));
   // The browser's Back may bring the page as it was left: sending.
   window.addEventListener("pageshow", () => {
@@ -54,6 +60,10 @@ if (form) {
       event.preventDefault();
       zone.classList.toggle("over", name === "dragover");
     });
+  }
+  // A file dropped beside the zone must not replace the page.
+  for (const name of ["dragover", "drop"]) {
+    document.addEventListener(name, (event) => event.preventDefault());
   }
   zone.addEventListener("drop", (event) => {
     if (!event.dataTransfer.files.length) return;
