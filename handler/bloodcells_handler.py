@@ -78,7 +78,8 @@ class BloodCellHandler:
         answers = []
         for start in range(0, len(images), self.batch_size):
             batch = to_input(images[start : start + self.batch_size])
-            answers += [self._answer(row) for row in self._probabilities(batch)]
+            rows = self._probabilities(batch)
+            answers += [answer(self.model_name, self.card, row) for row in rows]
         return answers
 
     @torch.inference_mode()
@@ -87,18 +88,20 @@ class BloodCellHandler:
         probabilities: list[list[float]] = self.network(batch.to(self.device)).softmax(1).tolist()
         return probabilities
 
-    def _answer(self, probabilities: Sequence[float]) -> Answer:
-        top = max(probabilities)
-        return {
-            "model": self.model_name,
-            "version": self.card["version"],
-            "label": CLASSES[probabilities.index(top)],
-            "verdict": "confident" if top >= self.card["confident_from"] else "uncertain",
-            "probabilities": {
-                name: round(probability, 6)
-                for name, probability in zip(CLASSES, probabilities, strict=True)
-            },
-        }
+
+def answer(model: str, card: Mapping[str, Any], probabilities: Sequence[float]) -> Answer:
+    """Return what is said of an image, from its probabilities in the order of CLASSES."""
+    top = max(probabilities)
+    return {
+        "model": model,
+        "version": card["version"],
+        "label": CLASSES[probabilities.index(top)],
+        "verdict": "confident" if top >= card["confident_from"] else "uncertain",
+        "probabilities": {
+            name: round(probability, 6)
+            for name, probability in zip(CLASSES, probabilities, strict=True)
+        },
+    }
 
 
 def load_network(path: Path, card: Mapping[str, Any]) -> BloodCellNet:

@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from handler.bloodcells_handler import load_network
-from handler.network import CLASSES, BloodCellNet
+from handler.bloodcells_handler import Answer, answer, load_network
+from handler.network import BloodCellNet
 from handler.preprocessing import decode, to_input
 from serving.golden import SAMPLES
+from serving.settings import MODEL
 from training import data, plots
 from training.metrics import confusion_by_photograph, summarize
 from training.train import ROOT, Batch, predict, write_json
@@ -61,17 +62,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     test, train = (data.list_images(root, split) for split in ("TEST", "TRAIN"))
     metrics = evaluate(network, test, train, card["confident_from"])
-    answers = golden_answers(network)
+    answers = answer_samples(network, card)
     card["test_accuracy"] = metrics["test"]["image_accuracy"]
     write_json(folder / "metrics.json", {"version": version, **metrics})
     write_json(folder / "card.json", card)
-    write_json(folder / "golden.json", answers)
+    golden = {name: said["probabilities"] for name, said in answers.items()}
+    write_json(folder / "golden.json", golden)
     history = json.loads((folder / "history.json").read_text())
     draw(folder, metrics, history)
     figures = table(metrics, history, card["confident_from"])
     print(figures)
     if version == README_VERSION:
-        write_readme({"figures": figures, "example": example(answers["neutrophil.png"], card)})
+        example = f"```json\n{json.dumps(answers['neutrophil.png'])}\n```"
+        write_readme({"figures": figures, "example": example})
     print(f"wrote {folder}")
     return 0
 
@@ -106,14 +109,12 @@ def evaluate(
 
 
 @torch.inference_mode()
-def golden_answers(network: BloodCellNet) -> dict[str, dict[str, float]]:
-    """Return what the network says to each drawn sample: {file: {class: probability}}."""
+def answer_samples(network: BloodCellNet, card: dict[str, Any]) -> dict[str, Answer]:
+    """Return what the service says to each drawn sample, by its file."""
     answers = {}
     for path in sorted(SAMPLES.glob("*.png")):
         row = network(to_input([decode(path.read_bytes())])).softmax(1)[0].tolist()
-        answers[path.name] = {
-            name: round(value, 6) for name, value in zip(CLASSES, row, strict=True)
-        }
+        answers[path.name] = answer(MODEL, card, row)
     return answers
 
 
@@ -134,20 +135,6 @@ def write_readme(parts: dict[str, str], path: Path = ROOT / "README.md") -> None
             raise ValueError(f"{path.name} should hold the marks of {name}")
         text = f"{text[: found.end(1)]}{content}\n{text[found.start(2) :]}"
     path.write_text(text)
-
-
-def example(probabilities: dict[str, float], card: dict[str, Any]) -> str:
-    """Return the answer to a sample as the service gives it."""
-    top = max(probabilities, key=lambda name: probabilities[name])
-    confident = probabilities[top] >= card["confident_from"]
-    answer = {
-        "model": "bloodcells",
-        "version": card["version"],
-        "label": top,
-        "verdict": "confident" if confident else "uncertain",
-        "probabilities": probabilities,
-    }
-    return f"```json\n{json.dumps(answer)}\n```"
 
 
 def table(metrics: dict[str, Any], history: dict[str, Any], confident_from: float) -> str:

@@ -32,16 +32,21 @@ def confusion_by_photograph(
     return counts
 
 
+def resamples(size: int, seed: int = 0) -> Array:
+    """Draw how often each of size photographs stands in each resample: (RESAMPLES, size)."""
+    random = np.random.default_rng(seed)
+    return random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float)
+
+
 def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     """Return every figure of (P, true, predicted) counts as {"value", "interval"} of 95 %.
 
     `image_accuracy` is the share of images that are right; `photograph_accuracy` the mean over
     photographs of that share, so that each photograph counts once.
     """
-    random = np.random.default_rng(seed)
-    draws = random.multinomial(len(counts), np.full(len(counts), 1 / len(counts)), RESAMPLES)
+    draws = resamples(len(counts), seed)
     total = counts.sum(0)
-    resampled = np.tensordot(draws.astype(float), counts, 1)
+    resampled = np.tensordot(draws, counts, 1)
     shares = accuracy(counts)
 
     def figure(statistic: Callable[[Array], Array]) -> dict[str, Any]:

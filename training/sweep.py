@@ -26,8 +26,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from handler.network import BloodCellNet
 from handler.preprocessing import HEIGHT, WIDTH
 from training import data, plots
-from training.metrics import RESAMPLES, Array, accuracy, confusion_by_photograph, summarize
-from training.train import FOLDS, ROOT, Batch, Recipe, Run, keep_memory, predict, write_json
+from training.metrics import Array, accuracy, confusion_by_photograph, resamples, summarize
+from training.train import (
+    FOLDS,
+    ROOT,
+    Batch,
+    Recipe,
+    Run,
+    keep_memory,
+    predict,
+    train_images,
+    write_json,
+)
 
 CANDIDATES = {
     "8, 16 channels, pools 2, 4": Recipe(channels=(8, 16), hidden=64),
@@ -42,11 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.sweep")
     parser.add_argument("--epochs", type=int, default=8)
     epochs = parser.parse_args(arguments).epochs
-    try:
-        images = data.list_images(data.data_root(), "TRAIN")
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    images = train_images()
     keep_memory()
     everything = Batch.of(*data.load(images, "TRAIN"), torch.device("cpu"))
     results = [
@@ -94,9 +100,7 @@ def compare(
 def choose(results: list[dict[str, Any]]) -> None:
     """Mark the smallest network, by its work, whose paired difference to the best may be zero."""
     best = max(results, key=lambda result: result["accuracy"]["value"])
-    random = np.random.default_rng(0)
-    size = len(best["counts"])
-    draws = random.multinomial(size, np.full(size, 1 / size), RESAMPLES)
+    draws = resamples(len(best["counts"]))
     for result in results:
         behind = _accuracies(best, draws) - _accuracies(result, draws)
         low, high = np.percentile(behind, [2.5, 97.5])
@@ -107,8 +111,8 @@ def choose(results: list[dict[str, Any]]) -> None:
         result["chosen"] = result is chosen
 
 
-def _accuracies(result: dict[str, Any], draws: np.ndarray) -> Array:
-    return accuracy(np.tensordot(draws.astype(float), result["counts"], 1))
+def _accuracies(result: dict[str, Any], draws: Array) -> Array:
+    return accuracy(np.tensordot(draws, result["counts"], 1))
 
 
 @torch.inference_mode()

@@ -106,12 +106,8 @@ class Run:
         self, recipe: Recipe, train: Batch, held_out: Batch | None, seed: int, checkpoint: Path
     ) -> None:
         torch.manual_seed(seed)
-        self.recipe, self.train, self.held_out, self.checkpoint = (
-            recipe,
-            train,
-            held_out,
-            checkpoint,
-        )
+        self.recipe, self.checkpoint = recipe, checkpoint
+        self.train, self.held_out = train, held_out
         self.network = BloodCellNet(**recipe.network()).to(train.labels.device)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -244,14 +240,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.train")
     parser.add_argument("--version", default="1.0")
     version = parser.parse_args(arguments).version
-    try:
-        images = data.list_images(data.data_root(), "TRAIN")
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    images = train_images()
     keep_memory()
     train_version(version, images, Recipe())
     return 0
+
+
+def train_images() -> list[data.Image]:
+    """List the images of TRAIN, or end with a sentence that says what to do."""
+    try:
+        return data.list_images(data.data_root(), "TRAIN")
+    except data.DataError as error:
+        sys.exit(f"error: {error}")
 
 
 def train_version(version: str, images: Sequence[data.Image], recipe: Recipe) -> None:
