@@ -6,30 +6,27 @@ wants exactly one class here; what it needs stands in the package `handler` besi
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
-from handler.network import CLASSES, BloodCellNet
+from handler.explanation import to_png
 from handler.payload import parse
-from handler.preprocessing import HEIGHT, WIDTH, InputError, Pixels, decode_all, to_input
-
-Answer = dict[str, Any]
+from handler.preprocessing import InputError, Picture, decode_all
+from handler.verdict import Answer, answer
+from handler.versions import load
 
 
 class BloodCellHandler:
     """Serve one version: `initialize` once for each worker, then `handle` for each batch."""
 
     def initialize(self, context: Any) -> None:
-        """Load the network and run it at every batch size, so that no request waits for that.
+        """Load the version and run it at every batch size, so that no request waits for that.
 
         Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
         the ones that the card names.
@@ -44,25 +41,25 @@ class BloodCellHandler:
         self.model_name = context.manifest["model"]["modelName"]
         self.card = json.loads((model_dir / "card.json").read_text())
         gpu = properties.get("gpu_id")
-        self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        self.network = load_network(model_dir / "weights.pt", self.card).to(self.device)
-        self.batch_size = int(properties.get("batch_size") or 1)
-        for size in range(1, self.batch_size + 1):
-            self._probabilities(torch.zeros(size, 3, HEIGHT, WIDTH))
+        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+        batch_size = int(properties.get("batch_size") or 1)
+        self.version = load(model_dir, self.card, device, batch_size)
+        self.version.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch: one JSON document for each row of data, in its order."""
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         if _is_describe(data, headers):
             return [self.card]
-        requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
-        readable = [
-            image
-            for images, _many in requests
-            for image in images
-            if not isinstance(image, InputError)
-        ]
-        answers = iter(self._classify(readable))
+        requests = [self._read(row, header) for row, header in zip(data, headers, strict=True)]
+        answers = self._answer(
+            [
+                (picture, explained)
+                for pictures, _many, explained in requests
+                for picture in pictures
+                if isinstance(picture, Picture)
+            ]
+        )
         return [
             _respond(
                 [image if isinstance(image, InputError) else next(answers) for image in images],
@@ -70,49 +67,32 @@ class BloodCellHandler:
                 index,
                 context,
             )
-            for index, (images, many) in enumerate(requests)
+            for index, (images, many, _explained) in enumerate(requests)
         ]
 
-    def _classify(self, images: Sequence[Pixels]) -> list[Answer]:
-        """Answer images in batches of the sizes that the worker is warm for."""
-        answers = []
-        for start in range(0, len(images), self.batch_size):
-            batch = to_input(images[start : start + self.batch_size])
-            rows = self._probabilities(batch)
-            answers += [answer(self.model_name, self.card, row) for row in rows]
-        return answers
+    def _read(
+        self, row: Mapping[str, Any], header: Mapping[str, Any]
+    ) -> tuple[Sequence[Picture | InputError], bool, bool]:
+        """Decode one request's images; tell if it wants a list for an answer, and explanations."""
+        # Set by TorchServe for /explanations, or by the caller: it concerns this request alone.
+        explained = header.get("explain") == "True"
+        try:
+            payload = parse(row, header)
+        except InputError as error:
+            return [error], False, explained
+        return decode_all(payload.images, self.version.fit), payload.many, explained
 
-    @torch.inference_mode()
-    def _probabilities(self, batch: torch.Tensor) -> list[list[float]]:
-        """Map (N, 3, 60, 80) to N lists of four probabilities."""
-        probabilities: list[list[float]] = self.network(batch.to(self.device)).softmax(1).tolist()
-        return probabilities
-
-
-def answer(model: str, card: Mapping[str, Any], probabilities: Sequence[float]) -> Answer:
-    """Return what is said of an image, from its probabilities in the order of CLASSES."""
-    top = max(probabilities)
-    return {
-        "model": model,
-        "version": card["version"],
-        "label": CLASSES[probabilities.index(top)],
-        "verdict": "confident" if top >= card["confident_from"] else "uncertain",
-        "probabilities": {
-            name: round(probability, 6)
-            for name, probability in zip(CLASSES, probabilities, strict=True)
-        },
-    }
-
-
-def load_network(path: Path, card: Mapping[str, Any]) -> BloodCellNet:
-    """Load a version's weights as its card describes them; raise RuntimeError if they differ."""
-    weights = path.read_bytes()
-    if hashlib.sha256(weights).hexdigest() != card["weights_sha256"]:
-        raise RuntimeError(f"{path.name} is not the file that card.json names: build it anew.")
-    network = BloodCellNet(**card["network"])
-    network.load_state_dict(torch.load(BytesIO(weights), map_location="cpu", weights_only=True))
-    # Images come channels last, too; the convolutions are faster so.
-    return convert_conv2d_weight_memory_format(network.eval(), torch.channels_last)
+    def _answer(self, asked: Sequence[tuple[Picture, bool]]) -> Iterator[Answer]:
+        """Answer pictures in their order; those to be explained get a heat map, too."""
+        plain = [picture for picture, explained in asked if not explained]
+        examinations = iter(self.version.examine(plain))
+        for picture, explained in asked:
+            if not explained:
+                yield answer(self.model_name, self.card, next(examinations))
+                continue
+            examination, heat = self.version.explain(picture)
+            said = answer(self.model_name, self.card, examination)
+            yield {**said, "heat_map": to_png(heat)}
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:
@@ -125,20 +105,6 @@ def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[st
         and headers[0].get("describe") == "True"
         and "explain" not in headers[0]
     )
-
-
-def _read(
-    row: Mapping[str, Any], header: Mapping[str, Any]
-) -> tuple[list[Pixels | InputError], bool]:
-    """Decode the images of one request, and tell whether it wants a list for an answer."""
-    try:
-        # Set by TorchServe for /explanations, or by the caller: it concerns this request alone.
-        if header.get("explain") == "True":
-            raise InputError(501, "NotImplemented", "This version gives no explanations.")
-        payload = parse(row, header)
-    except InputError as error:
-        return [error], False
-    return decode_all(payload.images), payload.many
 
 
 def _respond(answers: Sequence[Answer | InputError], many: bool, index: int, context: Any) -> bytes:

@@ -52,6 +52,11 @@ class BloodCellNet(nn.Module):
             nn.Linear(hidden, len(CLASSES)),
         )
 
+    @property
+    def last_convolution(self) -> nn.Module:
+        """Return the layer that a heat map is of."""
+        return self.features[3]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Less its own mean colour, so that lamp, exposure and white balance matter less.
         images = (images - images.mean((2, 3), keepdim=True)) * CONTRAST

@@ -1,8 +1,9 @@
-"""Image bytes to the network's input: the one preprocessing of training, evaluation and serving.
+"""Image bytes to the networks' input: the one preprocessing of training, evaluation and serving.
 
 The bytes are untrusted: their number is bounded before they are opened and their pixels before
-they are decoded. Whatever the kind, mode or orientation, the whole field comes out squashed to
-80x60 RGB; nothing is cropped.
+they are decoded. Whatever the kind, mode or orientation, the whole field comes out upright, in RGB
+and in the size that a version wants: squashed to 80x60, or within 320x320 in its own proportions,
+from which the cells are then cut.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,12 +20,16 @@ import torch
 from PIL import Image
 
 WIDTH, HEIGHT = 80, 60
+# The longer side of a field that cells are cut from.
+FIELD = 320
 MAX_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 30_000_000
 # Keeps a request of many bombs, each just within its own bound, from holding a worker for long.
 MAX_PIXELS_PER_REQUEST = 100_000_000
 
 Pixels = npt.NDArray[np.uint8]
+Size = tuple[int, int]
+Box = tuple[float, float, float, float]
 
 _SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
@@ -44,6 +49,15 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+@dataclass
+class Picture:
+    """A decoded upload: pixels (H, W, 3) uint8 RGB, and the size of the upright upload."""
+
+    pixels: Pixels
+    width: int
+    height: int
 
 
 @dataclass
@@ -75,28 +89,41 @@ def too_large(what: str) -> InputError:
     return InputError(413, "ImageTooLarge", f"The image has too many {what}.")
 
 
-def decode(data: bytes) -> Pixels:
-    """Decode one image to (60, 80, 3) uint8 RGB; raise InputError if that can't be done.
+def squashed(_size: Size) -> Size:
+    """Return 80x60 for any size."""
+    return WIDTH, HEIGHT
 
-    JPEG is scaled by its decoder (1/2, 1/4 or 1/8 while no smaller than 80x60), the rest by
+
+def within_field(size: Size) -> Size:
+    """Return a size of the same proportions within 320x320; small images keep theirs."""
+    shrink = min(1.0, FIELD / max(size))
+    return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
+
+
+def decode(data: bytes, fit: Callable[[Size], Size] = squashed) -> Picture:
+    """Decode one image to the size that `fit` makes of its own; raise InputError if it can't be.
+
+    JPEG is scaled by its decoder (1/2, 1/4 or 1/8 while no smaller than that), the rest by
     area averaging, which is what the decoder's scaling amounts to. Transparency lies on white.
     Grey of more than 8 bits is scaled to 8. Of several frames or pages the first is taken.
     """
-    return _shrink(_open(data, MAX_PIXELS))
+    return _shrink(_open(data, MAX_PIXELS), fit)
 
 
 def decode_all(
-    images: Iterable[bytes | InputError], max_pixels: int = MAX_PIXELS_PER_REQUEST
-) -> list[Pixels | InputError]:
+    images: Iterable[bytes | InputError],
+    fit: Callable[[Size], Size] = squashed,
+    max_pixels: int = MAX_PIXELS_PER_REQUEST,
+) -> list[Picture | InputError]:
     """Decode the images of one request, which share a budget of pixels; errors stay in place."""
-    decoded: list[Pixels | InputError] = []
+    decoded: list[Picture | InputError] = []
     for data in images:
         try:
             if isinstance(data, InputError):
                 raise data
             image = _open(data, min(MAX_PIXELS, max_pixels))
             max_pixels -= _pixels(image)
-            decoded.append(_shrink(image))
+            decoded.append(_shrink(image, fit))
         except InputError as error:
             # A traceback holds the frames, and so the pixels, of what failed.
             error.__cause__ = error.__context__ = None
@@ -104,13 +131,25 @@ def decode_all(
     return decoded
 
 
+def cut(pixels: Pixels, window: Box, size: Size) -> Pixels:
+    """Cut a window (left, top, right, bottom) out and scale it to a size: (height, width, 3).
+
+    What lies outside the image is black.
+    """
+    left, top = int(np.floor(window[0])), int(np.floor(window[1]))
+    right, bottom = int(np.ceil(window[2])) + 1, int(np.ceil(window[3])) + 1
+    part = Image.fromarray(pixels).crop((left, top, right, bottom))
+    box = (window[0] - left, window[1] - top, window[2] - left, window[3] - top)
+    return np.asarray(part.resize(size, Image.Resampling.BILINEAR, box))
+
+
 def to_input(images: Iterable[Pixels]) -> torch.Tensor:
-    """Stack N decoded images to the network's input: (N, 3, 60, 80) float32 in [0, 1]."""
+    """Stack N images of one size to a network's input: (N, 3, H, W) float32 in [0, 1]."""
     return scale(to_planes(np.stack(list(images))))
 
 
 def to_planes(pixels: Pixels) -> torch.Tensor:
-    """View (N, 60, 80, 3) as (N, 3, 60, 80); in memory it stays channels last, the faster way."""
+    """View (N, H, W, 3) as (N, 3, H, W); in memory it stays channels last, the faster way."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
@@ -156,19 +195,24 @@ def _pixels(image: Image.Image) -> int:
     return max(image.width * image.height, tile)
 
 
-def _shrink(image: Image.Image) -> Pixels:
-    """Decode an opened image, upright, to (60, 80, 3)."""
+def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> Picture:
+    """Decode an opened image, upright, to the size that `fit` wants."""
     try:
-        # Pillow's TIFF turns itself upright as it loads.
-        orientation = 1 if image.format == "TIFF" else _orientation(image)
-        size = (HEIGHT, WIDTH) if orientation >= 5 else (WIDTH, HEIGHT)
+        orientation = _orientation(image)
+        if image.format == "TIFF":
+            # Pillow turns it upright as it loads, and swaps its size.
+            image.load()
+            orientation = 1
+        across = orientation >= 5
+        upright = (image.height, image.width) if across else image.size
+        size = fit(upright)[::-1] if across else fit(upright)
         image.draft("RGB", size)
         image = _rgb(image)
         if image.size != size:
             image = image.resize(size, Image.Resampling.BOX)
         if orientation > 1:
             image = image.transpose(_TRANSPOSE[orientation])
-        return np.asarray(image)
+        return Picture(np.asarray(image), *upright)
     except MemoryError as error:
         raise too_large("pixels") from error
     except Exception as error:

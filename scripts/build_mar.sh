@@ -23,7 +23,9 @@ done
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
-cp handler/__init__.py handler/network.py handler/payload.py handler/preprocessing.py "$stage/extra/handler/"
+cp handler/*.py "$stage/extra/handler/"
+# TorchServe's entry point stands beside the package, not in it.
+rm "$stage/extra/handler/bloodcells_handler.py"
 cp "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
 
 TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import generate_model_archive as main; main()" \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -17,6 +18,13 @@ import pytest
 
 from serving.settings import ROOT, Settings
 from training import data
+
+# The versions that are finished; the last is the one that answers by default.
+VERSIONS = sorted(path.parent.name for path in ROOT.glob("models/*/golden.json"))
+CARDS = {
+    version: json.loads((ROOT / "models" / version / "card.json").read_text())
+    for version in VERSIONS
+}
 
 
 @pytest.fixture(scope="session")

@@ -25,19 +25,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import VERSIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 import handler
-from handler import bloodcells_handler, payload
-from handler.bloodcells_handler import load_network
+from handler import payload, versions
 from handler.network import CLASSES
 from handler.payload import MAX_IMAGES, Payload, parse
-from handler.preprocessing import MAX_BYTES, InputError, decode, to_input
+from handler.preprocessing import MAX_BYTES, InputError, decode
+from handler.verdict import Answer, answer
+from handler.versions import Version
+from scripts.draw_cells import draw_cell
 
 PACKAGE = Path(handler.__file__).parent
-ARCHIVE = PACKAGE.parent / "model_store" / "bloodcells-1.0.mar"
+ROOT = PACKAGE.parent
 # Found, not imported: that leaves a file open, which warns.
 SPEC = importlib.util.find_spec("ts")
 assert SPEC
@@ -203,14 +206,20 @@ class Worker:
         return self._bytes(self._int()).decode()
 
 
+@pytest.fixture(scope="module", params=VERSIONS)
+def archive(request: pytest.FixtureRequest) -> Path:
+    path = ROOT / "model_store" / f"bloodcells-{request.param}.mar"
+    if not path.exists():
+        pytest.fail(f"{path.name} is missing: run `make mar`.")
+    return path
+
+
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_dir(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Unpack the archive as TorchServe does."""
-    if not ARCHIVE.exists():
-        pytest.fail(f"{ARCHIVE.name} is missing: run `make mar`.")
     folder = tmp_path_factory.mktemp("model")
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(folder)
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(folder)
     return folder
 
 
@@ -228,8 +237,8 @@ def card(model_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def network(model_dir: Path, card: Any) -> torch.nn.Module:
-    return load_network(model_dir / "weights.pt", card)
+def version(model_dir: Path, card: Any) -> Version:
+    return versions.load(model_dir, card, torch.device("cpu"), BATCH_SIZE)
 
 
 # What to send, and what to expect
@@ -238,11 +247,10 @@ def network(model_dir: Path, card: Any) -> torch.nn.Module:
 def picture(
     seed: int, kind: str = "PNG", size: tuple[int, int] = (320, 240), **options: Any
 ) -> bytes:
-    """Draw faint blots, different for each seed: bold ones might all be 100 % of one class."""
-    random = np.random.default_rng(seed)
-    blots = random.integers(96, 160, (2 + seed % 5, 2 + seed % 4, 3), np.uint8)
+    """Draw a cell, different for each seed, paler than most: a bold one might be 100 % sure."""
+    cell = draw_cell(CLASSES[seed % len(CLASSES)], seed, size)
     buffer = BytesIO()
-    Image.fromarray(blots).resize(size, Image.Resampling.BICUBIC).save(buffer, kind, **options)
+    Image.blend(cell, cell.resize((9, 9)).resize(size), 0.3).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -279,22 +287,32 @@ BAD = [
         instances(*[b64(b"")] * (MAX_IMAGES + 1)), 413, "TooManyImages", id="too many instances"
     ),
     pytest.param(form(*[b""] * (MAX_IMAGES + 1)), 413, "TooManyImages", id="too many fields"),
-    pytest.param(body(GOOD, explain="True"), 501, "NotImplemented", id="explain"),
 ]
 
 
+def ask_directly(version: Version, card: Any, data: bytes) -> Answer:
+    """Ask the version itself, as evaluation does."""
+    [examination] = version.examine([decode(data, version.fit)])
+    return answer("bloodcells", card, examination)
+
+
 @pytest.fixture(scope="module")
-def probabilities(network: torch.nn.Module) -> list[list[float]]:
-    """Ask the network itself about PICTURES, one at a time, as evaluation might."""
-    with torch.inference_mode():
-        return [
-            network(to_input([decode(data)])).softmax(1)[0].tolist()  # type: ignore[misc]
-            for data in PICTURES
-        ]
+def expected(version: Version, card: Any) -> list[Answer]:
+    """Ask of PICTURES, one at a time."""
+    return [ask_directly(version, card, data) for data in PICTURES]
 
 
-def are_close(document: Any, probabilities: list[float]) -> bool:
-    return list(document["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+def are_close(document: Any, expected: Answer) -> bool:
+    """Tell whether two answers are the same but for what a batch's size rounds differently."""
+    if isinstance(expected, dict):
+        return document.keys() == expected.keys() and all(
+            are_close(document[name], expected[name]) for name in expected
+        )
+    if isinstance(expected, list):
+        return len(document) == len(expected) and all(map(are_close, document, expected))
+    if isinstance(expected, float):
+        return document == pytest.approx(expected, rel=0.002, abs=1e-4)  # type: ignore[no-any-return]
+    return bool(document == expected)
 
 
 # The archive
@@ -306,16 +324,18 @@ def test_the_archive_holds_the_code_of_today(model_dir: Path, file: Path) -> Non
     assert packed.read_bytes() == file.read_bytes(), "Run `make mar`."
 
 
-@pytest.mark.usefixtures("model_dir")
-def test_the_archive_holds_no_more_than_it_needs() -> None:
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        names = set(archive.namelist())
+MODULES = {path.name for path in PACKAGE.glob("*.py")} - {"bloodcells_handler.py"}
+
+
+def test_the_archive_holds_no_more_than_it_needs(archive: Path) -> None:
+    with zipfile.ZipFile(archive) as file:
+        names = set(file.namelist())
     assert names == {
         "MAR-INF/MANIFEST.json",
         "bloodcells_handler.py",
         "card.json",
         "golden.json",
-        *(f"handler/{name}.py" for name in ("__init__", "network", "payload", "preprocessing")),
+        *(f"handler/{name}" for name in MODULES),
         "index_to_name.json",
         "model-config.yaml",
         "weights.pt",
@@ -359,7 +379,10 @@ classes = list_classes_from_module(sys.modules["bloodcells_handler"])
 print(json.dumps({
     "files": {name: sys.modules[name].__file__ for name in names},
     "classes": [each.__name__ for each in classes],
-    "foreign": sorted({"torchvision", "training", "serving", "frontend"} & set(sys.modules)),
+    "foreign": sorted(
+        {"torchvision", "captum", "matplotlib", "training", "serving", "frontend"}
+        & set(sys.modules)
+    ),
     "folder": [before, os.listdir()],
     "unsupported": b'"UnsupportedImage"' in reply,
     "refusal": refusal,
@@ -396,10 +419,7 @@ def alone(model_dir: Path, damaged_dir: Path, tmp_path_factory: pytest.TempPathF
 def test_the_archive_is_whole_without_the_repository(alone: Any, model_dir: Path) -> None:
     assert {Path(file).relative_to(model_dir).as_posix() for file in alone["files"].values()} == {
         "bloodcells_handler.py",
-        "handler/__init__.py",
-        "handler/network.py",
-        "handler/payload.py",
-        "handler/preprocessing.py",
+        *(f"handler/{name}" for name in MODULES),
     }
 
 
@@ -407,7 +427,7 @@ def test_the_archive_answers_without_the_repository(alone: Any) -> None:
     assert alone["unsupported"]
 
 
-def test_loading_imports_neither_torchvision_nor_the_project(alone: Any) -> None:
+def test_loading_imports_nothing_that_answers_do_not_need(alone: Any) -> None:
     assert alone["foreign"] == []
 
 
@@ -430,9 +450,11 @@ def test_a_refused_load_is_told_to_torchserve(damaged_dir: Path, tmp_path: Path)
     assert status == 500
 
 
-@pytest.mark.parametrize("missing", ["version", "network", "weights_sha256"])
-def test_the_card_has_what_the_handler_needs(card: Any, missing: str) -> None:
-    assert missing in card
+@pytest.mark.parametrize(
+    "needed", ["version", "network", "weights_sha256", "finds_cells", "temperature", "thresholds"]
+)
+def test_the_card_has_what_the_handler_needs(card: Any, needed: str) -> None:
+    assert needed in card
 
 
 # Good images
@@ -440,7 +462,8 @@ def test_the_card_has_what_the_handler_needs(card: Any, missing: str) -> None:
 
 def test_an_image_is_answered_by_the_contract(worker: Worker, card: Any) -> None:
     document = worker.ask_one(body(GOOD)).json
-    assert [*document] == ["model", "version", "label", "verdict", "probabilities"]
+    cells = ["cells"] if card["finds_cells"] else []
+    assert [*document] == ["model", "version", "label", "verdict", "probabilities", *cells]
     assert (document["model"], document["version"]) == ("bloodcells", card["version"])
 
 
@@ -463,17 +486,16 @@ def test_probabilities_sum_to_1(worker: Worker, index: int) -> None:
 @pytest.mark.parametrize("index", range(BATCH_SIZE))
 def test_the_label_is_the_most_probable_class(worker: Worker, index: int) -> None:
     document = worker.ask_one(body(PICTURES[index])).json
-    assert document["label"] == max(CLASSES, key=document["probabilities"].__getitem__)
+    likeliest = max(CLASSES, key=document["probabilities"].__getitem__)
+    assert document["label"] == (None if document["verdict"] == "rejected" else likeliest)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 def test_each_kind_is_answered_as_evaluation_would(
-    worker: Worker, network: torch.nn.Module, kind: str
+    worker: Worker, version: Version, card: Any, kind: str
 ) -> None:
     data = picture(3, kind, (641, 479))
-    with torch.inference_mode():
-        expected = network(to_input([decode(data)])).softmax(1)[0].tolist()
-    assert are_close(worker.ask_one(body(data)).json, expected)
+    assert are_close(worker.ask_one(body(data)).json, ask_directly(version, card, data))
 
 
 @pytest.mark.parametrize(
@@ -484,18 +506,19 @@ def test_the_content_type_of_an_image_does_not_matter(worker: Worker, content_ty
 
 
 def test_pictures_of_these_tests_differ_in_their_answers(
-    probabilities: list[list[float]],
+    expected: list[Answer],
 ) -> None:
     # Else the tests of order would see nothing.
-    assert len({tuple(np.round(row, 4)) for row in probabilities}) > BATCH_SIZE
+    rows = [list(each["probabilities"].values()) for each in expected]
+    assert len({tuple(np.round(row, 3)) for row in rows}) > BATCH_SIZE
 
 
 @pytest.mark.parametrize("size", range(1, BATCH_SIZE + 1))
 def test_the_batch_does_not_change_an_answer(
-    worker: Worker, probabilities: list[list[float]], size: int
+    worker: Worker, expected: list[Answer], size: int
 ) -> None:
     responses = worker.ask(*map(body, PICTURES[:size]))
-    assert all(are_close(response.json, probabilities[at]) for at, response in enumerate(responses))
+    assert all(are_close(response.json, expected[at]) for at, response in enumerate(responses))
 
 
 # Other cards and batch sizes
@@ -507,7 +530,7 @@ def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
 
     def load(batch_size: int = BATCH_SIZE, **changes: Any) -> Worker:
         folder = tmp_path / "model"
-        shutil.copytree(model_dir, folder)
+        shutil.copytree(model_dir, folder, dirs_exist_ok=True)
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | changes))
         assert worker.load(folder, batch_size)[0] == 200, worker.log.read_text()
@@ -517,17 +540,35 @@ def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
     assert worker.load(model_dir)[0] == 200
 
 
-@pytest.mark.parametrize(("confident_from", "verdict"), [(0, "confident"), (1.1, "uncertain")])
-def test_the_verdict_follows_the_card(reload: Any, confident_from: float, verdict: str) -> None:
-    worker = reload(confident_from=confident_from)
-    assert worker.ask_one(body(GOOD)).json["verdict"] == verdict
+@pytest.mark.parametrize(
+    ("changes", "verdict"),
+    [
+        ({"confident": 0, "foreign": 1, "stain": -9}, "confident"),
+        ({"confident": 1.1, "foreign": 1, "stain": -9}, "uncertain"),
+        ({"confident": 0, "foreign": 1, "stain": 99}, "rejected"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_verdict_follows_the_card(
+    reload: Any, card: Any, changes: dict[str, float], verdict: str
+) -> None:
+    worker = reload(thresholds=card["thresholds"] | changes)
+    document = worker.ask_one(body(GOOD)).json
+    assert document["verdict"] == verdict
+    assert (document["label"] is None) == (verdict == "rejected")
 
 
-def test_the_verdict_follows_the_card_at_every_picture(worker: Worker, card: Any) -> None:
-    for response in worker.ask(*map(body, PICTURES[:BATCH_SIZE])):
-        top = max(response.json["probabilities"].values())
-        expected = "confident" if top >= card["confident_from"] else "uncertain"
-        assert response.json["verdict"] == expected
+def test_the_temperature_of_the_card_is_that_of_the_softmax(reload: Any, card: Any) -> None:
+    sharp, flat = (
+        max(
+            reload(temperature=card["temperature"] * factor)
+            .ask_one(body(GOOD))
+            .json["probabilities"]
+            .values()
+        )
+        for factor in (0.5, 4)
+    )
+    assert sharp > flat
 
 
 def test_the_version_is_the_cards(reload: Any) -> None:
@@ -536,27 +577,27 @@ def test_the_version_is_the_cards(reload: Any) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_the_batch_size_does_not_change_an_answer(
-    reload: Any, probabilities: list[list[float]], batch_size: int
+    reload: Any, expected: list[Answer], batch_size: int
 ) -> None:
     documents = reload(batch_size).ask_one(form(*PICTURES)).json["predictions"]
-    assert all(map(are_close, documents, probabilities))
+    assert all(map(are_close, documents, expected))
 
 
 # Several images in one request
 
 
 def test_more_images_than_the_batch_size_are_answered_in_order(
-    worker: Worker, probabilities: list[list[float]]
+    worker: Worker, expected: list[Answer]
 ) -> None:
     documents = worker.ask_one(form(*PICTURES)).json["predictions"]
     assert len(documents) == len(PICTURES)
-    assert all(map(are_close, documents, probabilities))
+    assert all(map(are_close, documents, expected))
 
 
-def test_instances_are_answered_in_order(worker: Worker, probabilities: list[list[float]]) -> None:
+def test_instances_are_answered_in_order(worker: Worker, expected: list[Answer]) -> None:
     documents = worker.ask_one(instances(*map(b64, PICTURES))).json["predictions"]
     assert len(documents) == len(PICTURES)
-    assert all(map(are_close, documents, probabilities))
+    assert all(map(are_close, documents, expected))
 
 
 def test_one_field_is_answered_as_one_image(worker: Worker) -> None:
@@ -654,14 +695,14 @@ def test_a_bad_request_leaves_its_neighbours_alone(
 
 
 def test_a_batch_of_good_and_bad_is_answered_in_order(
-    worker: Worker, probabilities: list[list[float]]
+    worker: Worker, expected: list[Answer]
 ) -> None:
     good, _, other, _, last = worker.ask(
         body(PICTURES[2]), body(CUT), form(PICTURES[3], GIF), Request(), body(PICTURES[4])
     )
-    assert are_close(good.json, probabilities[2])
-    assert are_close(other.json["predictions"][0], probabilities[3])
-    assert are_close(last.json, probabilities[4])
+    assert are_close(good.json, expected[2])
+    assert are_close(other.json["predictions"][0], expected[3])
+    assert are_close(last.json, expected[4])
 
 
 @pytest.mark.parametrize(("request_", "status", "error"), BAD)
@@ -681,9 +722,42 @@ def test_the_reason_phrase_is_the_statuss_own(worker: Worker, request_: Any) -> 
     assert response.phrase.isprintable()
 
 
-def test_an_explanation_is_refused_to_those_alone_who_ask_for_it(worker: Worker) -> None:
-    responses = worker.ask(body(GOOD), body(GOOD, explain="True"), body(GOOD))
-    assert [response.status for response in responses] == [200, 501, 200]
+def test_only_who_asks_gets_an_explanation(worker: Worker, expected: list[Answer]) -> None:
+    plain, explained, after = worker.ask(
+        body(PICTURES[0]), body(PICTURES[1], explain="True"), body(PICTURES[2])
+    )
+    document = explained.json
+    heat = document.pop("heat_map")
+    assert are_close(plain.json, expected[0])
+    assert are_close(document, expected[1])
+    assert are_close(after.json, expected[2])
+    assert Image.open(BytesIO(base64.b64decode(heat))).format == "PNG"
+
+
+@pytest.mark.parametrize("size", [(320, 240), (150, 200), (1280, 960)])
+def test_a_heat_map_has_the_proportions_of_the_upload(
+    worker: Worker, size: tuple[int, int]
+) -> None:
+    document = worker.ask_one(body(picture(0, size=size), explain="True")).json
+    heat = Image.open(BytesIO(base64.b64decode(document["heat_map"])))
+    assert heat.width / heat.height == pytest.approx(size[0] / size[1], rel=0.02)
+    assert heat.width <= size[0]
+
+
+def test_each_image_of_a_request_is_explained(worker: Worker) -> None:
+    request = Request(form(GOOD, CUT, PICTURES[1]).parameters, HOST | {"explain": "True"})
+    first, damaged, last = worker.ask_one(request).json["predictions"]
+    alone = [
+        worker.ask_one(body(data, explain="True")).json["heat_map"] for data in (GOOD, PICTURES[1])
+    ]
+    assert [first["heat_map"], last["heat_map"]] == alone
+    assert damaged["type"] == "CorruptImage"
+    assert alone[0] != alone[1]
+
+
+def test_after_an_explanation_answers_are_as_before(worker: Worker, expected: list[Answer]) -> None:
+    worker.ask_one(body(GOOD, explain="True"))
+    assert are_close(worker.ask_one(body(GOOD)).json, expected[0])
 
 
 def test_a_field_named_explain_is_an_image(worker: Worker) -> None:
@@ -828,13 +902,15 @@ def test_the_weights_are_loaded_without_pickled_code(
     asked: list[Any] = []
     real = torch.load
     monkeypatch.setattr(
-        bloodcells_handler.torch,
+        versions.torch,
         "load",
         lambda *args, **options: asked.append(options) or real(*args, **options),
     )
-    load_network(model_dir / "weights.pt", card)
+    versions.load(model_dir, card, torch.device("cpu"), 1)
     assert [options["weights_only"] for options in asked] == [True]
 
 
-def test_the_network_is_ready_to_answer(network: torch.nn.Module) -> None:
-    assert not any(module.training for module in network.modules())
+def test_the_networks_are_ready_to_answer(version: Version) -> None:
+    networks = [each for each in vars(version).values() if isinstance(each, torch.nn.Module)]
+    assert networks
+    assert not any(module.training for network in networks for module in network.modules())

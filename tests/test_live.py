@@ -15,15 +15,26 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import requests
-from conftest import Service, environment_of, free_settings, run_service, start
+from conftest import (
+    CARDS,
+    VERSIONS,
+    Service,
+    environment_of,
+    free_settings,
+    run_service,
+    start,
+)
+from PIL import Image
 
 from handler.network import CLASSES
+from scripts.draw_cells import draw_cell
 from serving import golden, tokens
 from serving.client import InferenceClient, ManagementClient, ServiceError
 from serving.readiness import wait_until_ready
@@ -34,7 +45,17 @@ from training import data
 
 BYTES = {"Content-Type": "application/octet-stream"}
 
+FINDS_CELLS = [version for version, card in CARDS.items() if card["finds_cells"]]
 Send = Callable[..., requests.Response]
+
+
+def side_by_side(*labels: str) -> Image.Image:
+    """Draw a field of several cells."""
+    cells = [draw_cell(label, seed) for seed, label in enumerate(labels)]
+    field = Image.new("RGB", (sum(cell.width for cell in cells), cells[0].height))
+    for index, cell in enumerate(cells):
+        field.paste(cell, (index * cell.width, 0))
+    return field
 
 
 @pytest.fixture
@@ -67,18 +88,24 @@ class TestInference:
         answer = response.json()
         assert response.status_code == 200
         assert response.headers["Content-Type"] == "application/json"
-        assert list(answer) == ["model", "version", "label", "verdict", "probabilities"]
-        assert (answer["model"], answer["version"]) == ("bloodcells", "1.0")
+        keys = ["model", "version", "label", "verdict", "probabilities"]
+        keys += ["cells"] if VERSIONS[-1] in FINDS_CELLS else []
+        assert list(answer) == keys
+        assert (answer["model"], answer["version"]) == ("bloodcells", VERSIONS[-1])
         assert tuple(answer["probabilities"]) == CLASSES
         assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert answer["label"] == max(CLASSES, key=lambda name: answer["probabilities"][name])
         assert answer["verdict"] in ("confident", "uncertain")
 
+    @pytest.mark.parametrize("version", VERSIONS)
     @pytest.mark.parametrize("name", sorted(path.name for path in golden.SAMPLES.glob("*.png")))
-    def test_known_images_are_answered_as_when_evaluated(self, send: Send, name: str) -> None:
-        known = json.loads((ROOT / "models" / "1.0" / "golden.json").read_text())[name]
-        answer = send((golden.SAMPLES / name).read_bytes(), "/predictions/bloodcells/1.0").json()
-        assert answer["probabilities"] == pytest.approx(known, abs=1e-5)
+    def test_known_images_are_answered_as_when_evaluated(
+        self, send: Send, name: str, version: str
+    ) -> None:
+        known = json.loads((ROOT / "models" / version / "golden.json").read_text())[name]
+        path = f"/predictions/bloodcells/{version}"
+        answer = send((golden.SAMPLES / name).read_bytes(), path).json()
+        assert answer["probabilities"] == pytest.approx(known, abs=1e-4)
 
     def test_multipart_and_json_hold_several_images(self, send: Send, sample_image: Path) -> None:
         image = sample_image.read_bytes()
@@ -99,14 +126,27 @@ class TestInference:
             statuses = list(pool.map(lambda kind: send(kind[0]).status_code, kinds))
         assert statuses == [status for _, status in kinds]
 
+    @pytest.mark.parametrize("version", VERSIONS)
     def test_an_explanation_leaves_its_neighbours_alone(
-        self, send: Send, sample_image: Path
+        self, send: Send, sample_image: Path, version: str
     ) -> None:
         image = sample_image.read_bytes()
-        paths = ["/explanations/bloodcells", "/predictions/bloodcells"] * 10
-        with ThreadPoolExecutor(len(paths)) as pool:
-            statuses = list(pool.map(lambda path: send(image, path).status_code, paths))
-        assert statuses == [501, 200] * 10
+        kinds = ["explanations", "predictions"] * 10
+        with ThreadPoolExecutor(len(kinds)) as pool:
+            answers = list(
+                pool.map(lambda kind: send(image, f"/{kind}/bloodcells/{version}").json(), kinds)
+            )
+        assert ["heat_map" in answer for answer in answers] == [True, False] * 10
+        assert {answer["version"] for answer in answers} == {version}
+        assert len({answer["label"] for answer in answers}) == 1
+
+    def test_each_image_of_a_form_is_explained(self, send: Send, sample_image: Path) -> None:
+        files = [(name, ("a.png", sample_image.read_bytes(), "image/png")) for name in "ab"]
+        answers = send(None, "/explanations/bloodcells", headers={}, files=files).json()
+        for answer in answers["predictions"]:
+            heat = Image.open(BytesIO(base64.b64decode(answer["heat_map"])))
+            assert heat.size == (640, 480)
+            assert heat.has_transparency_data
 
     @pytest.mark.parametrize("name", ["describe", "explain", "Describe", "Explain"])
     def test_control_headers_of_a_caller_do_nothing(
@@ -126,27 +166,47 @@ class TestInference:
     def test_what_is_not_there_is_404(self, send: Send, sample_image: Path, path: str) -> None:
         assert send(sample_image.read_bytes(), path).status_code == 404
 
+    @pytest.mark.parametrize("version", VERSIONS)
     def test_every_test_image_by_rest_gives_the_accuracy_that_was_measured(
-        self, service: Service, blood_cells: Path
+        self, send: Send, blood_cells: Path, version: str
     ) -> None:
         """The one figure that says that training, archive and service are the same thing."""
         images = data.list_images(blood_cells, "TEST")
-        client = InferenceClient(service.settings)
 
         def right(image: data.Image) -> bool:
-            label: str = client.predict(image.path.read_bytes())["label"]
-            return label == CLASSES[image.label]
+            answer = send(image.path.read_bytes(), f"/predictions/bloodcells/{version}").json()
+            shares = answer["probabilities"]
+            return max(CLASSES, key=lambda name: float(shares[name])) == CLASSES[image.label]
 
         with ThreadPoolExecutor(16) as pool:
             accuracy = sum(pool.map(right, images)) / len(images)
-        metrics = json.loads((ROOT / "models" / "1.0" / "metrics.json").read_text())
+        metrics = json.loads((ROOT / "models" / version / "metrics.json").read_text())
         assert accuracy == pytest.approx(metrics["test"]["image_accuracy"]["value"], abs=5e-4)
+
+    @pytest.mark.parametrize("version", FINDS_CELLS)
+    def test_several_cells_are_answered_one_by_one(self, send: Send, version: str) -> None:
+        buffer = BytesIO()
+        side_by_side("NEUTROPHIL", "LYMPHOCYTE").save(buffer, "PNG")
+        path = f"/predictions/bloodcells/{version}"
+        cells = send(buffer.getvalue(), path).json()["cells"]
+        assert len(cells) == 2
+        centres = sorted((cell["box"][0] + cell["box"][2]) / 2 for cell in cells)
+        assert 0 < centres[0] < 640 < centres[1] < 1280
+
+    @pytest.mark.parametrize("version", VERSIONS)
+    def test_what_is_no_smear_is_rejected(self, send: Send, version: str) -> None:
+        buffer = BytesIO()
+        Image.new("RGB", (640, 480), "white").save(buffer, "PNG")
+        answer = send(buffer.getvalue(), f"/predictions/bloodcells/{version}").json()
+        assert (answer["label"], answer["verdict"]) == (None, "rejected")
+        assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4)
 
 
 class TestManagement:
-    def test_describe_gives_the_card(self, service: Service) -> None:
-        description = ManagementClient(service.settings).describe("1.0", customized=True)
-        card = json.loads((ROOT / "models" / "1.0" / "card.json").read_text())
+    @pytest.mark.parametrize("version", VERSIONS)
+    def test_describe_gives_the_card(self, service: Service, version: str) -> None:
+        description = ManagementClient(service.settings).describe(version, customized=True)
+        card = json.loads((ROOT / "models" / version / "card.json").read_text())
         assert description["customizedMetadata"] == card
         assert description["batchSize"] == 8
         assert description["maxBatchDelay"] == 1

@@ -1,4 +1,4 @@
-"""The one preprocessing: whatever people send becomes 80x60 RGB, or a clean refusal."""
+"""The one preprocessing: whatever people send becomes RGB of a known size, or a clean refusal."""
 
 import gc
 import struct
@@ -21,14 +21,17 @@ from handler.preprocessing import (
     MAX_PIXELS,
     WIDTH,
     InputError,
+    Picture,
     Pixels,
+    Size,
     corrupt,
-    decode,
+    cut,
     decode_all,
     empty,
     to_input,
     too_large,
     unsupported,
+    within_field,
 )
 
 Array = npt.NDArray[Any]
@@ -48,6 +51,11 @@ MESSAGES = {
     error.message
     for error in (empty(), corrupt(), unsupported(), too_large("bytes"), too_large("pixels"))
 }
+
+
+def decode(data: bytes) -> Pixels:
+    """Decode as version 1.0 does: squashed to 80x60."""
+    return preprocessing.decode(data).pixels
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -424,7 +432,7 @@ def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal(solid("RGB", (1, 2, 3), "PNG")) == (413, "ImageTooLarge")
 
 
-def outcomes(answers: list[Pixels | InputError]) -> list[str]:
+def outcomes(answers: list[Picture | InputError]) -> list[str]:
     return [answer.type if isinstance(answer, InputError) else "ok" for answer in answers]
 
 
@@ -465,6 +473,50 @@ def test_a_refused_image_is_let_go_at_once() -> None:
         ["CorruptImage"],
         [],
     )
+
+
+# A field, and windows of it
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((640, 480), (320, 240)),
+        ((480, 640), (240, 320)),
+        ((360, 363), (317, 320)),
+        ((100, 60), (100, 60)),
+        ((10_000, 10), (320, 1)),
+    ],
+)
+def test_a_field_keeps_its_proportions(size: Size, expected: Size) -> None:
+    picture = preprocessing.decode(encode(Image.new("RGB", size), "PNG"), within_field)
+    assert picture.pixels.shape[1::-1] == expected
+    assert (picture.width, picture.height) == size
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_tells_the_size_of_the_upright_upload(kind: str, orientation: int) -> None:
+    picture = preprocessing.decode(turned(orientation, (64, 32), kind), within_field)
+    assert (picture.width, picture.height) == picture.pixels.shape[1::-1]
+    assert (picture.width, picture.height) == (64, 32)
+
+
+def test_a_window_of_the_same_size_is_a_copy() -> None:
+    pixels = np.asarray(noise(30, 20))
+    assert (cut(pixels, (5, 4, 25, 14), (20, 10)) == pixels[4:14, 5:25]).all()
+
+
+def test_a_window_averages_what_it_shrinks() -> None:
+    pixels = np.zeros((40, 40, 3), np.uint8)
+    pixels[::2] = 200
+    assert np.abs(cut(pixels, (4, 4, 36, 36), (8, 8)).astype(int) - 100).max() <= 13
+
+
+def test_a_window_beyond_the_picture_is_black_there() -> None:
+    pixels = np.full((10, 10, 3), 9, np.uint8)
+    window = cut(pixels, (-10, -10, 10, 10), (20, 20))
+    assert (window[:9].max(), window[:, :9].max(), window[11:, 11:].min()) == (0, 0, 9)
 
 
 # Refusals

@@ -1,0 +1,422 @@
+"""Heat maps: what they promise whatever the network, and that version 1.0's are true.
+
+True means that covering what a map marks changes the answer: captum's Occlusion, which only runs
+the network, is the judge. The pictures are the drawn cells, each cut so that the cell lies to the
+lower right or the upper left: where all cells lie alike, another picture's map would do.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from captum.attr import Occlusion
+from PIL import Image
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn import functional as F
+
+from handler.cells import CellNet
+from handler.explanation import CANVAS, Heat, canvas_size, heat_maps, place, to_png
+from handler.network import CLASSES, BloodCellNet
+from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode, to_input
+from serving.settings import ROOT
+
+# Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.
+CUTS = [(0, 0), (160, 120)]
+CENTRES = [((320 - left) / 6, (240 - top) / 6) for left, top in CUTS]
+
+FOLDER = ROOT / "models" / "1.0"
+
+Network = BloodCellNet | CellNet
+
+
+def untrained() -> BloodCellNet:
+    torch.manual_seed(0)
+    return BloodCellNet(**json.loads((FOLDER / "card.json").read_text())["network"]).eval()
+
+
+@pytest.fixture(scope="module")
+def shipped() -> BloodCellNet:
+    network = untrained()
+    network.load_state_dict(torch.load(FOLDER / "weights.pt", weights_only=True))
+    return network
+
+
+@pytest.fixture(params=["1.0", "2.0"])
+def network(request: pytest.FixtureRequest, shipped: BloodCellNet) -> Network:
+    """Return the network of 1.0 as shipped, that of 2.0 untrained: maps work for any weights."""
+    if request.param == "1.0":
+        return shipped
+    torch.manual_seed(0)
+    return CellNet((8, 16, 32), 0.1).eval()
+
+
+@pytest.fixture(scope="module")
+def inputs() -> torch.Tensor:
+    """Return the drawn cells, class by class, in each cut."""
+    cuts = []
+    for name in CLASSES:
+        with Image.open(ROOT / "serving" / "samples" / f"{name.lower()}.png") as picture:
+            for left, top in CUTS:
+                file = io.BytesIO()
+                picture.crop((left, top, left + 480, top + 360)).save(file, "PNG")
+                cuts.append(decode(file.getvalue()).pixels)
+    return to_input(cuts)
+
+
+@pytest.fixture(scope="module")
+def targets(shipped: BloodCellNet, inputs: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return shipped(inputs).argmax(1)
+
+
+def maps(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return heat_maps(network, network.last_convolution, inputs, targets)
+
+
+# Any network's map
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_map_has_the_inputs_size_and_a_maximum_of_1(
+    network: Network, inputs: torch.Tensor, targets: torch.Tensor, count: int
+) -> None:
+    heat = maps(network, inputs[:count], targets[:count])
+    assert (heat.shape, heat.dtype) == ((count, HEIGHT, WIDTH), torch.float32)
+    assert heat.min() >= 0
+    assert heat.amax((1, 2)).tolist() == pytest.approx([1] * count)
+
+
+def test_a_map_alone_is_the_map_in_a_batch(network: Network, inputs: torch.Tensor) -> None:
+    targets = torch.arange(8) % len(CLASSES)
+    together = maps(network, inputs[:8], targets)
+    alone = [maps(network, inputs[[at]], targets[[at]]) for at in range(8)]
+    torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
+
+
+def test_a_map_is_of_the_class_asked_for(network: Network, inputs: torch.Tensor) -> None:
+    heat = maps(network, inputs[:1].expand(4, -1, -1, -1), torch.arange(4))
+    assert min((heat[one] - heat[other]).abs().max() for one, other in [(0, 1), (1, 2), (2, 3)]) > 0
+
+
+@pytest.mark.parametrize("colour", [0.0, 1.0, 0.3], ids=["black", "white", "grey"])
+def test_nothing_is_marked_in_a_blank_picture(network: Network, colour: float) -> None:
+    blank = torch.full((1, 3, HEIGHT, WIDTH), colour)
+    blank[:, 0] *= 0.7
+    assert not maps(network, blank, torch.tensor([0])).any()
+
+
+def test_nothing_is_marked_where_nothing_speaks_for_the_class(inputs: torch.Tensor) -> None:
+    class Mute(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 2, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return -self.layer(images).square().sum((2, 3)) * 0
+
+    mute = Mute()
+    heat = heat_maps(mute, mute.layer, inputs[:2], torch.tensor([0, 1]))
+    assert torch.equal(heat, torch.zeros(2, HEIGHT, WIDTH))
+
+
+# What is left behind
+
+
+def hooks(network: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(module, kind)) for module in network.modules() for kind in kinds)
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
+@pytest.mark.parametrize("broken", [False, True], ids=["well", "broken"])
+def test_nothing_is_left_behind(
+    network: Network,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    training: bool,
+    frozen: bool,
+    broken: bool,
+) -> None:
+    given, wanted = inputs[:2].clone(), targets[:2].clone()
+    weights = [parameter.clone() for parameter in network.parameters()]
+    network.train(training).requires_grad_(not frozen)
+    try:
+        if broken:
+            with pytest.raises(RuntimeError):
+                maps(network, given[:, :2], wanted)
+        else:
+            assert not maps(network, given, wanted).requires_grad
+        assert hooks(network) == 0
+        assert all(module.training == training for module in network.modules())
+        for before, after in zip(weights, network.parameters(), strict=True):
+            assert after.grad is None
+            assert after.requires_grad != frozen
+            assert torch.equal(before, after)
+        assert (given.grad, given.requires_grad) == (None, False)
+        assert torch.equal(given, inputs[:2])
+        assert torch.equal(wanted, targets[:2])
+    finally:
+        network.eval().requires_grad_(True)
+
+
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad])
+@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
+def test_a_service_that_takes_no_gradients_gets_the_same_maps(
+    network: Network,
+    inputs: torch.Tensor,
+    targets: torch.Tensor,
+    mode: Callable[[], torch.inference_mode | torch.no_grad],
+    frozen: bool,
+) -> None:
+    expected = maps(network, inputs[:2], targets[:2])
+    network.requires_grad_(not frozen)
+    try:
+        with mode():
+            # Made here, they are tensors that no gradient may pass through.
+            heat = maps(network, inputs[:2] * 1, targets[:2] * 1)
+            assert not torch.is_grad_enabled()
+    finally:
+        network.requires_grad_(True)
+    torch.testing.assert_close(heat, expected)
+
+
+def test_only_who_explains_pays_for_captum() -> None:
+    code = "import sys, handler.explanation; print(*{'captum', 'matplotlib'} & {*sys.modules})"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout.strip()) == (0, "")
+
+
+# Version 1.0's maps are true
+
+
+def grid(heat: torch.Tensor) -> np.ndarray:
+    """Average over 4x4 pixels: (N, 300)."""
+    return F.avg_pool2d(heat[:, None], 4).flatten(1).numpy()
+
+
+@pytest.fixture(scope="module")
+def heat(shipped: BloodCellNet, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return maps(shipped, inputs, targets)
+
+
+@pytest.fixture(scope="module")
+def occlusion(shipped: BloodCellNet, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
+    """Return by how much the logit falls where a picture's own mean colour covers 12x12 pixels."""
+    with torch.no_grad():
+        falls = [
+            Occlusion(shipped).attribute(
+                image[None],
+                sliding_window_shapes=(3, 12, 12),
+                strides=(3, 4, 4),
+                baselines=image.mean((1, 2), keepdim=True).expand_as(image)[None],
+                target=target,
+                perturbations_per_eval=60,
+            )
+            for image, target in zip(inputs, targets.tolist(), strict=True)
+        ]
+    return grid(torch.cat(falls).mean(1).clamp(min=0))
+
+
+def agreement(some: np.ndarray, others: np.ndarray) -> float:
+    """Return the rank correlation of two maps, in the mean over pictures."""
+    pairs = zip(some, others, strict=True)
+    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
+
+
+def test_a_map_agrees_with_occlusion(heat: torch.Tensor, occlusion: np.ndarray) -> None:
+    found = agreement(grid(heat), occlusion)
+    print(f"rank correlation {found:.2f}")
+    assert found >= 0.35
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(lambda heat: np.roll(heat, 1, 0), id="another picture's"),
+        pytest.param(lambda heat: heat[:, ::-1], id="turned"),
+        pytest.param(lambda heat: np.random.default_rng(0).permuted(heat, axis=1), id="shuffled"),
+    ],
+)
+def test_a_wrong_map_does_not(
+    heat: torch.Tensor,
+    occlusion: np.ndarray,
+    wrong: Callable[[np.ndarray], np.ndarray],
+) -> None:
+    found = agreement(wrong(grid(heat)), occlusion)
+    print(f"rank correlation {found:.2f}")
+    assert found <= 0.2
+
+
+def test_a_map_of_an_untrained_network_does_not(
+    inputs: torch.Tensor, targets: torch.Tensor, occlusion: np.ndarray
+) -> None:
+    assert agreement(grid(maps(untrained(), inputs, targets)), occlusion) <= 0.2
+
+
+def test_a_map_of_the_class_that_it_is_least_does_not(
+    shipped: BloodCellNet, inputs: torch.Tensor, occlusion: np.ndarray
+) -> None:
+    with torch.no_grad():
+        least = shipped(inputs).argmin(1)
+    assert agreement(grid(maps(shipped, inputs, least)), occlusion) <= 0
+
+
+def test_the_hottest_place_is_in_the_cell(heat: torch.Tensor) -> None:
+    """Within 18 pixels of its centre: the largest cell's radius, a fifth of the picture's area."""
+    for each, (right, down) in zip(heat.flatten(1).argmax(1), CENTRES * len(CLASSES), strict=True):
+        y, x = divmod(int(each), WIDTH)
+        assert np.hypot(x + 0.5 - right, y + 0.5 - down) <= 18
+
+
+# On the canvas
+
+ONES = np.ones((HEIGHT, WIDTH), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ((320, 240), (320, 240)),
+        ((640, 480), (640, 480)),
+        ((1280, 960), (640, 480)),
+        ((960, 1280), (480, 640)),
+        ((3000, 1001), (640, 214)),
+        ((1, 1), (1, 1)),
+        ((20000, 3), (CANVAS, 1)),
+    ],
+)
+def test_a_canvas_has_the_uploads_proportions(size: Size, expected: Size) -> None:
+    assert canvas_size(size) == expected
+    placed = place(ONES, (0, 0, *size), size)
+    assert (placed.shape, placed.dtype) == (expected[::-1], np.float32)
+    assert placed == pytest.approx(1)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (300, 900), (1600, 1200), (90, 70)])
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param((0.25, 0.25, 0.75, 0.75), id="inside"),
+        pytest.param((-0.5, -0.25, 0.5, 0.25), id="over the left and the top"),
+        pytest.param((0.75, 0.5, 1.25, 1.5), id="over the right and the bottom"),
+        pytest.param((-1, -1, 2, 2), id="all around"),
+        pytest.param((1.5, 0, 2, 1), id="outside"),
+    ],
+)
+def test_a_map_covers_its_window_and_nothing_else(size: Size, share: Box) -> None:
+    across, down = size
+    window = (share[0] * across, share[1] * down, share[2] * across, share[3] * down)
+    placed = place(ONES, window, size)
+    width, height = canvas_size(size)
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    inside = (x > share[0]) & (x < share[2]) & (y > share[1]) & (y < share[3])
+    # Its edge may fall on the middle of a pixel.
+    assert (np.abs(placed - inside) > 0.01).mean() <= 0.02
+    assert {placed.min().round(3), placed.max().round(3)} <= {0, 1}
+
+
+@pytest.mark.parametrize("size", [(640, 480), (480, 640), (2000, 1500), (320, 240)])
+@pytest.mark.parametrize("window", [(0, 0, 1, 1), (0.5, 0.4, 0.8, 0.9), (-0.2, -0.3, 0.3, 0.4)])
+@pytest.mark.parametrize("spot", [(60, 45), (70, 50)])
+def test_a_hot_spot_lies_where_it_was(size: Size, window: Box, spot: tuple[int, int]) -> None:
+    (left, top, right, bottom), (column, row) = window, spot
+    heat = np.zeros((HEIGHT, WIDTH), np.float32)
+    heat[row - 1 : row + 2, column - 1 : column + 2] = 1
+    across, down = size
+    placed = place(heat, (left * across, top * down, right * across, bottom * down), size)
+    y, x = np.argwhere(placed > 0.5).mean(0) + 0.5
+    width, height = canvas_size(size)
+    # Half a pixel of the map, and one of the canvas.
+    tolerance = 1 + max(width * (right - left) / WIDTH, height * (bottom - top) / HEIGHT) / 2
+    assert x == pytest.approx(
+        (left + (column + 0.5) / WIDTH * (right - left)) * width, abs=tolerance
+    )
+    assert y == pytest.approx((top + (row + 0.5) / HEIGHT * (bottom - top)) * height, abs=tolerance)
+
+
+@pytest.mark.parametrize("window", [(0, 0, 640, 480), (-50.5, 100.25, 333.3, 388.1)])
+def test_what_is_placed_is_heat(window: Box) -> None:
+    heat = np.random.default_rng(0).random((HEIGHT, WIDTH), np.float32)
+    placed = place(heat, window, (640, 480))
+    assert placed.min() >= 0
+    assert 0.5 < placed.max() <= 1
+
+
+# As a PNG
+
+
+def decoded(heat: Heat) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(to_png(heat), validate=True)))
+
+
+def slope(width: int, height: int) -> Heat:
+    return np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
+
+
+@pytest.mark.parametrize(("width", "height"), [(640, 480), (480, 640), (1, 1), (7, 3)])
+def test_a_png_has_the_canvass_size_and_transparency(width: int, height: int) -> None:
+    image = decoded(slope(width, height))
+    assert (image.format, image.size) == ("PNG", (width, height))
+    assert image.has_transparency_data
+
+
+def test_the_hotter_the_less_transparent() -> None:
+    alpha = np.asarray(decoded(slope(400, 2)).convert("RGBA"))[0, :, 3].astype(int)
+    assert alpha[0] == 0
+    assert (np.diff(alpha) >= 0).all()
+    assert np.diff(alpha).max() <= 10
+    # The cell must still be seen under the hottest place.
+    assert 150 <= alpha[-1] < 255
+
+
+def test_what_is_cold_is_transparent() -> None:
+    heat = np.zeros((48, 64), np.float32)
+    heat[10:20, 30:40] = 1
+    alpha = np.asarray(decoded(heat).convert("RGBA"))[..., 3]
+    assert np.array_equal(alpha > 0, heat > 0)
+
+
+def oklab(colours: np.ndarray) -> np.ndarray:
+    """Map sRGB (N, 3) to OKLab (Ottosson 2020), where equal distances look alike."""
+    encoded = colours / 255
+    linear = np.where(encoded > 0.04045, ((encoded + 0.055) / 1.055) ** 2.4, encoded / 12.92)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.cbrt(cones) @ np.array(
+        [
+            [0.2104542553, 1.9779984951, 0.0259040371],
+            [0.7936177850, -2.4285922050, 0.7827717662],
+            [-0.0040720468, 0.4505937099, -0.8086757660],
+        ]
+    )
+
+
+def test_the_colours_are_evenly_spaced_to_the_eye() -> None:
+    colours = np.asarray(decoded(slope(400, 1)).convert("RGBA"))[0, :, :3].astype(float)
+    changes = np.linalg.norm(np.diff(oklab(colours), axis=0), axis=1)
+    changes = changes[changes > 0]
+    assert len(changes) >= 30
+    assert changes.max() / changes.min() < 1.7
+
+
+def test_a_png_is_small(heat: torch.Tensor) -> None:
+    sizes = [
+        len(to_png(place(each.numpy(), (0, 0, 640, 480), (640, 480)))) * 3 // 4 for each in heat
+    ]
+    print(f"at most {max(sizes)} bytes")
+    assert max(sizes) <= 16_000

@@ -1,0 +1,169 @@
+"""The gate: a stained nucleus scores high whoever photographs it, what is no smear scores low."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from handler.gate import stain
+from handler.network import CLASSES
+from handler.preprocessing import Pixels, decode, within_field
+from scripts.draw_cells import draw_cell
+from serving.settings import ROOT
+from training import data
+from training.outliers import far_images
+
+# Not a version's threshold, but between what nuclei score and what nearly all else does.
+BETWEEN = 0.65
+KINDS = ("photograph", "text", "blank", "noise")
+
+Change = Callable[[Pixels], Pixels]
+
+
+@pytest.fixture(scope="module", params=CLASSES)
+def sample(request: pytest.FixtureRequest) -> Pixels:
+    """Return the drawn sample of each class in turn, within 320x320."""
+    path = ROOT / "serving" / "samples" / f"{request.param.lower()}.png"
+    return decode(path.read_bytes(), within_field).pixels
+
+
+@pytest.fixture(scope="module")
+def far() -> dict[str, list[Pixels]]:
+    return far_images(seed=0)
+
+
+def lamp(*colour: float) -> Change:
+    return lambda pixels: np.clip(pixels * np.array(colour), 0, 255).astype(np.uint8)
+
+
+def stained(strength: float) -> Change:
+    """Let a laboratory stain more or less: the same light, another optical density."""
+
+    def change(pixels: Pixels) -> Pixels:
+        clear = np.percentile(pixels, 90, axis=(0, 1))
+        return np.clip(clear * (pixels / clear) ** strength, 0, 255).astype(np.uint8)
+
+    return change
+
+
+def scaled(width: int, height: int) -> Change:
+    box = Image.Resampling.BOX
+    return lambda pixels: np.asarray(Image.fromarray(pixels).resize((width, height), box))
+
+
+def turned(pixels: Pixels) -> Pixels:
+    """Turn by 20 degrees, which leaves black wedges at the border."""
+    return np.asarray(Image.fromarray(pixels).rotate(20, Image.Resampling.BILINEAR))
+
+
+def through_an_eyepiece(pixels: Pixels) -> Pixels:
+    """Darken towards a circle, black outside it."""
+    height, width = pixels.shape[:2]
+    y, x = np.mgrid[-0.75 : 0.75 : height * 1j, -1 : 1 : width * 1j]
+    bright = np.clip((1 - np.hypot(x, y)) / 0.25, 0, 1)
+    return (pixels * bright[..., None]).astype(np.uint8)
+
+
+def noisy(pixels: Pixels) -> Pixels:
+    noise = np.random.default_rng(0).normal(0, 15, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
+
+
+def middle(pixels: Pixels) -> Pixels:
+    """Cut out what the cell fills."""
+    height, width = pixels.shape[:2]
+    return pixels[height // 4 : -height // 4, width // 3 : -width // 3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("label", CLASSES)
+def test_drawn_cells_score_high(label: str, seed: int) -> None:
+    assert stain(np.asarray(draw_cell(label, seed, (320, 240)))) > BETWEEN
+
+
+@pytest.mark.parametrize(
+    ("change", "by"),
+    [
+        pytest.param(lambda pixels: pixels[:, ::-1], 0.05, id="mirrored"),
+        pytest.param(lambda pixels: pixels[::-1], 0.05, id="upside down"),
+        pytest.param(lambda pixels: pixels.transpose(1, 0, 2), 0.1, id="quarter turn"),
+        pytest.param(turned, 0.1, id="black wedges"),
+        pytest.param(lamp(0.8, 0.8, 0.8), 0.05, id="darker"),
+        pytest.param(lamp(0.4, 0.4, 0.4), 0.1, id="very dark"),
+        pytest.param(lamp(1.1, 1.1, 1.1), 0.05, id="brighter"),
+        pytest.param(lamp(1, 0.9, 0.75), 0.05, id="warm lamp"),
+        pytest.param(lamp(0.8, 0.9, 1), 0.05, id="cold lamp"),
+        pytest.param(lamp(0.85, 1, 0.85), 0.05, id="green lamp"),
+        pytest.param(lamp(1, 0.8, 0.95), 0.05, id="pink lamp"),
+        pytest.param(stained(0.7), 0.1, id="pale stain"),
+        pytest.param(stained(1.5), 0.1, id="deep stain"),
+        pytest.param(scaled(80, 60), 0.02, id="80x60"),
+        pytest.param(scaled(640, 480), 0.02, id="640x480"),
+        pytest.param(scaled(200, 200), 0.05, id="square"),
+        pytest.param(noisy, 0.05, id="noisy"),
+        pytest.param(through_an_eyepiece, 0.15, id="through an eyepiece"),
+    ],
+)
+def test_a_nucleus_stays_a_nucleus(sample: Pixels, change: Change, by: float) -> None:
+    score = stain(change(sample))
+    assert score == pytest.approx(stain(sample), abs=by)
+    assert score > BETWEEN
+
+
+def test_a_cell_that_fills_the_picture_is_found(sample: Pixels) -> None:
+    """Scored lower: a wide nucleus is then surrounded by itself."""
+    assert stain(middle(sample)) > 0.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_smear_scores_low(far: dict[str, list[Pixels]], kind: str) -> None:
+    scores = np.array([stain(pixels) for pixels in far[kind]])
+    print(f"{kind}: {(scores > BETWEEN).mean():.3f} above, median {np.median(scores):.2f}")
+    assert (scores > BETWEEN).mean() <= 0.05
+    assert np.median(scores) < 0.1
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param((1, 0, 2), id="green nuclei"),
+        pytest.param((0, 2, 1), id="yellow nuclei"),
+        pytest.param((1, 1, 1), id="grey"),
+    ],
+)
+def test_the_colour_decides(sample: Pixels, order: tuple[int, ...]) -> None:
+    """The same shapes in colours that no stain gives."""
+    assert stain(sample[..., order]) < 0.2
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (114, 84, 178), (230, 150, 190)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (60, 80)])
+def test_one_colour_is_no_nucleus(colour: tuple[int, ...], size: tuple[int, int]) -> None:
+    """Hardly even a nucleus's own, as then it is the background, too."""
+    assert 0 <= stain(np.full((*size, 3), colour, np.uint8)) < 0.2
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 255), st.integers(0, 1000))
+def test_any_pixels_have_a_score(height: int, width: int, top: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    score = stain(random.integers(0, top, (height, width, 3), np.uint8, endpoint=True))
+    assert isinstance(score, float)
+    assert np.isfinite(score)
+    assert score <= 1
+
+
+@pytest.mark.parametrize("fit", [None, within_field])
+def test_real_cells_score_high(blood_cells: Path, fit: Callable[..., tuple[int, int]]) -> None:
+    """All but the few whose cell an augmentation has moved out of the picture."""
+    images = data.list_images(blood_cells, "TRAIN")[::25]
+    options = {"fit": fit} if fit else {}
+    scores = np.array([stain(decode(i.path.read_bytes(), **options).pixels) for i in images])
+    print(f"{(scores > BETWEEN).mean():.3f} of {len(images)} images above")
+    assert (scores > BETWEEN).mean() >= 0.98

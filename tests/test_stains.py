@@ -1,0 +1,308 @@
+"""Dyes measured in painted smears, whose dyes and lamp are known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from handler.preprocessing import Box, Pixels, to_input
+from handler.stains import (
+    AMOUNTS,
+    AZURE,
+    EOSIN_BESIDE_AZURE,
+    MAX_ALIKE,
+    Floats,
+    amounts,
+    measure,
+)
+
+Array = npt.NDArray[Any]
+
+SIDE = 128
+NUCLEUS = (64, 48)
+RADIUS = 13
+BOX: Box = (46.0, 30.0, 82.0, 66.0)
+RED_CELLS = [(x, y) for y in (12, 84) for x in range(12, 128, 24)] + [(16, 48), (112, 48)]
+DYES = (0.8, 1.1, 0.5), (0.12, 0.4, 0.35)
+LAMPS = {
+    "white": (250, 250, 250),
+    "yellow": (235, 220, 170),
+    "blue": (190, 205, 240),
+    "dim": (140, 135, 128),
+    "rosy": (240, 190, 200),
+}
+
+
+@dataclass
+class Smear:
+    """A painted smear: its pixels, and where each of its parts is."""
+
+    pixels: Pixels
+    parts: dict[str, Array] = field(default_factory=dict)
+
+    def mixed(self, stains: Floats) -> Array:
+        """Return the amounts of dye in all of it: (3, H, W)."""
+        return amounts(to_input([self.pixels]), torch.from_numpy(stains)[None])[0].numpy()
+
+    def mean(self, stains: Floats, part: str) -> list[float]:
+        mixed: list[float] = self.mixed(stains)[:, self.parts[part]].mean(1).tolist()
+        return mixed
+
+
+def disc(x: int, y: int, radius: float, side: int = SIDE) -> Array:
+    down, across = np.mgrid[:side, :side]
+    inside: Array = (across - x) ** 2 + (down - y) ** 2 < radius**2
+    return inside
+
+
+def paint(
+    lamp: tuple[float, float, float] = LAMPS["white"],
+    azure: tuple[float, float, float] = DYES[0],
+    eosin: tuple[float, float, float] = DYES[1],
+    azure_strength: float = 1.0,
+    eosin_strength: float = 1.0,
+    red_cells: Sequence[float] = (1,) * len(RED_CELLS),
+    granules: tuple[float, float] = (0.0, 0.0),
+) -> Smear:
+    """Paint a nucleus and red cells by Beer and Lambert's law, with black below as in a canvas.
+
+    The red cells have so much eosin each. A ring around the nucleus has `granules`: amounts of
+    azure and of eosin.
+    """
+    nucleus, cell = disc(*NUCLEUS, RADIUS), disc(*NUCLEUS, RADIUS + 5)
+    discs = [disc(*place, 9) for place in RED_CELLS[: len(red_cells)]]
+    reds = sum((each * amount for each, amount in zip(discs, red_cells, strict=True)), 0 * cell)
+    ring = cell & ~nucleus
+    blue = nucleus + granules[0] * ring
+    red = reds + granules[1] * ring
+    density = blue[..., None] * np.array(azure) * azure_strength
+    density = density + red[..., None] * np.array(eosin) * eosin_strength
+    noise = np.random.default_rng(0).normal(0, 0.8, density.shape)
+    pixels = np.rint(np.array(lamp) * np.exp(-density) + noise).clip(0, 255).astype(np.uint8)
+    pixels[96:] = 0
+    seen = np.arange(SIDE)[:, None] < 96
+    parts = {
+        "nucleus": nucleus,
+        "red cells": (reds > 0) & seen,
+        "granules": ring,
+        "background": ~cell & (reds == 0) & seen,
+    }
+    return Smear(pixels, parts)
+
+
+# What is there is measured
+
+
+@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
+@pytest.mark.parametrize(("azure", "eosin"), [(1.0, 1.0), (0.5, 1.5), (1.6, 0.8)])
+def test_light_and_dyes_are_those_painted(
+    lamp: tuple[float, float, float], azure: float, eosin: float
+) -> None:
+    smear = paint(lamp, azure_strength=azure, eosin_strength=eosin)
+    [stains] = measure(smear.pixels, [BOX])
+    expected = [np.array(lamp), azure * np.array(DYES[0]), eosin * np.array(DYES[1])]
+    np.testing.assert_allclose(stains[0], expected[0], rtol=0.02)
+    np.testing.assert_allclose(stains[1], expected[1], rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(stains[2], expected[2], rtol=0.05, atol=0.02)
+
+
+@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
+@pytest.mark.parametrize(("azure", "eosin"), [(1.0, 1.0), (0.5, 1.5), (1.6, 0.8)])
+def test_amounts_are_one_in_what_takes_the_dye_up_and_none_in_the_light(
+    lamp: tuple[float, float, float], azure: float, eosin: float
+) -> None:
+    smear = paint(lamp, azure_strength=azure, eosin_strength=eosin)
+    [stains] = measure(smear.pixels, [BOX])
+    assert smear.mean(stains, "nucleus") == pytest.approx([1, 0, 0], abs=0.05)
+    assert smear.mean(stains, "red cells") == pytest.approx([0, 1, 0], abs=0.05)
+    assert smear.mean(stains, "background") == pytest.approx([0, 0, 0], abs=0.05)
+
+
+@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
+def test_the_same_cell_gives_the_same_input_under_any_lamp(lamp: tuple[float, ...]) -> None:
+    seen = []
+    for smear in (paint(), paint((lamp[0], lamp[1], lamp[2]), granules=(0.3, 0.6))):
+        [stains] = measure(smear.pixels, [BOX])
+        apart = ~smear.parts["granules"] & (np.arange(SIDE)[:, None] < 96)
+        seen.append(smear.mixed(stains)[:, apart])
+    assert np.abs(seen[0] - seen[1]).mean() < 0.04
+
+
+@pytest.mark.parametrize("granules", [(0.4, 0.0), (0.0, 0.8), (0.3, 0.6)])
+def test_a_mixture_of_dyes_is_taken_apart(granules: tuple[float, float]) -> None:
+    smear = paint(granules=granules)
+    [stains] = measure(smear.pixels, [BOX])
+    assert smear.mean(stains, "granules") == pytest.approx([*granules, 0], abs=0.08)
+
+
+def test_what_is_neither_dye_is_told() -> None:
+    """A green speck absorbs what neither azure nor eosin do."""
+    smear = paint()
+    smear.pixels[smear.parts["granules"]] = (60, 250, 60)
+    [stains] = measure(smear.pixels, [BOX])
+    assert abs(smear.mean(stains, "granules")[2]) > 0.5
+
+
+def test_every_cell_has_its_own_azure_but_the_pictures_light_and_eosin() -> None:
+    smear = paint()
+    pale = disc(88, 48, 10)
+    smear.pixels[pale] = np.rint(250 * np.exp(-0.6 * np.array(DYES[0])))
+    one, other = measure(smear.pixels, [BOX, (78.0, 38.0, 98.0, 58.0)])
+    assert (one[[0, 2]] == other[[0, 2]]).all()
+    np.testing.assert_allclose(other[1], 0.6 * one[1], rtol=0.06)
+
+
+def test_eosin_is_measured_outside_the_cells() -> None:
+    """An eosinophil's granules are no red cells, however much of the picture they fill."""
+    smear = paint()
+    around = disc(*NUCLEUS, 19) & ~smear.parts["nucleus"]
+    smear.pixels[around] = np.rint(250 * np.exp(-1.5 * np.array(DYES[1])))
+    [with_granules], [without] = measure(smear.pixels, [BOX]), measure(paint().pixels, [BOX])
+    np.testing.assert_allclose(with_granules[2], without[2], atol=0.02)
+
+
+def test_thin_red_cells_and_pale_middles_do_not_count() -> None:
+    [stains] = measure(paint(red_cells=[1.0] * 5 + [0.75] * 3 + [0.5] * 4).pixels, [BOX])
+    np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
+
+
+def test_the_light_between_crowded_red_cells_is_the_background() -> None:
+    smear = paint(LAMPS["yellow"])
+    crowd = smear.parts["background"] & (np.arange(SIDE) % 4 > 0)
+    smear.pixels[crowd] = np.rint(LAMPS["yellow"] * np.exp(-np.array(DYES[1])))
+    [stains] = measure(smear.pixels, [BOX])
+    np.testing.assert_allclose(stains[0], LAMPS["yellow"], rtol=0.02)
+    np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
+
+
+def test_specks_of_light_are_not_the_background() -> None:
+    smear = paint(LAMPS["dim"])
+    specks = np.random.default_rng(0).random((SIDE, SIDE)) < 0.02
+    smear.pixels[specks & smear.parts["background"]] = 255
+    np.testing.assert_allclose(measure(smear.pixels, [BOX])[0][0], LAMPS["dim"], rtol=0.02)
+
+
+def test_black_beside_the_field_is_none_of_it() -> None:
+    smear = paint()
+    [framed] = measure(smear.pixels, [BOX])
+    [alone] = measure(smear.pixels[:96], [BOX])
+    np.testing.assert_allclose(framed, alone)
+
+
+# What is not there is guessed
+
+
+def test_without_red_cells_eosin_is_guessed_from_azure() -> None:
+    smear = paint(red_cells=())
+    [stains] = measure(smear.pixels, [BOX])
+    np.testing.assert_allclose(stains[2], EOSIN_BESIDE_AZURE * np.linalg.norm(stains[1]), rtol=1e-5)
+    assert smear.mean(stains, "nucleus") == pytest.approx([1, 0, 0], abs=0.05)
+
+
+def test_without_a_nucleus_azure_is_guessed() -> None:
+    smear = paint()
+    [stains] = measure(smear.pixels, [(86.0, 40.0, 100.0, 56.0)])
+    np.testing.assert_allclose(stains[1], AZURE)
+    np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
+
+
+def test_red_cells_as_blue_as_the_nucleus_do_not_count() -> None:
+    azure = (0.5, 1.1, 0.6)
+    smear = paint(azure=azure, eosin=azure, eosin_strength=0.6)
+    [stains] = measure(smear.pixels, [BOX])
+    np.testing.assert_allclose(stains[2], EOSIN_BESIDE_AZURE * np.linalg.norm(stains[1]), rtol=1e-5)
+
+
+def cosine(one: Floats, other: Floats) -> float:
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+@pytest.mark.parametrize("azure", [DYES[0], (0.5, 1.1, 0.4), (0.9, 0.9, 0.3), (0.4, 1.2, 0.2)])
+@pytest.mark.parametrize("red_cells", [(1,) * len(RED_CELLS), ()], ids=["red cells", "none"])
+def test_the_dyes_of_a_smear_can_be_told_apart(
+    azure: tuple[float, float, float], red_cells: Sequence[float]
+) -> None:
+    [stains] = measure(paint(azure=azure, red_cells=red_cells).pixels, [BOX])
+    assert cosine(stains[1], stains[2]) <= MAX_ALIKE
+
+
+# Whatever comes, numbers come out
+
+
+def solid(*colour: int) -> Pixels:
+    return np.full((SIDE, SIDE, 3), colour, np.uint8)
+
+
+def noise(high: int) -> Pixels:
+    return np.random.default_rng(0).integers(0, high, (SIDE, SIDE, 3), np.uint8)
+
+
+PICTURES = {
+    "black": solid(0, 0, 0),
+    "white": solid(255, 255, 255),
+    "grey": solid(128, 128, 128),
+    "dark": solid(21, 21, 21),
+    "red": solid(255, 0, 0),
+    "green": solid(0, 255, 0),
+    "blue": solid(0, 0, 255),
+    "noise": noise(256),
+    "dark noise": noise(40),
+    "ramp": np.repeat(np.arange(SIDE, dtype=np.uint8)[:, None, None] * 2, SIDE, 1).repeat(3, 2),
+    "one lit pixel": np.pad(np.full((1, 1, 3), 255, np.uint8), ((40, 87), (40, 87), (0, 0))),
+    "one pixel": np.full((1, 1, 3), 200, np.uint8),
+    "smear": paint().pixels,
+}
+BOXES: dict[str, Box] = {
+    "cell": BOX,
+    "all": (0, 0, 128, 128),
+    "tiny": (40.2, 40.2, 40.4, 40.4),
+    "point": (5, 5, 5, 5),
+    "line": (0, 50, 128, 50),
+    "over the upper left": (-30, -30, 20, 20),
+    "over the lower right": (110, 80, 300, 300),
+    "right of it": (200, 10, 260, 60),
+    "left of it": (-60, -60, -10, -10),
+}
+
+
+@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
+@pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
+def test_any_picture_gives_finite_stains_and_amounts(picture: Pixels, box: Box) -> None:
+    [stains] = measure(picture, [box])
+    assert stains.shape == (3, 3)
+    assert stains.dtype == np.float32
+    assert np.isfinite(stains).all()
+    assert 40 <= stains[0].min() <= stains[0].max() <= 255
+    mixed = Smear(picture).mixed(stains)
+    assert mixed.shape == (3, *picture.shape[:2])
+    assert np.isfinite(mixed).all()
+    assert AMOUNTS[0] <= mixed.min() <= mixed.max() <= AMOUNTS[1]
+
+
+def test_no_boxes_give_no_stains() -> None:
+    assert measure(paint().pixels, []) == []
+
+
+def test_amounts_are_bounded() -> None:
+    [stains] = measure(paint(azure_strength=0.5).pixels, [BOX])
+    [darkest] = np.unique(Smear(solid(0, 0, 0)).mixed(stains)[0])
+    assert darkest == AMOUNTS[1]
+
+
+def test_each_crop_has_stains_of_its_own() -> None:
+    smears = [
+        paint(lamp, azure_strength=strength)
+        for lamp, strength in zip(LAMPS.values(), (0.6, 0.8, 1.0, 1.2, 1.4), strict=True)
+    ]
+    stains = [measure(smear.pixels, [BOX])[0] for smear in smears]
+    together = amounts(
+        to_input([smear.pixels for smear in smears]), torch.from_numpy(np.stack(stains))
+    )
+    for each, smear, own in zip(together.numpy(), smears, stains, strict=True):
+        np.testing.assert_allclose(each, smear.mixed(own), atol=1e-4)
