@@ -28,13 +28,19 @@ mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each ve
 data: .venv/dev.stamp  ## fetch the images from Kaggle, and check them
 	@$(BIN)/python -m training.data
 
-train: .venv/dev.stamp  ## train VERSION (needs the images: make data)
+train: .venv/dev.stamp  ## train VERSION; with FROM and CELLS: teach it a laboratory's own cells
+ifdef CELLS
+	@$(BIN)/python -m training.adapt --from $(FROM) --cells $(CELLS) --version $(VERSION)
+else
 	@$(BIN)/python -m training.train --version $(VERSION)
+	@$(BIN)/python -m training.crossvalidate --version $(VERSION)
+	@$(BIN)/python -m training.calibrate --version $(VERSION)
+endif
 
 sweep: .venv/dev.stamp  ## compare networks by grouped cross-validation within TRAIN
 	@$(BIN)/python -m training.sweep
 
-evaluate: .venv/dev.stamp  ## measure VERSION on TEST, draw its plots
+evaluate: .venv/dev.stamp  ## measure VERSION, write its card and plots
 	@$(BIN)/python -m training.evaluate --version $(VERSION)
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test

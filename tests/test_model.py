@@ -14,21 +14,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
-from handler.bloodcells_handler import load_network
-from handler.network import BloodCellNet
-from handler.preprocessing import decode, to_input
+from handler import versions
+from handler.network import CLASSES
+from handler.preprocessing import decode
+from handler.verdict import Cell, probabilities
+from handler.versions import Version
 from serving.settings import ROOT
 from training import data
 
 Change = Callable[[Image.Image], Image.Image]
+# How far below what was seen a floor lies.
+SLACK = 0.03
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def network() -> BloodCellNet:
-    folder = ROOT / "models" / "1.0"
-    return load_network(folder / "weights.pt", json.loads((folder / "card.json").read_text()))
+def version(name: str) -> Version:
+    folder = ROOT / "models" / name
+    card = json.loads((folder / "card.json").read_text())
+    return versions.load(folder, card, torch.device("cpu"), 8)
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +52,26 @@ def files(blood_cells: Path) -> list[bytes]:
     return [file for photograph in taken.values() for file in photograph]
 
 
-@torch.inference_mode()
-def answers(network: BloodCellNet, files: list[bytes]) -> np.ndarray:
-    logits = network(to_input([decode(file) for file in files]))
-    classes: np.ndarray = logits.argmax(1).numpy()
-    return classes
+@pytest.fixture(scope="module")
+def before(version: Version, files: list[bytes]) -> np.ndarray:
+    return answers(version, files)
+
+
+def answers(version: Version, files: list[bytes]) -> np.ndarray:
+    """Return the likeliest class of each image, -1 where no cell is found."""
+    examinations = version.examine([decode(file, version.fit) for file in files])
+    cells = [max(each.cells, key=certainty, default=None) for each in examinations]
+    return np.array([np.argmax(cell.logits[: len(CLASSES)]) if cell else -1 for cell in cells])
 
 
 def changed(file: bytes, change: Change, kind: str = "PNG", **options: int) -> bytes:
     out = io.BytesIO()
     change(Image.open(io.BytesIO(file)).convert("RGB")).save(out, kind, **options)
     return out.getvalue()
+
+
+def certainty(cell: Cell) -> float:
+    return max(probabilities(cell.logits[: len(CLASSES)], 1.0))
 
 
 def same(image: Image.Image) -> Image.Image:
@@ -67,44 +87,45 @@ def brightness(factor: float) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("change", "floor"),
+    ("change", "seen"),
     [
-        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), 0.87, id="mirrored"),
-        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), 0.84, id="upside down"),
-        pytest.param(transpose(Image.Transpose.ROTATE_180), 0.86, id="half turn"),
-        # The field is squashed to 80x60 whatever its shape, so a quarter turn also distorts it.
-        pytest.param(transpose(Image.Transpose.ROTATE_90), 0.82, id="quarter turn"),
-        pytest.param(brightness(0.9), 0.95, id="darker"),
-        pytest.param(brightness(1.1), 0.95, id="brighter"),
-        pytest.param(same, 0.96, id="another kind of file"),
+        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), (0.94, 0.9), id="mirrored"),
+        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0.91, 0.9), id="upside down"),
+        pytest.param(transpose(Image.Transpose.ROTATE_180), (0.93, 0.9), id="half turn"),
+        # 1.0 squashes the field to 80x60 whatever its shape, so this distorts it, too.
+        pytest.param(transpose(Image.Transpose.ROTATE_90), (0.90, 0.9), id="quarter turn"),
+        pytest.param(brightness(0.9), (0.99, 0.9), id="darker"),
+        pytest.param(brightness(1.1), (1.0, 0.9), id="brighter"),
+        pytest.param(same, (1.0, 0.9), id="another kind of file"),
     ],
 )
 def test_a_changed_cell_stays_the_same_cell(
-    network: BloodCellNet,
+    name: str,
+    version: Version,
     files: list[bytes],
+    before: np.ndarray,
     change: Change,
-    floor: float,
-    record_property: Callable[[str, object], None],
+    seen: tuple[float, float],
 ) -> None:
-    before = answers(network, files)
-    after = answers(network, [changed(file, change) for file in files])
+    after = answers(version, [changed(file, change) for file in files])
     share = float((before == after).mean())
-    record_property("share", share)
     print(f"{share:.3f} of {len(files)} images keep their class")
-    assert share >= floor
+    assert share >= seen[name == "2.0"] - SLACK
 
 
-def test_jpeg_quality_50_keeps_the_class(network: BloodCellNet, files: list[bytes]) -> None:
-    after = answers(network, [changed(file, same, "JPEG", quality=50) for file in files])
-    share = float((answers(network, files) == after).mean())
+def test_jpeg_quality_50_keeps_the_class(
+    version: Version, files: list[bytes], before: np.ndarray
+) -> None:
+    after = answers(version, [changed(file, same, "JPEG", quality=50) for file in files])
+    share = float((before == after).mean())
     print(f"{share:.3f} of {len(files)} images keep their class")
     assert share >= 0.93
 
 
-def test_every_class_is_recognised(network: BloodCellNet, blood_cells: Path) -> None:
+def test_every_class_is_recognised(name: str, version: Version, blood_cells: Path) -> None:
     """Recall per class on a tenth of TEST: no class is given up for the others."""
     images = data.list_images(blood_cells, "TEST")[::10]
-    predicted = answers(network, [image.path.read_bytes() for image in images])
+    predicted = answers(version, [image.path.read_bytes() for image in images])
     labels = np.array([image.label for image in images])
     recall = [float((predicted[labels == label] == label).mean()) for label in range(4)]
-    assert min(recall) >= 0.5
+    assert min(recall) >= (0.75 if name == "2.0" else 0.5)

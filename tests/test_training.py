@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import VERSIONS
 
 from handler.network import CLASSES, BloodCellNet
 from handler.preprocessing import to_input, to_planes
+from serving.settings import ROOT
 from training import sweep
-from training.metrics import confusion_by_photograph, summarize
-from training.train import Batch, Recipe, Run, augmentation, confident_from, predict
+from training.fields import Batch, FieldRecipe, Run, augmentation, predict
+from training.metrics import balanced, confusion_by_photograph, summarize
 
-SMALL = Recipe(channels=(4, 4), pools=(4, 4), hidden=8, epochs=3, batch_size=16)
+SMALL = FieldRecipe(channels=(4, 4), pools=(4, 4), hidden=8, epochs=3, batch_size=16)
 
 
 def coloured(count: int, seed: int = 0) -> Batch:
@@ -125,13 +127,13 @@ def test_predict_does_not_depend_on_the_batch_size() -> None:
     assert torch.allclose(predict(made, images, 3), predict(made, images, 10), atol=1e-5)
 
 
-def test_confident_from_is_the_lowest_that_keeps_the_accuracy() -> None:
-    top = torch.tensor([0.9, 0.8, 0.7, 0.6])
-    logits = torch.stack([top, 1 - top], 1).log()
-    labels = torch.tensor([0, 0, 1, 0])
-    assert confident_from(logits, labels, accuracy=1.0) == 0.8
-    assert confident_from(logits, labels, accuracy=0.75) == 0.6
-    assert confident_from(logits, 1 - labels, accuracy=0.9) == 1.0
+def test_balanced_weights_count_laboratories_and_their_classes_alike() -> None:
+    laboratories = np.array(["a"] * 6 + ["b"] * 2)
+    labels = np.array([0, 0, 0, 0, 0, 1, 0, 0])
+    weights = balanced(laboratories, labels)
+    assert weights[:5].sum() == pytest.approx(0.25)
+    assert weights[5] == pytest.approx(0.25)
+    assert weights[6:].sum() == pytest.approx(0.5)
 
 
 def figures(photographs: int, images_each: int, right: int) -> dict[str, object]:
@@ -193,15 +195,36 @@ def test_choose_takes_the_smallest_that_equals_the_best() -> None:
     assert [each["chosen"] for each in results] == [False, True, False]
 
 
-def test_what_training_wrote_hangs_together() -> None:
-    folder = Path(__file__).parent.parent / "models" / "1.0"
-    card, metrics, history = (
-        json.loads((folder / f"{name}.json").read_text()) for name in ("card", "metrics", "history")
+def test_macro_recall_is_the_mean_of_the_classes_recalls() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2, 3, 3])
+    predicted = np.array([0, 0, 1, 1, 1, 2, 3, 0])
+    summary = summarize(confusion_by_photograph(labels, predicted, list("aabccdef")))
+    assert summary["macro_recall"]["value"] == pytest.approx((2 / 3 + 1 + 1 + 1 / 2) / 4, abs=1e-6)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_what_training_wrote_hangs_together(version: str) -> None:
+    folder = ROOT / "models" / version
+    card, metrics = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("card", "metrics")
     )
     assert card["test_accuracy"] == metrics["test"]["image_accuracy"]
-    sweep_json = json.loads((folder / "sweep.json").read_text())
-    (chosen,) = (each for each in sweep_json["networks"] if each["chosen"])
+    assert card["temperature"] == metrics["temperature"]
+    assert card["thresholds"] == metrics["thresholds"]
+
+
+def test_the_shipped_network_is_the_one_that_was_chosen() -> None:
+    folder = ROOT / "models" / "1.0"
+    card, history, swept = (
+        json.loads((folder / f"{name}.json").read_text()) for name in ("card", "history", "sweep")
+    )
+    (chosen,) = (each for each in swept["networks"] if each["chosen"])
     assert chosen["network"] == card["network"]
     last = {seed: rows[-1]["validation_loss"] for seed, rows in history["seeds"].items()}
     assert history["chosen_seed"] == int(min(last, key=lambda seed: last[seed]))
-    assert (folder / "weights.pt").stat().st_size <= 3_000_000
+
+
+def test_all_weights_together_are_small() -> None:
+    weights = [path.stat().st_size for path in ROOT.glob("models/*/weights.pt")]
+    assert weights
+    assert sum(weights) <= 15_000_000

@@ -14,16 +14,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
 from handler.network import CLASSES
-from handler.preprocessing import Pixels, decode
+from handler.preprocessing import Box, Pixels, decode
 
 HERE = Path(__file__).resolve().parent
 LINK = HERE.parent / "data"
+# The label of a cell that is none of CLASSES.
+OTHER = len(CLASSES)
 KAGGLE_SET = "paultimothymooney/blood-cells"
 IMAGES_PER_CLASS = {
     "TRAIN": {"EOSINOPHIL": 2497, "LYMPHOCYTE": 2483, "MONOCYTE": 2478, "NEUTROPHIL": 2499},
@@ -34,6 +37,8 @@ IMAGES_PER_CLASS = {
 CELLS_ALSO_IN_TRAIN = frozenset(
     f"BloodImage_{number}" for number in ("00204", "00257", "00264", "00365", "00377", "00409")
 )
+# Of a photograph's 640 pixels; what is drawn smaller as a white cell is a platelet.
+SMALLEST_WHITE_CELL = 50
 BY_HAND = (
     f"download https://www.kaggle.com/datasets/{KAGGLE_SET}, unpack it, and set "
     "BLOOD_CELLS_DATA to the folder that holds dataset2-master/ and dataset-master/."
@@ -51,6 +56,16 @@ class Image:
     path: Path
     label: int
     photograph: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A labelled picture: an index of CLASSES, or OTHER, its name, and what is never split."""
+
+    path: Path
+    label: int
+    kind: str
     group: str
 
 
@@ -77,6 +92,59 @@ def photograph_groups() -> dict[str, str]:
     """Return each photograph's group."""
     with (HERE / "photographs.csv").open(newline="") as file:
         return {name: group for name, _label, _split, group in csv.reader(file)}
+
+
+def photographs(root: Path, *splits: str) -> list[Sample]:
+    """List the photographs with one labelled cell of these splits: TRAIN, TEST."""
+    with (HERE / "photographs.csv").open(newline="") as file:
+        return [
+            Sample(photograph_file(root, name), CLASSES.index(label), label, group)
+            for name, label, split, group in csv.reader(file)
+            if split in splits
+        ]
+
+
+def photograph_file(root: Path, name: str) -> Path:
+    """Return where a photograph lies; Kaggle's download has the outer folder twice."""
+    for outer in (root / "dataset-master" / "dataset-master", root / "dataset-master"):
+        if outer.is_dir():
+            break
+    return outer / "JPEGImages" / f"{name}.jpg"
+
+
+def located_photographs(root: Path) -> list[tuple[Path, str, str, list[Box]]]:
+    """List the photographs whose white cells have boxes: path, split, group, boxes.
+
+    Some of them have no single label (`unused`), but can teach where cells are.
+    """
+    with (HERE / "photographs.csv").open(newline="") as file:
+        rows = [(name, split, group) for name, _label, split, group in csv.reader(file)]
+    return [
+        (photograph_file(root, name), split, group, boxes)
+        for name, split, group in rows
+        if (boxes := white_cells(root, name))
+    ]
+
+
+def white_cells(root: Path, name: str) -> list[Box] | None:
+    """Return the boxes of a photograph's white cells, in its pixels; None if nobody drew them.
+
+    Boxes too small for a white cell are platelets, and left out.
+    """
+    path = photograph_file(root, name).parent.parent / "Annotations" / f"{name}.xml"
+    if not path.exists():
+        return None
+    boxes = []
+    for drawn in ElementTree.parse(path).iter("object"):
+        if drawn.findtext("name") == "WBC":
+            sides = [
+                float(drawn.findtext(f"bndbox/{side}") or "nan")
+                for side in ("xmin", "ymin", "xmax", "ymax")
+            ]
+            box = (sides[0], sides[1], sides[2], sides[3])
+            if max(box[2] - box[0], box[3] - box[1]) > SMALLEST_WHITE_CELL:
+                boxes.append(box)
+    return boxes or None
 
 
 def list_images(root: Path, split: str) -> list[Image]:
@@ -118,7 +186,7 @@ def check(root: Path) -> None:
 
 
 def grouped_folds(
-    images: Sequence[Image], folds: int, seed: int
+    images: Sequence[Image] | Sequence[Sample], folds: int, seed: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """Split into folds of about equal class shares, no group on two sides: (train, held out)."""
     labels = [image.label for image in images]
@@ -130,7 +198,7 @@ def grouped_folds(
 def load(images: Sequence[Image], what: str) -> tuple[Pixels, np.ndarray]:
     """Decode images as the service does: pixels (N, 60, 80, 3) uint8 and labels (N,)."""
     bar = tqdm(images, desc=f"decoding {what}", unit="image", mininterval=1)
-    pixels = np.stack([decode(image.path.read_bytes()) for image in bar])
+    pixels = np.stack([decode(image.path.read_bytes()).pixels for image in bar])
     return pixels, np.array([image.label for image in images])
 
 

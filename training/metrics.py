@@ -32,6 +32,19 @@ def confusion_by_photograph(
     return counts
 
 
+def balanced(strata: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Array:
+    """Return weights of N rows by which every stratum counts as much, and every label in it."""
+    weights = np.zeros(len(labels))
+    for stratum in np.unique(strata):
+        here = strata == stratum
+        kinds = np.unique(labels[here])
+        for label in kinds:
+            these = here & (labels == label)
+            weights[these] = 1 / these.sum() / len(kinds)
+    shares: Array = weights / weights.sum()
+    return shares
+
+
 def resamples(size: int, seed: int = 0) -> Array:
     """Draw how often each of size photographs stands in each resample: (RESAMPLES, size)."""
     random = np.random.default_rng(seed)
@@ -57,6 +70,7 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
         "photographs": len(counts),
         "image_accuracy": figure(accuracy),
         "photograph_accuracy": _figure(shares.mean(), draws @ shares / len(counts)),
+        "macro_recall": figure(_macro_recall),
         "classes": {
             name: {
                 "images": int(total[index].sum()),
@@ -85,6 +99,12 @@ def _precision(index: int, counts: Array) -> Array:
 
 def _recall(index: int, counts: Array) -> Array:
     return _ratio(counts[:, index, index], counts[:, index].sum(1))
+
+
+def _macro_recall(counts: Array) -> Array:
+    recalls = [_recall(index, counts) for index in range(len(CLASSES))]
+    mean: Array = np.mean(recalls, axis=0)
+    return mean
 
 
 def _f1(index: int, counts: Array) -> Array:

@@ -2,54 +2,91 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from handler.network import CLASSES
 
-mpl.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+mpl.rcParams.update(
+    {
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "figure.constrained_layout.w_pad": 0.1,
+        "figure.constrained_layout.h_pad": 0.1,
+    }
+)
+# Purple and red, and the verdicts' three, differ in lightness or from blue to yellow, so that
+# colour-blind readers can tell them, too.
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8d6bb8", "#c2504d"
+QUIET = "#999999"
+VERDICTS = {
+    "confident": ("#54278f", "white"),
+    "uncertain": ("#c5b8de", "#333"),
+    "rejected": ("#e89f4c", "#333"),
+}
+# A share narrower than this has no room for its number.
+LEAST_WRITTEN = 0.05
 
 
-def training_curves(history: dict[str, Any], path: Path) -> None:
-    """Draw loss and accuracy by epoch: the chosen seed, and faintly the other seeds' validation."""
+def training_curves(history: Mapping[str, Any], path: Path) -> None:
+    """Draw loss and accuracy as training went on: by epoch and seed, or by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for seed, rows in history["seeds"].items():
-            chosen = seed == str(history["chosen_seed"])
-            first = seed == next(s for s in history["seeds"] if s != str(history["chosen_seed"]))
-            epochs = range(1, len(rows) + 1)
-            if chosen:
-                axes.plot(
-                    epochs,
-                    [row[f"train_{what}"] for row in rows],
-                    color=TRAIN_COLOUR,
-                    label="training (augmented, with dropout)",
-                )
-            axes.plot(
-                epochs,
-                [row[f"validation_{what}"] for row in rows],
-                color=VALIDATION_COLOUR,
-                alpha=1 if chosen else 0.25,
-                label="validation" if chosen else "validation, other seeds" if first else None,
-            )
-        axes.set(xlabel="epoch", ylabel=what, xlim=(1, None))
+        if "seeds" in history:
+            _by_epoch(axes, history, what)
+        else:
+            _by_step(axes, history, what)
+        axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
 
 
-def confusion(counts: list[list[int]], path: Path) -> None:
+def _by_epoch(axes: Any, history: Mapping[str, Any], what: str) -> None:
+    """Draw the chosen seed, and faintly the other seeds' validation."""
+    others = [seed for seed in history["seeds"] if seed != str(history["chosen_seed"])]
+    for seed, rows in history["seeds"].items():
+        chosen = seed not in others
+        epochs = range(1, len(rows) + 1)
+        if chosen:
+            axes.plot(
+                epochs,
+                [row[f"train_{what}"] for row in rows],
+                color=TRAIN_COLOUR,
+                label="training (augmented, with dropout)",
+            )
+        axes.plot(
+            epochs,
+            [row[f"validation_{what}"] for row in rows],
+            color=VALIDATION_COLOUR,
+            alpha=1 if chosen else 0.25,
+            label="validation" if chosen else "validation, other seeds" * (seed == others[0]),
+        )
+    axes.set(xlabel="epoch", xlim=(1, None))
+
+
+def _by_step(axes: Any, history: Mapping[str, Any], what: str) -> None:
+    rows = history["rows"]
+    steps = [history["steps_a_row"] * (index + 1) for index in range(len(rows))]
+    values = [row[f"train_{what}"] for row in rows]
+    axes.plot(steps, values, color=TRAIN_COLOUR, label="training (augmented, with dropout)")
+    axes.set(xlabel=f"step (means of {history['steps_a_row']})", xlim=(0, None))
+
+
+def confusion(counts: Sequence[Sequence[int]], path: Path) -> None:
     """Draw a confusion matrix: shares of the true class as colour and text, counts below."""
     matrix = np.array(counts)
     shares = matrix / matrix.sum(1, keepdims=True)
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
+    figure = Figure(figsize=(6.2, 4.8), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(shares, cmap="Purples", vmin=0, vmax=1)
+    axes.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
         axes.text(
             column,
@@ -68,9 +105,140 @@ def confusion(counts: list[list[int]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def trade_off(networks: list[dict[str, Any]], path: Path) -> None:
+def reliability(calibration: Mapping[str, Any], path: Path) -> None:
+    """Draw how often answers are right against their probability, before and after temperature."""
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(2.6, 1))
+    for (above, below), when in zip(axes.T, ("before", "after"), strict=True):
+        _reliability(above, calibration[when], f"{when} temperature scaling")
+        _bin_counts(below, calibration[when]["bins"])
+    axes[0, 0].set_ylabel("share that is right")
+    axes[1, 0].set_ylabel("images")
+    figure.savefig(path, dpi=110)
+
+
+def _reliability(axes: Any, measured: Mapping[str, Any], title: str) -> None:
+    bins = measured["bins"]
+    axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1, label="as it should be")
+    axes.plot(
+        [each["confidence"] for each in bins],
+        [each["accuracy"] for each in bins],
+        color=TRAIN_COLOUR,
+        marker="o",
+        markersize=5,
+        label=f"ECE {measured['ece']:.3f}",
+    )
+    axes.set(xlim=(0, 1), ylim=(0, 1.03), title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def _bin_counts(axes: Any, bins: Sequence[Mapping[str, Any]]) -> None:
+    counts = [each["count"] for each in bins]
+    places = [each["confidence"] for each in bins]
+    axes.bar(places, counts, width=0.03, color=TRAIN_COLOUR)
+    for place, count in zip(places, counts, strict=True):
+        axes.annotate(
+            f"{count:,}",
+            (place, count),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            rotation=90,
+            fontsize=7,
+        )
+    # Both panels share this axis; the numbers need room above the highest bar.
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1.7 * max(counts)))
+    axes.set_xlabel("probability of the answer")
+
+
+def robustness(curves: Mapping[str, Any], path: Path) -> None:
+    """Draw accuracy against the amount of each change, a small panel for each."""
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    panels = figure.subplots(-(-len(curves) // 3), 3, sharey=True, squeeze=False)
+    for axes in panels.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (name, curve) in zip(panels.flat, curves.items(), strict=False):
+        amounts = [point["amount"] for point in curve["points"]]
+        shares = [point["accuracy"] for point in curve["points"]]
+        axes.plot(amounts, shares, color=TRAIN_COLOUR, marker="o", markersize=4)
+        axes.set(title=name, xlabel=curve["unit"], ylim=(0, 1.03))
+        if amounts[0] > amounts[-1]:
+            axes.invert_xaxis()
+        axes.grid(alpha=0.3)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("accuracy")
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+    figure.savefig(path, dpi=110)
+
+
+def rejection(groups: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
+    """Draw the shares of the verdicts, a bar for each kind of picture, in groups of kinds."""
+    labels, places, place = [], [], 0.0
+    figure = Figure(figsize=(9, 1.2 + 0.36 * sum(map(len, groups.values()))), layout="constrained")
+    axes = figure.subplots()
+    for title, kinds in groups.items():
+        axes.text(0, place - 0.62, title, color="#555", fontsize=9, va="center")
+        for name, verdicts in kinds.items():
+            _verdict_bar(axes, place, verdicts)
+            labels.append(name)
+            places.append(place)
+            place += 1
+        place += 0.8
+    axes.set_yticks(places, labels)
+    axes.set(xlim=(0, 1), ylim=(place - 1.2, -1))
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    patches = [mpl.patches.Patch(color=colour) for colour, _ink in VERDICTS.values()]
+    figure.legend(patches, VERDICTS, loc="outside upper center", ncols=3, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def _verdict_bar(axes: Any, place: float, verdicts: Mapping[str, float]) -> None:
+    left = 0.0
+    for name, (colour, ink) in VERDICTS.items():
+        share = verdicts[name]
+        axes.barh(place, share, left=left, height=0.72, color=colour)
+        if share >= LEAST_WRITTEN:
+            middle = left + share / 2
+            axes.text(
+                middle, place, f"{share:.0%}", color=ink, fontsize=8, ha="center", va="center"
+            )
+        left += share
+
+
+def laboratories(recalls: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Draw macro recall with its interval, a row for each set of cells it was measured on."""
+    figure = Figure(figsize=(9, 1.1 + 0.5 * len(recalls)), layout="constrained")
+    axes = figure.subplots()
+    for row, figures in enumerate(recalls.values()):
+        value, (low, high) = figures["value"], figures["interval"]
+        axes.plot([low, high], [row, row], color=TRAIN_COLOUR, linewidth=2.5)
+        axes.plot(value, row, color=TRAIN_COLOUR, marker="o", markersize=7)
+        axes.annotate(
+            f"{value:.1%}",
+            (value, row),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            fontsize=9,
+        )
+    chance = 1 / len(CLASSES)
+    axes.axvline(chance, color=QUIET, linestyle="--", linewidth=1)
+    axes.text(chance, -0.75, " by chance", color="#666", fontsize=9, va="center")
+    axes.set_yticks(range(len(recalls)), list(recalls))
+    axes.set(xlim=(0, 1.03), ylim=(len(recalls) - 0.5, -1), xlabel="macro recall (95 % interval)")
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    figure.savefig(path, dpi=110)
+
+
+def trade_off(networks: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw cross-validated accuracy, with its interval, against the work of one image."""
-    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for network in networks:
         value, (low, high) = network["accuracy"]["value"], network["accuracy"]["interval"]

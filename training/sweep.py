@@ -26,24 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from handler.network import BloodCellNet
 from handler.preprocessing import HEIGHT, WIDTH
 from training import data, plots
+from training.fields import FOLDS, Batch, FieldRecipe, Run, predict
 from training.metrics import Array, accuracy, confusion_by_photograph, resamples, summarize
-from training.train import (
-    FOLDS,
-    ROOT,
-    Batch,
-    Recipe,
-    Run,
-    keep_memory,
-    predict,
-    train_images,
-    write_json,
-)
+from training.train import keep_memory
+from training.version_files import SCRATCH, folder, write_json
 
 CANDIDATES = {
-    "8, 16 channels, pools 2, 4": Recipe(channels=(8, 16), hidden=64),
-    "16, 32 channels, pools 2, 2": Recipe(pools=(2, 2)),
-    "16, 32 channels, pools 2, 4": Recipe(),
-    "32, 64 channels, pools 2, 4": Recipe(channels=(32, 64), hidden=128),
+    "8, 16 channels, pools 2, 4": FieldRecipe(channels=(8, 16), hidden=64),
+    "16, 32 channels, pools 2, 2": FieldRecipe(pools=(2, 2)),
+    "16, 32 channels, pools 2, 4": FieldRecipe(),
+    "32, 64 channels, pools 2, 4": FieldRecipe(channels=(32, 64), hidden=128),
 }
 
 
@@ -52,7 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.sweep")
     parser.add_argument("--epochs", type=int, default=8)
     epochs = parser.parse_args(arguments).epochs
-    images = train_images()
+    try:
+        images = data.list_images(data.data_root(), "TRAIN")
+    except data.DataError as error:
+        sys.exit(f"error: {error}")
     keep_memory()
     everything = Batch.of(*data.load(images, "TRAIN"), torch.device("cpu"))
     results = [
@@ -62,22 +57,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     choose(results)
     for result in results:
         del result["counts"]
-    folder = ROOT / "models" / "1.0"
-    (folder / "plots").mkdir(parents=True, exist_ok=True)
-    write_json(folder / "sweep.json", {"folds": FOLDS, "epochs": epochs, "networks": results})
-    plots.trade_off(results, folder / "plots" / "trade_off.png")
+    here = folder("1.0")
+    (here / "plots").mkdir(parents=True, exist_ok=True)
+    write_json(here / "sweep.json", {"folds": FOLDS, "epochs": epochs, "networks": results})
+    plots.trade_off(results, here / "plots" / "trade_off.png")
     print(json.dumps(results, indent=2))
     return 0
 
 
 def compare(
-    name: str, recipe: Recipe, everything: Batch, images: Sequence[data.Image]
+    name: str, recipe: FieldRecipe, everything: Batch, images: Sequence[data.Image]
 ) -> dict[str, Any]:
     """Cross-validate one recipe; return its accuracy, cost and size."""
     logits = torch.zeros(len(images), 4)
     for fold, (train, held_out) in enumerate(data.grouped_folds(images, FOLDS, seed=0)):
         slug = "".join(letter if letter.isalnum() else "-" for letter in name)
-        checkpoint = ROOT / ".train" / "sweep" / f"{slug}-{fold}.pt"
+        checkpoint = SCRATCH / "sweep" / f"{slug}-{fold}.pt"
         run = Run(recipe, everything.take(train), None, fold, checkpoint)
         network = run.fit(f"{name}, fold {fold}")
         logits[torch.from_numpy(held_out)] = predict(network, everything.images[held_out])

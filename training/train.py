@@ -1,219 +1,44 @@
-"""Train a version: `python -m training.train --version 1.0`.
+"""Train a version: `python -m training.train --version 2.0`.
 
-The channels and pooling were chosen by grouped cross-validation within TRAIN (training/sweep.py).
-Here several seeds train on two thirds of TRAIN's photograph groups, the third tells which seed is
-best (by its loss), and with that seed the network is trained once more, on all of TRAIN: that one
-is shipped. TEST is never opened.
-
-Writes weights.pt, card.json and history.json to models/<version>/. Interrupted, it goes on where
-it was: checkpoints lie in .train/.
+Writes weights.pt, card.json and history.json to models/<version>/; TEST is never opened.
+Interrupted, it goes on where it was: checkpoints lie in .train/. How far to trust the version is
+settled next, by training.crossvalidate and training.calibrate (`make train` runs all three).
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import hashlib
-import json
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from datetime import date
-from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from torch.nn import functional as F
-from tqdm import tqdm
+from training import data, version_files
+from training.cells import CellRecipe, train_cell_by_cell
+from training.fields import FieldRecipe, train_fields
 
-from handler import network as network_module
-from handler.network import CLASSES, BloodCellNet
-from handler.preprocessing import HEIGHT, WIDTH, Pixels, scale, to_planes
-from training import data
-from training.torchvision_cpu import v2
-
-ROOT = Path(__file__).resolve().parent.parent
-SEEDS = range(3)
-FOLDS = 3
-# Images that share one draw of the augmentation: several times as fast as a draw for each.
-SHARED_DRAW = 8
+RECIPES: dict[str, FieldRecipe | CellRecipe] = {"1.0": FieldRecipe(), "2.0": CellRecipe()}
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Everything that decides a training run but the data and the seed."""
-
-    channels: tuple[int, int] = (16, 32)
-    pools: tuple[int, int] = (2, 4)
-    hidden: int = 64
-    dropout: tuple[float, float] = (0.1, 0.3)
-    epochs: int = 30
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 0.02
-    label_smoothing: float = 0.05
-
-    def network(self) -> dict[str, Any]:
-        """Return the arguments of BloodCellNet."""
-        return {
-            "channels": list(self.channels),
-            "pools": list(self.pools),
-            "hidden": self.hidden,
-            "dropout": list(self.dropout),
-        }
-
-
-@dataclass
-class Batch:
-    """Images (N, 3, 60, 80) uint8 and labels (N,), on the device that trains."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-
-    @classmethod
-    def of(cls, pixels: Pixels, labels: np.ndarray, device: torch.device) -> Batch:
-        return cls(to_planes(pixels).to(device), torch.from_numpy(labels).to(device))
-
-    def take(self, indices: np.ndarray) -> Batch:
-        where = torch.from_numpy(indices).to(self.labels.device)
-        return Batch(self.images[where], self.labels[where])
-
-
-def augmentation() -> v2.Transform:
-    """Return what a microscope's field may undergo: any turn, flips, shift, scale, lamp, stain."""
-    return v2.Compose(
-        [
-            v2.RandomHorizontalFlip(),
-            v2.RandomVerticalFlip(),
-            v2.RandomAffine(
-                degrees=180,
-                translate=(0.15, 0.15),
-                scale=(0.8, 1.25),
-                interpolation=v2.InterpolationMode.BILINEAR,
-            ),
-            v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03),
-        ]
-    )
-
-
-class Run:
-    """One training run, from a seed to a network; it can be stopped and taken up again."""
-
-    def __init__(
-        self, recipe: Recipe, train: Batch, held_out: Batch | None, seed: int, checkpoint: Path
-    ) -> None:
-        torch.manual_seed(seed)
-        self.recipe, self.checkpoint = recipe, checkpoint
-        self.train, self.held_out = train, held_out
-        self.network = BloodCellNet(**recipe.network()).to(train.labels.device)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-        )
-        self.steps = len(train.labels) // recipe.batch_size
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer,
-            recipe.learning_rate,
-            total_steps=self.steps * recipe.epochs,
-            pct_start=0.1,
-        )
-        self.augment = augmentation()
-        self.history: list[dict[str, float]] = []
-        self.identity = _identity(recipe, seed, train)
-
-    def fit(self, title: str) -> BloodCellNet:
-        """Train to the end of the recipe; return the network, ready for use."""
-        self._resume()
-        epochs = range(len(self.history), self.recipe.epochs)
-        with tqdm(total=len(epochs) * self.steps, desc=title, unit="step", mininterval=1) as bar:
-            for _ in epochs:
-                self.history.append(self._epoch(bar))
-                bar.set_postfix(self.history[-1])
-                self._save()
-        return self.network.eval()
-
-    def _epoch(self, bar: tqdm[Any]) -> dict[str, float]:
-        self.network.train()
-        order = torch.randperm(len(self.train.labels)).numpy()
-        loss_sum, right = 0.0, 0
-        for step in range(self.steps):
-            batch = self.train.take(
-                order[step * self.recipe.batch_size :][: self.recipe.batch_size]
-            )
-            images = scale(batch.images).split(SHARED_DRAW)
-            logits = self.network(torch.cat([self.augment(few) for few in images]))
-            loss = F.cross_entropy(
-                logits, batch.labels, label_smoothing=self.recipe.label_smoothing
-            )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
-            self.schedule.step()
-            loss_sum += loss.item()
-            right += int((logits.argmax(1) == batch.labels).sum())
-            bar.update()
-        row = {
-            "train_loss": loss_sum / self.steps,
-            "train_accuracy": right / self.steps / self.recipe.batch_size,
-        }
-        if self.held_out:
-            logits = predict(self.network, self.held_out.images)
-            labels = self.held_out.labels.cpu()
-            row["validation_loss"] = F.cross_entropy(logits, labels).item()
-            row["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-        return {name: round(value, 4) for name, value in row.items()}
-
-    def _save(self) -> None:
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
-        state = {
-            "identity": self.identity,
-            "history": self.history,
-            "random": _random_states(),
-            "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
-
-    def _resume(self) -> None:
-        if not self.checkpoint.exists():
-            return
-        state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        if state["identity"] != self.identity:
-            return
-        self.history = state["history"]
-        torch.set_rng_state(state["random"][0])
-        if torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["random"][1:])
-        self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-
-
-def _identity(recipe: Recipe, seed: int, train: Batch) -> str:
-    """Return what tells a run from every other: its recipe, seed, images and code."""
-    digest = hashlib.sha256(repr((recipe, seed)).encode())
-    digest.update(train.images.cpu().contiguous().numpy().tobytes())
-    for path in (__file__, network_module.__file__):
-        digest.update(Path(path).read_bytes())
-    return digest.hexdigest()
-
-
-def _random_states() -> list[torch.Tensor]:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return [torch.get_rng_state(), *cuda]
-
-
-@torch.inference_mode()
-def predict(network: BloodCellNet, images: torch.Tensor, batch_size: int = 256) -> torch.Tensor:
-    """Map images (N, 3, 60, 80) uint8 to logits (N, 4), on the CPU."""
-    network.eval()
-    parts = images.split(batch_size)
-    return torch.cat([network(scale(part)).cpu() for part in parts])
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train one version; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m training.train")
+    parser.add_argument("--version", choices=RECIPES, default="1.0")
+    version = parser.parse_args(arguments).version
+    recipe, scratch = RECIPES[version], version_files.SCRATCH / version
+    keep_memory()
+    try:
+        root = data.data_root()
+        if isinstance(recipe, FieldRecipe):
+            trained = train_fields(root, recipe, scratch)
+        else:
+            trained = train_cell_by_cell(root, recipe, scratch)
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    version_files.write(version, trained)
+    print(f"wrote {version_files.folder(version)}")
+    return 0
 
 
 def keep_memory() -> None:
@@ -223,85 +48,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(trim_threshold, 2**31 - 1)
         libc.mallopt(mmap_max, 0)
-
-
-def confident_from(logits: torch.Tensor, labels: torch.Tensor, accuracy: float = 0.9) -> float:
-    """Return the lowest probability from which on at least that share of answers is right."""
-    top, predicted = logits.softmax(1).max(1)
-    order = top.argsort(descending=True)
-    right = (predicted == labels)[order].double()
-    share = right.cumsum(0) / torch.arange(1, len(right) + 1)
-    good = (share >= accuracy).nonzero()
-    return round(top[order][int(good.max())].item(), 3) if len(good) else 1.0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Train one version; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.train")
-    parser.add_argument("--version", default="1.0")
-    version = parser.parse_args(arguments).version
-    images = train_images()
-    keep_memory()
-    train_version(version, images, Recipe())
-    return 0
-
-
-def train_images() -> list[data.Image]:
-    """List the images of TRAIN, or end with a sentence that says what to do."""
-    try:
-        return data.list_images(data.data_root(), "TRAIN")
-    except data.DataError as error:
-        sys.exit(f"error: {error}")
-
-
-def train_version(version: str, images: Sequence[data.Image], recipe: Recipe) -> None:
-    """Train every seed, choose one, train it on all of TRAIN, and write what a version is."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    everything = Batch.of(*data.load(images, "TRAIN"), device)
-    train, held_out = (everything.take(part) for part in data.grouped_folds(images, FOLDS, 0)[0])
-    scratch = ROOT / ".train" / version
-    runs = []
-    for seed in SEEDS:
-        run = Run(recipe, train, held_out, seed, scratch / f"seed-{seed}.pt")
-        run.fit(f"seed {seed}")
-        runs.append(run)
-    best = min(SEEDS, key=lambda seed: runs[seed].history[-1]["validation_loss"])
-    print(f"seed {best} has the lowest validation loss; it now trains on all of TRAIN")
-    final = Run(recipe, everything, None, best, scratch / f"final-{best}.pt")
-    network = final.fit(f"seed {best}, all").cpu()
-
-    folder = ROOT / "models" / version
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), folder / "weights.pt")
-    logits = predict(runs[best].network, held_out.images)
-    card = {
-        "version": version,
-        "labels": list(CLASSES),
-        "input": f"{WIDTH}x{HEIGHT} RGB, the whole field",
-        "network": recipe.network(),
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
-        "weights_sha256": hashlib.sha256((folder / "weights.pt").read_bytes()).hexdigest(),
-        "confident_from": confident_from(logits, held_out.labels.cpu()),
-        "training_date": date.today().isoformat(),
-    }
-    history = {
-        "recipe": asdict(recipe),
-        "chosen_seed": best,
-        "seeds": {str(seed): runs[seed].history for seed in SEEDS},
-        "all_of_train": final.history,
-    }
-    write_json(folder / "card.json", card)
-    write_json(folder / "history.json", history)
-    # What was measured of other weights no longer holds.
-    for name in ("golden.json", "metrics.json"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(scratch)
-    print(f"wrote {folder}: now `make evaluate VERSION={version}`")
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a document that people read and compare, too."""
-    path.write_text(json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

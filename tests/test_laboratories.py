@@ -1,0 +1,316 @@
+"""Folders of labelled cells, of any laboratory and of the two that training knows."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from handler.network import CLASSES
+from training import data, laboratories
+from training.data import OTHER, DataError, Sample
+from training.laboratories import MIN_CELLS, pbc, read_folder, require
+
+FILES = (
+    "EOSINOPHIL/b.png",
+    "EOSINOPHIL/a.JPG",
+    "LYMPHOCYTE/c.tiff",
+    "MONOCYTE/d.webp",
+    "NEUTROPHIL/e.bmp",
+    "OTHER/f.jpeg",
+    "OTHER/platelet/g.tif",
+    "OTHER/platelet/h.png",
+)
+
+
+def make(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def by_name(samples: Sequence[Sample]) -> dict[str, Sample]:
+    return {sample.path.name: sample for sample in samples}
+
+
+# A folder
+
+
+def test_a_folder_is_a_class(tmp_path: Path) -> None:
+    samples = by_name(read_folder(make(tmp_path, *FILES)))
+    assert {name: sample.label for name, sample in samples.items()} == {
+        "a.JPG": 0,
+        "b.png": 0,
+        "c.tiff": 1,
+        "d.webp": 2,
+        "e.bmp": 3,
+        "f.jpeg": OTHER,
+        "g.tif": OTHER,
+        "h.png": OTHER,
+    }
+    assert all(sample.path.is_file() for sample in samples.values())
+
+
+def test_what_is_none_of_the_four_has_the_kind_of_its_folder(tmp_path: Path) -> None:
+    samples = by_name(read_folder(make(tmp_path, *FILES)))
+    kinds = {name: samples[name].kind for name in ("a.JPG", "e.bmp", "f.jpeg", "g.tif")}
+    assert kinds == {
+        "a.JPG": "EOSINOPHIL",
+        "e.bmp": "NEUTROPHIL",
+        "f.jpeg": "OTHER",
+        "g.tif": "platelet",
+    }
+
+
+def test_the_order_is_that_of_the_names(tmp_path: Path) -> None:
+    paths = [sample.path for sample in read_folder(make(tmp_path, *FILES))]
+    assert paths == sorted(paths)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "EOSINOPHIL/notes.txt", "EOSINOPHIL/Thumbs.db"])
+def test_what_is_no_image_is_passed_over(tmp_path: Path, name: str) -> None:
+    assert len(read_folder(make(tmp_path, *FILES, name))) == len(FILES)
+
+
+def test_classes_may_be_missing(tmp_path: Path) -> None:
+    [sample] = read_folder(make(tmp_path, "MONOCYTE/d.png"))
+    assert sample.label == CLASSES.index("MONOCYTE")
+
+
+def test_no_folder_is_said_clearly(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cells is no folder"):
+        read_folder(tmp_path / "cells")
+
+
+@pytest.mark.parametrize("name", ["BASOPHIL", "eosinophil", "Neutrophils"])
+def test_an_unknown_class_is_said_clearly(tmp_path: Path, name: str) -> None:
+    make(tmp_path, *FILES, f"{name}/a.png")
+    with pytest.raises(DataError, match=rf"unknown classes.*{name}.*EOSINOPHIL.*OTHER"):
+        read_folder(tmp_path)
+
+
+# Groups
+
+
+def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
+    samples = read_folder(make(tmp_path, *FILES, "NEUTROPHIL/a.JPG"))
+    assert len({sample.group for sample in samples}) == len(samples)
+
+
+def test_images_of_a_group_are_told_by_a_file(tmp_path: Path) -> None:
+    make(tmp_path, *FILES)
+    rows = "file,group\nEOSINOPHIL/b.png,slide 1\nOTHER/platelet/g.tif,slide 1\n"
+    (tmp_path / "groups.csv").write_text(rows)
+    samples = by_name(read_folder(tmp_path))
+    assert samples["b.png"].group == samples["g.tif"].group == "slide 1"
+    assert samples["h.png"].group == "OTHER/platelet/h.png"
+
+
+def test_columns_may_come_in_any_order(tmp_path: Path) -> None:
+    make(tmp_path, *FILES)
+    (tmp_path / "groups.csv").write_text("group,file\nslide 1,EOSINOPHIL/b.png\n")
+    assert by_name(read_folder(tmp_path))["b.png"].group == "slide 1"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,patient\nEOSINOPHIL/b.png,1\n", "columns file,group"),
+        ("file\nEOSINOPHIL/b.png\n", "columns file,group"),
+        ("file,group,slide\nEOSINOPHIL/b.png,1,2\n", "columns file,group"),
+        ("EOSINOPHIL/b.png,1\nEOSINOPHIL/a.JPG,1\n", "columns file,group"),
+        ("file;group\nEOSINOPHIL/b.png;1\n", "columns file,group"),
+        ("file,group\nEOSINOPHIL/b.png,1\nx.png,1\ny.png,1\n", "2 files that are not there: x.png"),
+        ("file,group\nb.png,1\n", "1 files that are not there: b.png"),
+    ],
+)
+def test_a_wrong_file_of_groups_is_said_clearly(tmp_path: Path, text: str, said: str) -> None:
+    make(tmp_path, *FILES)
+    (tmp_path / "groups.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_folder(tmp_path)
+
+
+# Enough cells
+
+
+def cells(*counts: int) -> list[Sample]:
+    return [
+        Sample(Path(f"{label} {at}.png"), label, "", "")
+        for label, count in enumerate(counts)
+        for at in range(count)
+    ]
+
+
+def test_so_many_cells_of_each_class_are_enough() -> None:
+    require(cells(*[MIN_CELLS] * 4))
+    require(cells(2, 2, 2, 2, 0), least=2)
+
+
+@pytest.mark.parametrize("counts", [(4, 5, 5, 5), (5, 5, 5, 4, 9), (9, 0, 9, 9), ()])
+def test_too_few_cells_are_said_clearly(counts: tuple[int, ...]) -> None:
+    lacking = next(at for at in range(4) if (*counts, 0, 0, 0, 0)[at] < MIN_CELLS)
+    with pytest.raises(DataError, match=rf"{CLASSES[lacking]} has [0-4] cells; at least 5"):
+        require(cells(*counts))
+
+
+# The second laboratory
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of made-up files with a list of its own."""
+    here, root = tmp_path / "training", make(tmp_path / "cells", *FILES)
+    here.mkdir()
+    rows = [f"{name},{'test' if at % 3 == 0 else 'train'}" for at, name in enumerate(FILES[:-1])]
+    (here / "pbc.csv").write_text("\n".join(["file,part", *rows]) + "\n")
+    monkeypatch.setattr(laboratories, "HERE", here)
+    monkeypatch.setenv("PBC_DATA", str(root))
+    return root
+
+
+@pytest.mark.usefixtures("made_up")
+def test_images_train_or_judge() -> None:
+    train, test = (set(by_name(pbc(part))) for part in ("train", "test"))
+    assert test == {"b.png", "d.webp", "g.tif"}
+    assert train == {"a.JPG", "c.tiff", "e.bmp", "f.jpeg"}
+
+
+@pytest.mark.usefixtures("made_up")
+def test_images_that_are_not_listed_are_left_out() -> None:
+    assert set(by_name(pbc())) == {Path(name).name for name in FILES[:-1]}
+
+
+def test_missing_images_are_said_clearly(made_up: Path) -> None:
+    (made_up / FILES[0]).unlink()
+    with pytest.raises(DataError, match=r"lacks 1 of the images in pbc\.csv"):
+        pbc("train")
+
+
+@pytest.mark.parametrize("where", [None, "", "nowhere"])
+def test_a_missing_folder_is_said_clearly(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch, where: str | None
+) -> None:
+    if where is None:
+        monkeypatch.delenv("PBC_DATA")
+    else:
+        monkeypatch.setenv("PBC_DATA", where and str(made_up / where))
+    with pytest.raises(DataError, match=r"Set PBC_DATA .*10\.17632/snkd93bnjr\.1"):
+        pbc()
+
+
+def committed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Lay empty files where the list that comes with training has its images."""
+    with (data.HERE / "pbc.csv").open() as file:
+        names = [line.split(",")[0] for line in file][1:]
+    monkeypatch.setenv("PBC_DATA", str(root))
+    return make(root, *names)
+
+
+def test_the_list_has_both_parts_of_each_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed(tmp_path, monkeypatch)
+    parts = {part: pbc(part) for part in ("train", "test")}
+    assert len({sample.path for part in parts.values() for sample in part}) == len(pbc())
+    counts = {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
+    for label in (*range(len(CLASSES)), OTHER):
+        assert counts["train"][label] > counts["test"][label] >= MIN_CELLS
+    kinds = {part: {sample.kind for sample in samples} for part, samples in parts.items()}
+    assert kinds["train"] >= set(CLASSES)
+    assert len(kinds["train"]) > len(CLASSES) + 1
+
+
+# The photographs
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a data set of four made-up photographs, with a list of its own."""
+    here = tmp_path / "training"
+    here.mkdir()
+    (here / "photographs.csv").write_text(
+        "P1,NEUTROPHIL,TRAIN,G1\nP2,EOSINOPHIL,TEST,G2\nP3,MONOCYTE,TRAIN,G1\nP4,,unused,G4\n"
+    )
+    monkeypatch.setattr(data, "HERE", here)
+    return tmp_path / "set"
+
+
+def annotate(root: Path, name: str, *drawn: tuple[str, tuple[int, int, int, int]]) -> None:
+    objects = "".join(
+        f"<object><name>{kind}</name><bndbox><xmin>{box[0]}</xmin><ymin>{box[1]}</ymin>"
+        f"<xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+        for kind, box in drawn
+    )
+    path = root / "dataset-master" / "Annotations" / f"{name}.xml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"<annotation>{objects}</annotation>")
+
+
+CELL, SECOND, SPECK = (100, 50, 260, 220), (300, 10, 351, 40), (10, 10, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("splits", "names"),
+    [(("TRAIN",), ["P1", "P3"]), (("TEST",), ["P2"]), (("TRAIN", "TEST"), ["P1", "P2", "P3"])],
+)
+def test_photographs_of_a_split_are_listed(
+    photographs: Path, splits: tuple[str, ...], names: list[str]
+) -> None:
+    samples = data.photographs(photographs, *splits)
+    assert [sample.path.stem for sample in samples] == names
+
+
+def test_a_photograph_has_a_label_and_a_group(photographs: Path) -> None:
+    [sample] = data.photographs(photographs, "TEST")
+    assert (sample.label, sample.kind, sample.group) == (0, "EOSINOPHIL", "G2")
+    assert sample.path == photographs / "dataset-master" / "JPEGImages" / "P2.jpg"
+
+
+def test_a_folder_that_is_there_twice_is_found(photographs: Path) -> None:
+    outer = photographs / "dataset-master" / "dataset-master"
+    outer.mkdir(parents=True)
+    assert data.photograph_file(photographs, "P1") == outer / "JPEGImages" / "P1.jpg"
+
+
+def test_white_cells_are_those_drawn_as_such(photographs: Path) -> None:
+    annotate(photographs, "P1", ("RBC", (1, 2, 90, 99)), ("WBC", CELL), ("WBC", SECOND))
+    assert data.white_cells(photographs, "P1") == [CELL, SECOND]
+
+
+def test_what_is_drawn_too_small_is_a_platelet(photographs: Path) -> None:
+    annotate(photographs, "P1", ("WBC", SPECK), ("WBC", CELL), ("Platelets", CELL))
+    assert data.white_cells(photographs, "P1") == [CELL]
+
+
+@pytest.mark.parametrize("drawn", [None, (), (("WBC", SPECK),), (("RBC", CELL),)])
+def test_a_photograph_may_have_no_boxes(
+    photographs: Path, drawn: tuple[tuple[str, tuple[int, int, int, int]], ...] | None
+) -> None:
+    if drawn is not None:
+        annotate(photographs, "P1", *drawn)
+    assert data.white_cells(photographs, "P1") is None
+
+
+def test_photographs_with_boxes_are_listed_whatever_their_split(photographs: Path) -> None:
+    annotate(photographs, "P2", ("WBC", CELL))
+    annotate(photographs, "P4", ("WBC", SECOND))
+    located = data.located_photographs(photographs)
+    assert [(path.stem, *rest) for path, *rest in located] == [
+        ("P2", "TEST", "G2", [CELL]),
+        ("P4", "unused", "G4", [SECOND]),
+    ]
+
+
+@pytest.mark.parametrize(("split", "count"), [("TRAIN", 277), ("TEST", 71)])
+def test_the_list_has_every_photograph_that_images_stem_from(split: str, count: int) -> None:
+    listed = data.photographs(Path("nowhere"), split)
+    assert len(listed) == count
+    images = data.list_images(Path("nowhere"), split)
+    assert {image.photograph for image in images} == {sample.path.stem for sample in listed}
+    labels = {sample.path.stem: sample.label for sample in listed}
+    assert all(labels[image.photograph] == image.label for image in images)

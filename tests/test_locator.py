@@ -1,0 +1,474 @@
+"""The locator: what its output means, and that it learns where painted cells are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from handler.locator import (
+    CANVAS,
+    MAX_CELLS,
+    MIN_SCORE,
+    STRIDE,
+    UNIT,
+    Located,
+    Locator,
+    area,
+    decode,
+    locate,
+    overlap,
+    to_canvas,
+)
+from handler.locator import _within as within
+from handler.preprocessing import Box
+from training import locate as training
+from training.augment import warp
+from training.locate import (
+    LEAST_VISIBLE,
+    Field,
+    _loss,
+    _targets,
+    _turned,
+    _view,
+    measure_locator,
+    train_locator,
+)
+
+CPU = torch.device("cpu")
+PLACES = CANVAS // STRIDE
+NOWHERE = -9.0
+
+
+# What the network's output means
+
+
+def output(*peaks: tuple[int, int, float, Sequence[float]]) -> torch.Tensor:
+    """Make an output with peaks: column, row, score, (shift right, shift down, width, height).
+
+    Width and height are in pixels of the canvas.
+    """
+    made = torch.zeros(1, 5, PLACES, PLACES)
+    made[:, 0] = NOWHERE
+    for column, row, score, (right, down, width, height) in peaks:
+        shape = [right, down, math.log(width / UNIT), math.log(height / UNIT)]
+        made[0, :, row, column] = torch.tensor([math.log(score / (1 - score)), *shape])
+    return made
+
+
+def decoded(*peaks: tuple[int, int, float, Sequence[float]]) -> list[Located]:
+    [cells] = decode(output(*peaks))
+    return cells
+
+
+def test_a_peak_is_a_cell() -> None:
+    [cell] = decoded((10, 20, 0.8, (0.25, -0.5, 40, 24)))
+    assert cell.score == pytest.approx(0.8)
+    x, y = (10 + 0.5 + 0.25) * STRIDE, (20 + 0.5 - 0.5) * STRIDE
+    assert cell.box == pytest.approx((x - 20, y - 12, x + 20, y + 12), abs=1e-4)
+
+
+def test_nothing_is_found_where_nothing_is() -> None:
+    assert decoded() == []
+
+
+@pytest.mark.parametrize("score", [MIN_SCORE - 0.01, MIN_SCORE + 0.01])
+def test_what_is_unlikely_is_no_cell(score: float) -> None:
+    assert bool(decoded((9, 9, score, (0, 0, 20, 20)))) == (score > MIN_SCORE)
+
+
+def test_the_surest_comes_first() -> None:
+    scores = [0.5, 0.9, 0.4, 0.7]
+    cells = decoded(*((4 + 7 * at, 10, score, (0, 0, 12, 12)) for at, score in enumerate(scores)))
+    assert [cell.score for cell in cells] == pytest.approx(sorted(scores, reverse=True))
+
+
+def test_beside_a_peak_its_slopes_are_no_cells() -> None:
+    shape = (0, 0, 4, 4)
+    cells = decoded((9, 9, 0.9, shape), (10, 9, 0.8, shape), (10, 10, 0.7, shape))
+    assert [cell.score for cell in cells] == pytest.approx([0.9])
+
+
+@pytest.mark.parametrize(("apart", "count"), [(2, 1), (4, 1), (5, 2), (12, 2)])
+def test_of_boxes_that_overlap_much_the_surer_stays(apart: int, count: int) -> None:
+    """Boxes 40 wide, 4 * apart away: they overlap by (40 - 4 * apart) / (40 + 4 * apart)."""
+    cells = decoded((8, 8, 0.6, (0, 0, 40, 40)), (8 + apart, 8, 0.9, (0, 0, 40, 40)))
+    assert [cell.score for cell in cells] == pytest.approx([0.9, 0.6][:count])
+
+
+def test_a_chain_of_boxes_loses_only_those_near_one_that_stays() -> None:
+    shape = (0, 0, 40, 40)
+    cells = decoded((6, 8, 0.9, shape), (10, 8, 0.8, shape), (14, 8, 0.7, shape))
+    assert [cell.score for cell in cells] == pytest.approx([0.9, 0.7])
+
+
+def test_cells_are_counted_only_so_far() -> None:
+    peaks = [(x, y, 0.5 + x / 100, (0, 0, 4, 4)) for x in range(1, 31, 3) for y in range(1, 31, 3)]
+    cells = decoded(*peaks)
+    assert len(cells) == MAX_CELLS
+    assert min(cell.score for cell in cells) >= 0.68
+
+
+def test_every_canvas_has_its_own_cells() -> None:
+    both = torch.cat(
+        [output((3, 4, 0.9, (0, 0, 9, 9))), output(), output((5, 6, 0.7, (0, 0, 9, 9)))]
+    )
+    assert [[round(cell.score, 3) for cell in cells] for cells in decode(both)] == [
+        [0.9],
+        [],
+        [0.7],
+    ]
+
+
+@pytest.mark.parametrize("number", [-20.0, 1e3, 1e30])
+def test_wild_sizes_stay_numbers(number: float) -> None:
+    wild = output((4, 4, 0.9, (0, 0, 9, 9)), (20, 20, 0.8, (0, 0, 9, 9)))
+    wild[0, 3:, 4, 4] = wild[0, 3:, 20, 20] = number
+    [cells] = decode(wild)
+    for cell in cells:
+        assert all(map(math.isfinite, cell.box))
+        assert 0 <= cell.box[2] - cell.box[0] <= 4 * CANVAS
+    assert cells[0].score == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        ((0, 0, 10, 20), 1.0),
+        ((0, 0, 10, 10), 0.5),
+        ((5, 0, 15, 20), 1 / 3),
+        ((2, 5, 7, 15), 0.25),
+        ((10, 0, 20, 20), 0.0),
+        ((30, 30, 40, 40), 0.0),
+        ((-5, -5, 5, 5), 25 / 275),
+    ],
+)
+def test_overlap_is_the_intersection_over_the_union(other: Box, expected: float) -> None:
+    box = (0.0, 0.0, 10.0, 20.0)
+    assert overlap(box, other) == pytest.approx(expected)
+    assert overlap(other, box) == pytest.approx(expected)
+
+
+def test_area_is_width_times_height() -> None:
+    assert area((1, 2, 4, 7)) == 15
+
+
+# From a field to the canvas and back
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (320, 240, (128, 96)),
+        (240, 320, (96, 128)),
+        (320, 320, (128, 128)),
+        (64, 48, (128, 96)),
+        (320, 1, (128, 1)),
+        (1, 320, (1, 128)),
+        (7, 5, (128, 91)),
+    ],
+)
+def test_a_field_lies_in_the_upper_left_of_the_canvas(
+    width: int, height: int, expected: tuple[int, int]
+) -> None:
+    canvas = to_canvas(np.full((height, width, 3), (200, 100, 50), np.uint8))
+    assert canvas.shape == (CANVAS, CANVAS, 3)
+    assert canvas.dtype == np.uint8
+    across, down = expected
+    assert (canvas[:down, :across] == (200, 100, 50)).all()
+    assert not canvas[down:].any()
+    assert not canvas[:, across:].any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (2, 1)])
+def test_the_smallest_fields_have_a_canvas(size: tuple[int, int]) -> None:
+    canvas = to_canvas(np.full((*size, 3), 9, np.uint8))
+    assert (canvas.shape, canvas[0, 0].tolist()) == ((CANVAS, CANVAS, 3), [9, 9, 9])
+
+
+def test_a_canvas_keeps_places() -> None:
+    field = np.zeros((240, 320, 3), np.uint8)
+    field[100:150, 50:100] = 250
+    lit = np.argwhere(to_canvas(field)[..., 0] > 125)
+    assert (lit.min(0).tolist(), (lit.max(0) + 1).tolist()) == ([40, 20], [60, 40])
+
+
+FIELD = np.zeros((240, 320, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((40, 40, 80, 60), (100, 100, 200, 150)),
+        ((-20, -4, 20, 30), (0, 0, 50, 75)),
+        ((100, 80, 140, 130), (250, 200, 320, 240)),
+        ((-500, -500, 500, 500), (0, 0, 320, 240)),
+    ],
+)
+def test_a_box_of_the_canvas_is_one_of_the_field_and_within_it(box: Box, expected: Box) -> None:
+    [cell] = within([Located(box, 0.5)], FIELD, CANVAS / 320)
+    assert cell.box == pytest.approx(expected)
+    assert cell.score == 0.5
+
+
+@pytest.mark.parametrize("box", [(10, 97, 50, 120), (-30, 10, -1, 40), (130, 10, 140, 20)])
+def test_what_lies_beyond_the_field_is_dropped(box: Box) -> None:
+    """Below row 96 the canvas of a landscape is black."""
+    inside = Located((10, 10, 20, 20), 0.4)
+    assert len(within([Located(box, 0.9), inside], FIELD, CANVAS / 320)) == 1
+
+
+# Painted fields
+
+
+def paint(seed: int, width: int = 96, height: int = 72, cells: int = 1) -> Field:
+    """Paint dark purple discs among reddish rings on light ground, none over another."""
+    random = np.random.default_rng(seed)
+    down, across = np.mgrid[:height, :width]
+    pixels = np.full((height, width, 3), (235, 228, 220), float)
+    for x, y in random.uniform(0, (width, height), (12, 2)):
+        distance = np.hypot(across - x, down - y)
+        pixels[distance < 9] = (215, 150, 150)
+        pixels[distance < 4] = (228, 195, 190)
+    boxes: list[Box] = []
+    while len(boxes) < cells:
+        x, y = random.uniform(16, (width - 16, height - 16))
+        radius = random.uniform(11, 14)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if all(overlap(box, other) == 0 for other in boxes):
+            pixels[np.hypot(across - x, down - y) < radius] = (95, 55, 140)
+            boxes.append(box)
+    noisy = pixels + random.normal(0, 3, pixels.shape)
+    return Field(noisy.clip(0, 255).astype(np.uint8), boxes)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Locator:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(training, "BATCH_SIZE", 8)
+        monkeypatch.setattr(training, "CELL_SIZES", (0.2, 0.45))
+        return train_locator([paint(seed) for seed in range(12)], 0, "painted", steps=60)
+
+
+def test_a_trained_locator_finds_painted_cells(trained: Locator) -> None:
+    fields = [paint(seed, cells=1 + seed % 2) for seed in range(100, 116)]
+    found = locate(trained, [field.pixels for field in fields], CPU)
+    measured = measure_locator(found, [field.boxes for field in fields])
+    assert measured["recall"] >= 0.8
+    assert measured["false_share"] <= 0.2
+
+
+def test_a_trained_locator_is_ready_for_use(trained: Locator) -> None:
+    assert not trained.training
+
+
+def test_a_seed_gives_the_same_locator_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "BATCH_SIZE", 2)
+    fields = [paint(seed) for seed in range(3)]
+    one, same, other = (train_locator(fields, seed, "", steps=3).state_dict() for seed in (0, 0, 1))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_field_alone_and_in_a_batch_has_the_same_cells(trained: Locator) -> None:
+    fields = [paint(1).pixels, paint(2, 72, 96).pixels, paint(3, 90, 90).pixels, paint(4).pixels]
+    together = locate(trained, fields, CPU)
+    assert any(together)
+    for cells, field in zip(together, fields, strict=True):
+        [alone] = locate(trained, [field], CPU)
+        assert len(alone) == len(cells)
+        for one, other in zip(alone, cells, strict=True):
+            assert one.score == pytest.approx(other.score, abs=1e-3)
+            assert one.box == pytest.approx(other.box, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2), (50, 40)])
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_field_without_anything_is_no_trouble(
+    trained: Locator, size: tuple[int, int], level: int
+) -> None:
+    [cells] = locate(trained, [np.full((*size, 3), level, np.uint8)], CPU)
+    for cell in cells:
+        assert 0 <= cell.box[0] < cell.box[2] <= size[1]
+        assert 0 <= cell.box[1] < cell.box[3] <= size[0]
+
+
+@pytest.mark.parametrize("shade", [-0.2, 0.2])
+def test_the_lamp_does_not_reach_the_network(shade: float) -> None:
+    torch.manual_seed(0)
+    locator = Locator().eval()
+    canvas = torch.rand(1, 3, CANVAS, CANVAS)
+    tint = shade * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
+    with torch.no_grad():
+        torch.testing.assert_close(locator(canvas + tint), locator(canvas), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_network_says_five_numbers_for_each_place(count: int) -> None:
+    with torch.no_grad():
+        said = Locator()(torch.rand(count, 3, CANVAS, CANVAS))
+    assert said.shape == (count, len(Locator.channels), PLACES, PLACES)
+
+
+# How well cells are found
+
+
+def located(*boxes: Box) -> list[Located]:
+    return [Located(box, 0.9 - at / 10) for at, box in enumerate(boxes)]
+
+
+SQUARE: Box = (0, 0, 10, 10)
+HALF: Box = (0, 0, 10, 5)
+LESS: Box = (0, 0, 10, 4.9)
+ELSEWHERE: Box = (50, 50, 60, 60)
+
+
+@pytest.mark.parametrize(
+    ("found", "drawn", "right", "false"),
+    [
+        ([SQUARE], [SQUARE], 1, 0),
+        ([HALF], [SQUARE], 1, 0),
+        ([LESS], [SQUARE], 0, 1),
+        ([], [SQUARE], 0, 0),
+        ([ELSEWHERE], [SQUARE], 0, 1),
+        ([SQUARE, SQUARE], [SQUARE], 1, 1),
+        ([ELSEWHERE, SQUARE], [SQUARE, ELSEWHERE], 2, 0),
+        ([SQUARE], [SQUARE, ELSEWHERE], 1, 0),
+    ],
+)
+def test_a_box_is_right_once_if_it_overlaps_by_half(
+    found: list[Box], drawn: list[Box], right: int, false: int
+) -> None:
+    measured = measure_locator([located(*found)], [drawn])
+    assert (measured["boxes"], measured["found"], measured["false_boxes"]) == (
+        len(drawn),
+        right,
+        false,
+    )
+
+
+def test_shares_are_of_all_fields() -> None:
+    found = [located(SQUARE), located(SQUARE, ELSEWHERE), located()]
+    measured = measure_locator(found, [[SQUARE], [SQUARE], [SQUARE, ELSEWHERE]])
+    assert (measured["recall"], measured["false_share"]) == (0.5, 0.3333)
+
+
+# What it learns
+
+
+def angle(degrees: float) -> np.ndarray:
+    turn = math.radians(degrees)
+    return np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+
+
+CENTRE, ONTO = np.array([60.0, 40.0]), np.array([64.0, 64.0])
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        (angle(0), (54, 54, 74, 64)),
+        (angle(90), (64, 54, 74, 74)),
+        (angle(180), (54, 64, 74, 74)),
+        (angle(270), (54, 54, 64, 74)),
+        (np.diag([-1, 1]), (54, 54, 74, 64)),
+        (2 * angle(0), (44, 44, 84, 64)),
+    ],
+    ids=["as it is", "90", "180", "270", "mirrored", "twice as large"],
+)
+def test_a_box_turns_with_its_field(turn: np.ndarray, expected: Box) -> None:
+    """Around (60, 40), the middle of the box's lower side."""
+    box, visible = _turned((50, 30, 70, 40), turn, ONTO, CENTRE)
+    assert box == pytest.approx(expected)
+    assert visible == pytest.approx(1)
+
+
+@pytest.mark.parametrize("degrees", [15, 45, 80])
+def test_a_round_cell_is_as_large_however_it_is_turned(degrees: float) -> None:
+    box, _visible = _turned((50, 30, 70, 50), angle(degrees), ONTO, CENTRE)
+    assert box == pytest.approx((54, 54, 74, 74))
+
+
+@pytest.mark.parametrize(
+    ("onto", "expected", "share"),
+    [((0, 64), (0, 54, 10, 74), 0.5), ((128, 128), (118, 118, 128, 128), 0.25)],
+)
+def test_of_a_cell_cut_off_what_is_visible_counts(
+    onto: tuple[int, int], expected: Box, share: float
+) -> None:
+    box, visible = _turned((50, 30, 70, 50), angle(0), np.array(onto), CENTRE)
+    assert box == pytest.approx(expected)
+    assert visible == pytest.approx(share)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Where a dark disc is in the view, there is its box."""
+    monkeypatch.setattr(training, "recolour", lambda images: images)
+    monkeypatch.setattr(training, "refocus", lambda images, *_: images)
+    monkeypatch.setattr(
+        training, "warp", lambda images, maps, size, _: warp(images, maps, size, torch.ones(1))
+    )
+    down, across = np.mgrid[:120, :160]
+    field = np.full((120, 160, 3), 255, np.uint8)
+    field[np.hypot(across + 0.5 - 90, down + 0.5 - 70) < 20] = 0
+    views, boxes = _view([Field(field, [(70, 50, 110, 90)])] * 8, np.random.default_rng(seed))
+    assert views.shape == (8, 3, CANVAS, CANVAS)
+    for view, [(box, visible)] in zip(views, boxes, strict=True):
+        if visible < 0.999:
+            continue
+        dark = np.argwhere(view[0].numpy() < 0.5)
+        top, left = dark.min(0)
+        bottom, right = dark.max(0) + 1
+        assert (left, top, right, bottom) == pytest.approx(box, abs=1.5)
+
+
+@pytest.mark.parametrize(
+    "box", [(40, 40, 80, 72), (0, 0, 30, 20), (100, 90, 128, 128), (61, 61, 66, 67)]
+)
+def test_the_targets_decode_to_the_box(box: Box) -> None:
+    heat, shapes, _near, _counts = _targets([[(box, 1.0)]])
+    logits = heat.clamp(1e-4, 1 - 1e-4).logit()[:, None]
+    [[cell]] = decode(torch.cat([logits, shapes], 1))
+    assert cell.box == pytest.approx(box, abs=0.01)
+
+
+def test_there_is_one_centre_for_each_cell_and_shapes_around_it() -> None:
+    cells = [((20, 20, 60, 60), 1.0), ((80, 70, 120, 110), 1.0)]
+    heat, _shapes, near, counts = _targets([cells, [], cells[:1]])
+    assert [(each == 1).sum().item() for each in heat] == [2, 0, 1]
+    assert heat[0, 10, 10] == heat[0, 22, 25] == 1
+    assert 0 <= heat.min() <= heat.max() <= 1
+    assert heat[1].max() == near[1].max() == 0
+    assert ((near > 0) <= (heat > 0.6)).all()
+    assert counts.min() == 1
+
+
+def test_a_cell_hardly_visible_counts_neither_way() -> None:
+    box = (0.0, 40.0, 12.0, 60.0)
+    heat, _shapes, near, counts = _targets([[(box, LEAST_VISIBLE - 0.01)]])
+    assert heat.max() == near.max() == 0
+    assert (counts[0, 10:15, :3] == 0).all()
+    assert counts.sum() == PLACES**2 - 15
+
+
+def test_the_right_output_costs_least() -> None:
+    targets = _targets([[((40, 40, 80, 72), 1.0)]])
+    heat, shapes = targets[:2]
+    right = torch.cat([heat.clamp(1e-4, 1 - 1e-4).logit()[:, None], shapes], 1)
+    costs = [float(_loss(each, *targets)) for each in (right, right.roll(8, 3), right * 0)]
+    assert costs[0] < 0.3
+    assert costs[0] < min(costs[1:]) / 3
+
+
+def test_false_alarms_in_a_cell_hardly_visible_cost_nothing() -> None:
+    seen = ((40.0, 40.0, 80.0, 72.0), 1.0)
+    hidden = ((0.0, 100.0, 12.0, 128.0), 0.2)
+    heat, shapes, *_ = _targets([[seen]])
+    alarm = torch.cat([heat.clamp(1e-4, 1 - 1e-4).logit()[:, None], shapes], 1)
+    alarm[0, 0, 26:31, :3] = 5
+    assert float(_loss(alarm, *_targets([[seen, hidden]]))) < 0.3
+    assert float(_loss(alarm, *_targets([[seen]]))) > 1

@@ -1,0 +1,168 @@
+"""Changes of a picture on its way: none at the neutral amount, the right one at any other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from training.robustness import CHANGES, blur, brightness, hue, jpeg, rotation, scale
+
+# The amount of each change that changes nothing, and the mean of the levels that it may.
+NEUTRAL = {
+    "blur": (0, 0.0),
+    "JPEG quality": (95, 2.0),
+    "brightness": (1, 0.0),
+    "hue": (0, 2.0),
+    "rotation": (0, 0.0),
+    "scale": (1, 0.0),
+}
+LIGHT = (232, 225, 214)
+
+
+def paint(width: int = 160, height: int = 120) -> Image.Image:
+    """Paint a purple disc, off the middle, and a reddish one on light ground."""
+    down, across = np.mgrid[:height, :width]
+    pixels = np.full((height, width, 3), LIGHT, np.uint8)
+    pixels[np.hypot(across - 0.4 * width, down - 0.4 * height) < 0.2 * height] = (95, 55, 140)
+    pixels[np.hypot(across - 0.8 * width, down - 0.7 * height) < 0.1 * height] = (215, 150, 150)
+    return Image.fromarray(pixels)
+
+
+def levels(image: Image.Image) -> npt.NDArray[Any]:
+    return np.asarray(image).astype(float)
+
+
+def difference(one: Image.Image, other: Image.Image) -> float:
+    return float(np.abs(levels(one) - levels(other)).mean())
+
+
+OTHERWISE = [
+    pytest.param(name, amount, id=f"{name} {amount}")
+    for name, (_unit, amounts, _change) in CHANGES.items()
+    for amount in amounts
+    if amount != NEUTRAL[name][0]
+]
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_neutral_amount_is_among_those_measured(name: str) -> None:
+    unit, amounts, _change = CHANGES[name]
+    assert NEUTRAL[name][0] in amounts
+    assert list(amounts) == sorted(amounts, reverse=name == "JPEG quality")
+    assert unit
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_neutral_amount_changes_next_to_nothing(name: str) -> None:
+    amount, most = NEUTRAL[name]
+    assert difference(CHANGES[name][2](paint(), amount), paint()) <= most
+
+
+@pytest.mark.parametrize(("name", "amount"), OTHERWISE)
+def test_any_other_amount_changes_the_picture(name: str, amount: float) -> None:
+    neutral, change = NEUTRAL[name][0], CHANGES[name][2]
+    assert difference(change(paint(), amount), change(paint(), neutral)) > 0.15
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_larger_amount_changes_more(name: str) -> None:
+    """Apart from a full turn, which comes back."""
+    _unit, amounts, change = CHANGES[name]
+    neutral = NEUTRAL[name][0]
+    above = [
+        amount
+        for amount in amounts
+        if (amount <= neutral if name == "JPEG quality" else amount >= neutral)
+    ]
+    changes = [difference(change(paint(), amount), paint()) for amount in above]
+    if name != "rotation":
+        assert changes == sorted(changes)
+
+
+@pytest.mark.parametrize("size", [(160, 120), (120, 160), (31, 17)])
+@pytest.mark.parametrize("name", CHANGES)
+def test_size_and_colours_stay(name: str, size: tuple[int, int]) -> None:
+    _unit, amounts, change = CHANGES[name]
+    for amount in amounts:
+        changed = change(paint(*size), amount)
+        assert (changed.size, changed.mode) == (size, "RGB")
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_the_picture_itself_is_left_as_it_is(name: str) -> None:
+    picture, before = paint(), levels(paint())
+    CHANGES[name][2](picture, CHANGES[name][1][-1])
+    assert (levels(picture) == before).all()
+
+
+def test_blur_is_a_share_of_the_width() -> None:
+    """The same picture, twice as large, is blurred alike."""
+    small, large = (blur(paint(*size), 2) for size in ((160, 120), (320, 240)))
+    assert difference(large.resize((160, 120), Image.Resampling.BOX), small) < 1
+
+
+@pytest.mark.parametrize("amount", [0.5, 0.85, 1.1])
+def test_brightness_multiplies(amount: float) -> None:
+    assert np.abs(levels(brightness(paint(), amount)) - levels(paint()) * amount).max() <= 1
+
+
+def test_brightness_ends_at_white() -> None:
+    assert levels(brightness(paint(), 1.6)).max() == 255
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(120, (0, 200, 0)), (-120, (0, 0, 200))])
+def test_hue_turns_around_the_circle(degrees: float, expected: tuple[int, int, int]) -> None:
+    turned = levels(hue(Image.new("RGB", (4, 4), (200, 0, 0)), degrees))
+    assert np.abs(turned - expected).max() <= 8
+
+
+def test_hue_leaves_grey_and_brightness() -> None:
+    grey = Image.new("RGB", (4, 4), (90, 90, 90))
+    assert difference(hue(grey, 30), grey) == 0
+    assert np.abs(levels(hue(paint(), 30)).max(2) - levels(paint()).max(2)).max() <= 2
+
+
+def test_rotation_is_about_the_middle_and_leaves_black_corners() -> None:
+    turned = levels(rotation(paint(), 45))
+    assert (turned[0, 0] == 0).all()
+    assert (turned[60, 80] == levels(paint())[60, 80]).all()
+    assert difference(rotation(paint(), 180), paint().rotate(180)) == 0
+
+
+def test_a_rotation_is_anticlockwise() -> None:
+    square = Image.new("RGB", (20, 20))
+    square.paste((200, 0, 0), (8, 0, 12, 4))
+    assert (levels(rotation(square, 90))[10, 1] == (200, 0, 0)).all()
+
+
+def share(image: Image.Image) -> float:
+    """Return the share of the picture that is purple."""
+    return float((levels(image)[..., 1] < 100).mean())
+
+
+@pytest.mark.parametrize("amount", [0.4, 0.6, 1.25])
+def test_a_cell_grows_with_the_scale(amount: float) -> None:
+    expected = share(paint()) * amount**2
+    assert share(scale(paint(), amount)) == pytest.approx(expected, rel=0.1)
+
+
+def test_the_middle_stays_in_the_middle() -> None:
+    picture = paint()
+    picture.paste((10, 200, 10), (70, 50, 90, 70))
+    for amount in (0.4, 2):
+        green = np.argwhere(levels(scale(picture, amount))[..., 2] < 80)
+        assert green.mean(0) == pytest.approx([59.5, 79.5], abs=0.6)
+
+
+def test_around_a_picture_zoomed_out_is_its_own_light() -> None:
+    corner = levels(scale(paint(), 0.4))[:20, :20]
+    assert np.abs(corner - LIGHT).max() <= 1
+
+
+def test_a_lower_quality_makes_a_smaller_difference_no_smaller() -> None:
+    worst, fine = (difference(jpeg(paint(), quality), paint()) for quality in (8, 75))
+    assert worst > 2 * fine

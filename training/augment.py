@@ -1,0 +1,112 @@
+"""What a cell or a field may undergo before another laboratory's microscope sees it.
+
+Each image of a batch gets draws of its own. Geometry: any turn, mirrored, shifted, scaled, cut off
+by the edge of the field. Stain and lamp: the colours' optical densities mixed, scaled and bent
+(after Tellez et al. 2019). Optics: out of focus, sharpened, noisy.
+
+Batches are (N, 3, H, W); randomness is torch's global one, so a seed set there repeats it all.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+# Optical blur reaches this many pixels.
+_REACH = 6
+
+
+def turns(count: int, scale: float, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw affine maps (N, 2, 2) and shifts (N, 2): any angle, mirrored, scaled by up to e^scale.
+
+    Shifts are of up to `shift` in each direction.
+    """
+    angle = torch.rand(count) * 2 * math.pi
+    size = torch.exp((torch.rand(count) * 2 - 1) * scale)
+    stretch = torch.exp((torch.rand(count) * 2 - 1) * 0.1)
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    cosine, sine = angle.cos(), angle.sin()
+    across, down = size * stretch * mirror, size / stretch
+    turn = torch.stack(
+        [
+            torch.stack([cosine * across, -sine * down], 1),
+            torch.stack([sine * across, cosine * down], 1),
+        ],
+        1,
+    )
+    return turn, (torch.rand(count, 2) * 2 - 1) * shift
+
+
+def warp(
+    images: torch.Tensor, maps: torch.Tensor, size: tuple[int, int], fill: torch.Tensor
+) -> torch.Tensor:
+    """Sample images at maps (N, 2, 3), from the coordinates of the result, -1 to 1, to theirs.
+
+    The result is (N, 3, *size); beyond the images it is `fill`.
+    """
+    grid = F.affine_grid(maps, [len(images), 3, *size], align_corners=False)
+    return F.grid_sample(images - fill, grid, align_corners=False) + fill
+
+
+def cut_off(images: torch.Tensor, share: float = 0.25) -> torch.Tensor:
+    """Blacken what lies beyond a random line, as beyond the edge of a turned field."""
+    count, _, height, width = images.shape
+    angle = torch.rand(count, 1, 1) * 2 * math.pi
+    down = torch.linspace(-1, 1, height)[None, :, None]
+    across = torch.linspace(-1, 1, width)[None, None, :] * width / height
+    far = across * angle.cos() + down * angle.sin()
+    distance = torch.where(torch.rand(count, 1, 1) < share, torch.rand(count, 1, 1), 9.0)
+    return images * (far < distance + 0.2)[:, None]
+
+
+def recolour(images: torch.Tensor) -> torch.Tensor:
+    """Draw another stain, lamp and exposure for images in [0, 1]."""
+    count = len(images)
+    density = -torch.log(images.clamp_min(1 / 255))
+    mixture = torch.eye(3) + 0.15 * torch.randn(count, 3, 3)
+    mixture = mixture * torch.exp(0.25 * torch.randn(count, 3, 1))
+    mixture = mixture * torch.exp(0.2 * torch.randn(count, 1, 1))
+    density = torch.einsum("nij,njhw->nihw", mixture, density)
+    lamp = 0.08 * torch.randn(count, 3, 1, 1) + 0.1 * torch.randn(count, 1, 1, 1)
+    bright = torch.exp(-(density + lamp).clamp(0, 6)).clamp_min(1e-4)
+    return bright ** torch.exp(0.15 * torch.randn(count, 1, 1, 1))
+
+
+def misjudge(stains: torch.Tensor) -> torch.Tensor:
+    """Draw errors of the measured stains (N, 3, 3): background, azure, eosin."""
+    error = torch.tensor([0.03, 0.1, 0.15])[None, :, None]
+    return stains * torch.exp(error * torch.randn(len(stains), 3, 3))
+
+
+def restain(dyes: torch.Tensor) -> torch.Tensor:
+    """Draw how strongly another laboratory's cells take up the dyes, from amounts (N, 3, H, W)."""
+    count = len(dyes)
+    curve = torch.exp(0.25 * torch.randn(count, 3, 1, 1))
+    bent = dyes.clamp_min(1e-4) ** curve + dyes.clamp_max(0)
+    strength = torch.tensor([0.25, 0.5, 0.3])[:, None]
+    mixture = torch.eye(3) + 0.1 * torch.randn(count, 3, 3)
+    mixture = mixture * torch.exp(strength * torch.randn(count, 3, 1))
+    return torch.einsum("nij,njhw->nihw", mixture, bent) + 0.07 * torch.randn(count, 3, 1, 1)
+
+
+def refocus(images: torch.Tensor, blurred: float, reach: float, noise: float) -> torch.Tensor:
+    """Blur a share of the images by up to `reach` pixels (standard deviation); sharpen some; noise.
+
+    Noise is of a standard deviation of up to `noise`.
+    """
+    count, channels, height, width = images.shape
+    sigma = torch.where(torch.rand(count) < blurred, torch.rand(count) * reach, 0.0)
+    offsets = torch.arange(-_REACH, _REACH + 1)
+    kernel = torch.exp(-(offsets**2) / (2 * sigma.clamp_min(0.01)[:, None] ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    padded = F.pad(images, [_REACH] * 4, mode="replicate")
+    planes = padded.reshape(1, count * channels, height + 2 * _REACH, width + 2 * _REACH)
+    planes = F.conv2d(planes, kernel[:, None, :, None], groups=count * channels)
+    planes = F.conv2d(planes, kernel[:, None, None, :], groups=count * channels)
+    soft = planes.reshape(images.shape)
+    sharpen = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.2)
+    around = F.avg_pool2d(F.pad(soft, [1] * 4, mode="replicate"), 3, 1)
+    soft = soft + sharpen * (soft - around)
+    return soft + torch.randn_like(soft) * noise * torch.rand(count, 1, 1, 1) ** 2

@@ -1,0 +1,85 @@
+"""Labelled cells of any laboratory: a folder for each class, an image for each cell.
+
+    EOSINOPHIL/ LYMPHOCYTE/ MONOCYTE/ NEUTROPHIL/    one white cell in the middle of each image
+    OTHER/ or OTHER/<kind>/                          cells that are none of the four
+    groups.csv                                       optional: file,group (a slide, a patient)
+
+Images of one group are never split. Without groups.csv each image is a group of its own.
+
+The second laboratory that training knows, PBC, is such a folder (PBC_DATA): a random part of the
+set of Acevedo et al. 2020, doi 10.17632/snkd93bnjr.1. Which of its images train and which only
+judge stands in pbc.csv.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from handler.network import CLASSES
+from training.data import HERE, OTHER, DataError, Sample
+
+KINDS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+MIN_CELLS = 5
+
+
+def read_folder(root: Path) -> list[Sample]:
+    """List a laboratory's images; raise DataError if the folder is not as this module says."""
+    if not root.is_dir():
+        raise DataError(f"{root} is no folder.")
+    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    if unknown := [path.name for path in folders if path.name not in (*CLASSES, "OTHER")]:
+        expected = ", ".join((*CLASSES, "OTHER"))
+        raise DataError(f"{root} has folders of unknown classes: {unknown}. Known are {expected}.")
+    groups = _groups(root / "groups.csv")
+    samples = []
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.suffix.lower() in KINDS:
+                name = path.relative_to(root).as_posix()
+                label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
+                kind = path.parent.name
+                samples.append(Sample(path, label, kind, groups.get(name, name)))
+    if groups and (unknown := sorted(set(groups) - {_name(root, each) for each in samples})):
+        raise DataError(f"groups.csv names {len(unknown)} files that are not there: {unknown[0]}")
+    return samples
+
+
+def require(samples: Sequence[Sample], least: int = MIN_CELLS) -> None:
+    """Raise DataError unless there are so many cells of each of the four classes."""
+    for label, name in enumerate(CLASSES):
+        count = sum(sample.label == label for sample in samples)
+        if count < least:
+            raise DataError(f"{name} has {count} cells; at least {least} of each class are needed.")
+
+
+def pbc(part: str | None = None) -> list[Sample]:
+    """List PBC's images: those that may train (`train`), those that only judge (`test`), or all."""
+    root = Path(os.environ.get("PBC_DATA") or "")
+    if not os.environ.get("PBC_DATA") or not root.is_dir():
+        raise DataError(
+            "Set PBC_DATA to a folder of the PBC images: doi 10.17632/snkd93bnjr.1, a folder for "
+            "each class, the rest in OTHER/<kind>/."
+        )
+    with (HERE / "pbc.csv").open(newline="") as file:
+        parts = {row["file"]: row["part"] for row in csv.DictReader(file)}
+    samples = [each for each in read_folder(root) if _name(root, each) in parts]
+    if len(samples) != len(parts):
+        raise DataError(f"{root} lacks {len(parts) - len(samples)} of the images in pbc.csv.")
+    return [each for each in samples if part in (None, parts[_name(root, each)])]
+
+
+def _name(root: Path, sample: Sample) -> str:
+    return sample.path.relative_to(root).as_posix()
+
+
+def _groups(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows and set(rows[0]) != {"file", "group"}:
+        raise DataError(f"{path} should have the columns file,group.")
+    return {row["file"]: row["group"] for row in rows}

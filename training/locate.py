@@ -1,0 +1,192 @@
+"""Train and measure the locator, from the boxes that BCCD draws around white cells.
+
+Every step sees photographs turned, scaled (a cell is 10 to 90 % of the frame), shifted and in
+colours of other stains, and learns where the centres are and how large the boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from handler.locator import CANVAS, STRIDE, UNIT, Located, Locator, overlap
+from handler.preprocessing import Box, Pixels, to_input
+from training.augment import recolour, refocus, warp
+
+STEPS = 600
+BATCH_SIZE = 32
+LEARNING_RATE = 3e-3
+WEIGHT_DECAY = 0.02
+CELL_SIZES = (0.1, 0.9)
+# A cell of which less is in the frame counts neither as one nor as none.
+LEAST_VISIBLE = 0.35
+# A box is right if it and the drawn one overlap by this (intersection over union).
+RIGHT_OVERLAP = 0.5
+_CELLS = CANVAS // STRIDE
+
+
+@dataclass
+class Field:
+    """A photograph's field (H, W, 3), and its white cells' boxes in the field's pixels."""
+
+    pixels: Pixels
+    boxes: Sequence[Box]
+
+
+def train_locator(fields: Sequence[Field], seed: int, title: str, steps: int = STEPS) -> Locator:
+    """Train a locator on fields of one size."""
+    torch.manual_seed(seed)
+    random = np.random.default_rng(seed)
+    locator = Locator()
+    optimizer = torch.optim.AdamW(locator.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1
+    )
+    locator.train()
+    for _ in tqdm(range(steps), desc=title, unit="step", mininterval=1):
+        chosen = [fields[index] for index in random.integers(len(fields), size=BATCH_SIZE)]
+        canvases, boxes = _view(chosen, random)
+        loss = _loss(locator(canvases), *_targets(boxes))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(locator.parameters(), 5.0)
+        optimizer.step()
+        schedule.step()
+    return locator.eval()
+
+
+def measure_locator(
+    found: Sequence[Sequence[Located]], drawn: Sequence[Sequence[Box]]
+) -> dict[str, float | int]:
+    """Return recall and the share of false boxes, at an intersection over union of 0.5."""
+    right = false = 0
+    for cells, boxes in zip(found, drawn, strict=True):
+        left = list(boxes)
+        for cell in cells:
+            match = max(left, key=lambda box: overlap(cell.box, box), default=None)
+            if match and overlap(cell.box, match) >= RIGHT_OVERLAP:
+                left.remove(match)
+                right += 1
+            else:
+                false += 1
+    all_boxes = sum(map(len, drawn))
+    return {
+        "boxes": all_boxes,
+        "found": right,
+        "recall": round(right / all_boxes, 4),
+        "false_boxes": false,
+        "false_share": round(false / max(right + false, 1), 4),
+    }
+
+
+def _view(
+    fields: Sequence[Field], random: np.random.Generator
+) -> tuple[torch.Tensor, list[list[tuple[Box, float]]]]:
+    """Draw a view of each field: canvases (N, 3, 128, 128), and boxes with how much is visible."""
+    images = to_input(field.pixels for field in fields)
+    height, width = images.shape[2:]
+    maps, boxes = [], []
+    for field in fields:
+        turn, onto, centre = _draw_map(field, random)
+        boxes.append([_turned(box, turn, onto, centre) for box in field.boxes])
+        back = np.linalg.inv(turn)
+        # From the canvas's coordinates to the field's, both -1 to 1.
+        to_unit = np.array([2 / width, 2 / height])
+        shift = back @ (np.full(2, CANVAS / 2) - onto) + centre
+        linear = to_unit[:, None] * back * (CANVAS / 2)
+        maps.append(np.concatenate([linear, (to_unit * shift - 1)[:, None]], 1))
+    finer = int(random.integers(1, 3))
+    some = torch.rand(len(fields), 3, 1, 1) * (torch.rand(len(fields), 1, 1, 1) < 0.5)
+    light = images[:, :, ::8, ::8].flatten(2).quantile(0.9, dim=2)[:, :, None, None]
+    fill = torch.where(torch.rand(len(fields), 1, 1, 1) < 0.25, light, some)
+    side = CANVAS * finer
+    views = warp(images, torch.tensor(np.stack(maps)).float(), (side, side), fill)
+    views = F.avg_pool2d(views, finer) if finer > 1 else views
+    return refocus(recolour(views), 0.3, 1.0, 0.02).clamp(0, 1), boxes
+
+
+def _draw_map(
+    field: Field, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Draw the map `turn @ (point - centre) + onto`, from the field to the canvas, of one cell."""
+    longer = max(field.pixels.shape)
+    box = field.boxes[int(random.integers(len(field.boxes)))]
+    centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
+    low, high = CELL_SIZES if random.random() < 0.6 else (0.25, 0.5)
+    target = CANVAS * math.exp(random.uniform(math.log(low), math.log(high)))
+    scale = target / max(box[2] - box[0], box[3] - box[1])
+    # No smaller than the whole field with a margin.
+    scale = max(scale, CANVAS / longer / 1.6)
+    onto = random.uniform(0, CANVAS, 2) if random.random() < 0.7 else _near_middle(random)
+    angle, mirror = random.uniform(0, 2 * math.pi), random.choice([-1, 1])
+    cosine, sine = math.cos(angle), math.sin(angle)
+    turn = scale * np.array([[cosine, -sine], [sine, cosine]]) @ np.diag([mirror, 1])
+    return turn, onto, centre
+
+
+def _near_middle(random: np.random.Generator) -> np.ndarray:
+    return CANVAS * (0.5 + random.uniform(-0.1, 0.1, 2))
+
+
+def _turned(box: Box, turn: np.ndarray, onto: np.ndarray, centre: np.ndarray) -> tuple[Box, float]:
+    """Return a box's place on the canvas, as that of the ellipse in it, and its visible share."""
+    halves = np.array([box[2] - box[0], box[3] - box[1]]) / 2
+    middle = turn @ (np.array([box[0] + box[2], box[1] + box[3]]) / 2 - centre) + onto
+    reach = np.sqrt(((turn * halves) ** 2).sum(1))
+    low, high = (np.clip(middle + side * reach, 0, CANVAS) for side in (-1, 1))
+    visible = float((high - low).prod() / (4 * reach.prod()))
+    return (low[0], low[1], high[0], high[1]), visible
+
+
+def _targets(
+    boxes: Sequence[Sequence[tuple[Box, float]]],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what the locator should say: heat, shapes, where shapes count, where heat counts."""
+    count = len(boxes)
+    heat, near = torch.zeros(2, count, _CELLS, _CELLS)
+    shapes = torch.zeros(count, 4, _CELLS, _CELLS)
+    counts = torch.ones(count, _CELLS, _CELLS)
+    down, across = torch.meshgrid(*[torch.arange(_CELLS) + 0.5] * 2, indexing="ij")
+    for row, cells in enumerate(boxes):
+        for box, visible in cells:
+            left, top, right, bottom = (side / STRIDE for side in box)
+            x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+            if visible < LEAST_VISIBLE or min(width, height) < 1:
+                inside = (across > left) & (across < right) & (down > top) & (down < bottom)
+                counts[row][inside] = 0
+                continue
+            bell = torch.exp(
+                -((across - x) ** 2) / (2 * max(width / 7, 0.6) ** 2)
+                - (down - y) ** 2 / (2 * max(height / 7, 0.6) ** 2)
+            )
+            bell[min(int(y), _CELLS - 1), min(int(x), _CELLS - 1)] = 1
+            heat[row] = torch.maximum(heat[row], bell)
+            core = bell > 0.6
+            sizes = [math.log(side * STRIDE / UNIT) for side in (width, height)]
+            wanted = [x - across, y - down, *(torch.full_like(across, size) for size in sizes)]
+            shapes[row][:, core] = torch.stack(wanted)[:, core]
+            near[row][core] = bell[core]
+    return heat, shapes, near, counts
+
+
+def _loss(
+    output: torch.Tensor,
+    heat: torch.Tensor,
+    shapes: torch.Tensor,
+    near: torch.Tensor,
+    counts: torch.Tensor,
+) -> torch.Tensor:
+    """Return CenterNet's focal loss of the centres, and the error of the boxes around them."""
+    score = output[:, 0].sigmoid().clamp(1e-4, 1 - 1e-4)
+    centre = heat == 1
+    missed = -((1 - score) ** 2 * score.log())[centre].sum()
+    alarm = -(score**2 * (1 - score).log() * (1 - heat) ** 4 * counts)[~centre].sum()
+    errors = F.smooth_l1_loss(output[:, 1:], shapes, reduction="none", beta=0.3).sum(1)
+    return (missed + alarm) / centre.sum().clamp_min(1) + (errors * near).sum() / near.sum()

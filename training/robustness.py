@@ -1,0 +1,61 @@
+"""What may happen to a picture on its way: each change by how much, from none on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from io import BytesIO
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageFilter
+
+Change = Callable[..., Image.Image]
+
+
+def blur(image: Image.Image, amount: float) -> Image.Image:
+    """Put it out of focus: a Gaussian of this share of the width, as standard deviation."""
+    return image.filter(ImageFilter.GaussianBlur(image.width * amount / 100))
+
+
+def jpeg(image: Image.Image, amount: float) -> Image.Image:
+    """Compress it."""
+    out = BytesIO()
+    image.save(out, "JPEG", quality=int(amount))
+    return Image.open(out).convert("RGB")
+
+
+def brightness(image: Image.Image, amount: float) -> Image.Image:
+    """Expose it longer or shorter."""
+    return ImageEnhance.Brightness(image).enhance(amount)
+
+
+def hue(image: Image.Image, amount: float) -> Image.Image:
+    """Turn every colour around the colour circle."""
+    pixels = np.array(image.convert("HSV"))
+    pixels[..., 0] = (pixels[..., 0].astype(int) + round(amount / 360 * 256)) % 256
+    return Image.fromarray(pixels, "HSV").convert("RGB")
+
+
+def rotation(image: Image.Image, amount: float) -> Image.Image:
+    """Turn it about its middle; the corners become black."""
+    return image.rotate(amount, Image.Resampling.BICUBIC)
+
+
+def scale(image: Image.Image, amount: float) -> Image.Image:
+    """Zoom to its middle (above 1), or out (below), with its own light around."""
+    width, height = image.size
+    across, down = width / amount / 2, height / amount / 2
+    light = tuple(int(part) for part in np.percentile(np.asarray(image), 90, axis=(0, 1)))
+    window = (width / 2 - across, height / 2 - down, width / 2 + across, height / 2 + down)
+    return image.transform(
+        image.size, Image.Transform.EXTENT, window, Image.Resampling.BICUBIC, fillcolor=light
+    )
+
+
+CHANGES: dict[str, tuple[str, Sequence[float], Change]] = {
+    "blur": ("% of the width", (0, 0.25, 0.5, 1, 1.5, 2), blur),
+    "JPEG quality": ("quality", (95, 75, 50, 30, 15, 8), jpeg),
+    "brightness": ("factor", (0.5, 0.7, 0.85, 1, 1.15, 1.3, 1.6), brightness),
+    "hue": ("degrees", (-30, -20, -10, 0, 10, 20, 30), hue),
+    "rotation": ("degrees", (0, 15, 45, 90, 135, 180, 270), rotation),
+    "scale": ("factor", (0.4, 0.6, 0.8, 1, 1.25, 1.6, 2), scale),
+}
