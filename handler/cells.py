@@ -38,10 +38,7 @@ class CellNet(nn.Module):
             nn.Conv2d(3, channels[0], 5, 2, 2, bias=False), _norm(channels[0]), nn.ReLU()
         )
         blocks = [_Residual(channels[0], channels[0], 1)]
-        blocks += [
-            _Residual(inputs, outputs, 2)
-            for inputs, outputs in pairwise(channels)
-        ]
+        blocks += [_Residual(inputs, outputs, 2) for inputs, outputs in pairwise(channels)]
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * channels[-1], len(CLASSES) + 1)
