@@ -137,8 +137,8 @@ def area(box: Box) -> float:
 
 def _box(right: int, down: int, shape: Sequence[float]) -> Box:
     x, y = (right + 0.5 + shape[0]) * STRIDE, (down + 0.5 + shape[1]) * STRIDE
-    # No cell is larger than four canvases, whatever a wild number says.
-    width, height = (math.exp(min(side, 2.5)) * UNIT / 2 for side in shape[2:])
+    # No cell is larger than three canvases or smaller than a pixel, whatever a wild number says.
+    width, height = (math.exp(max(-2.5, min(side, 2.5))) * UNIT / 2 for side in shape[2:])
     return x - width, y - height, x + width, y + height
 
 

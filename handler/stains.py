@@ -106,11 +106,16 @@ def _eosin(outer: Floats, pixels: int) -> Floats | None:
 
 
 def _stains(background: Floats, azure: Floats, eosin: Floats | None) -> Floats:
-    """Stack what was measured, with a guess where there is no eosin or it looks like azure."""
-    length = np.linalg.norm(azure)
-    if eosin is None or azure @ eosin > MAX_ALIKE * length * np.linalg.norm(eosin):
-        eosin = EOSIN_BESIDE_AZURE * length
+    """Stack what was measured, with guesses where there is no eosin or it looks like azure."""
+    if eosin is None or _alike(azure, eosin):
+        eosin = EOSIN_BESIDE_AZURE * np.linalg.norm(azure)
+    if _alike(azure, eosin):
+        azure, eosin = AZURE, EOSIN_BESIDE_AZURE * np.linalg.norm(AZURE)
     return np.stack([background, azure, eosin]).astype(np.float32)
+
+
+def _alike(one: Floats, other: Floats) -> bool:
+    return bool(one @ other > MAX_ALIKE * np.linalg.norm(one) * np.linalg.norm(other))
 
 
 def _part(thumbnail: Pixels, box: Box) -> Pixels:
@@ -139,4 +144,4 @@ def _otsu(values: Floats) -> float:
     parted = (below > 0) & (below < below[-1])
     share = np.where(parted, below * (below[-1] - below), 1)
     between = np.where(parted, (sums[-1] * below / below[-1] - sums) ** 2 / share, 0)
-    return float(centres[int(between.argmax())])
+    return float(edges[1:][int(between.argmax())])

@@ -148,6 +148,8 @@ class CellByCell:
 
     def _read(self, pictures: Sequence[Picture]) -> list[tuple[Examination, torch.Tensor]]:
         """Return what is in each picture, and the dyes (cells, 3, 60, 80) that tell it."""
+        if not pictures:
+            return []
         fields = [picture.pixels for picture in pictures]
         located = [
             cells

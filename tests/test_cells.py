@@ -237,9 +237,11 @@ def test_the_last_convolution_is_what_the_answer_is_pooled_from() -> None:
 
 
 def test_laboratories_count_alike_and_classes_in_each() -> None:
-    here, there = painted([0, 0, 0, 1]), painted([2, 3, 3], laboratory="there")
+    here, there = painted([0, 0, 0, 1]), painted([2, 3, 3, 0], laboratory="there")
     share = balance(join([here, there]))
-    assert share.tolist() == pytest.approx([1 / 12] * 3 + [1 / 4] + [1 / 4] + [1 / 8] * 2)
+    assert share.tolist() == pytest.approx(
+        [1 / 12] * 3 + [1 / 4] + [1 / 6] + [1 / 12] * 2 + [1 / 6]
+    )
 
 
 LEFT, MIDDLE, RIGHT = (

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def choose(judged: Judged) -> dict[str, Any]:
         ),
     }
     if logits.shape[1] > len(CLASSES):
-        thresholds["foreign"] = round(-lowest(-foreign[four], weights, KEPT["foreign"]), 4)
+        thresholds["foreign"] = _up(-lowest(-foreign[four], weights, KEPT["foreign"]))
     return {"temperature": chosen, "thresholds": thresholds}
 
 
@@ -95,7 +96,7 @@ def stain_from(root: Path, finds_cells: bool) -> float:
     )
     labels = np.array([image.label for image in images])
     weights = balanced(np.zeros(len(labels)), labels)
-    return round(lowest(scores, weights, KEPT["stain"]), 4)
+    return _down(lowest(scores, weights, KEPT["stain"]))
 
 
 def temperature(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:
@@ -148,8 +149,21 @@ def confident_from(
     """Return the lowest probability from which on that weighted share of the answers is right."""
     order = np.argsort(-top)
     shares = np.cumsum((right * weights)[order]) / np.cumsum(weights[order])
-    good = np.flatnonzero(shares >= share)
-    return round(float(top[order][good.max()]), 4) if len(good) else 1.0
+    # Equal probabilities stand or fall together.
+    last = np.append(np.diff(top[order]) != 0, True)
+    good = np.flatnonzero((shares >= share) & last)
+    return _down(float(top[order][good.max()])) if len(good) else 1.0
+
+
+# Rounded so that what lies at a threshold stays on its side.
+
+
+def _down(threshold: float) -> float:
+    return math.floor(threshold * 1e4) / 1e4
+
+
+def _up(threshold: float) -> float:
+    return math.ceil(threshold * 1e4) / 1e4
 
 
 if __name__ == "__main__":

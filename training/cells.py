@@ -21,10 +21,19 @@ from tqdm import tqdm
 
 from handler.cells import ZOOM, CellNet, Cutout, cut_out, to_amounts
 from handler.locator import Located, Locator, locate
-from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, decode, to_input, within_field
+from handler.preprocessing import (
+    HEIGHT,
+    WIDTH,
+    Box,
+    InputError,
+    Pixels,
+    decode,
+    to_input,
+    within_field,
+)
 from handler.stains import amounts
 from training.augment import cut_off, misjudge, refocus, restain, turns, warp
-from training.data import Sample, located_photographs, photographs
+from training.data import DataError, Sample, located_photographs, photographs
 from training.laboratories import pbc
 from training.locate import STEPS, Field, train_locator
 from training.version_files import Trained
@@ -91,8 +100,11 @@ def join(parts: Sequence[CellSet]) -> CellSet:
 
 
 def read_field(path: Path) -> Pixels:
-    """Decode an image to a field, as the service does."""
-    return decode(path.read_bytes(), within_field).pixels
+    """Decode an image to a field, as the service does; raise DataError if that can't be done."""
+    try:
+        return decode(path.read_bytes(), within_field).pixels
+    except InputError as error:
+        raise DataError(f"{path} can't be read: {error}") from error
 
 
 def collect(
@@ -113,6 +125,8 @@ def collect(
                 cutouts.append(cut_out(field, cells)[cells.index(cell)])
                 wide = cut_out(field, [cell], (PATCH, PATCH), ZOOM * MARGIN)[0]
                 patches.append(wide.pixels)
+    if not cutouts:
+        raise DataError(f"No white cell was found in any of the {len(samples)} images.")
     kept = np.array(found)
     return CellSet(
         cutouts,

@@ -29,7 +29,7 @@ def read_folder(root: Path) -> list[Sample]:
     """List a laboratory's images; raise DataError if the folder is not as this module says."""
     if not root.is_dir():
         raise DataError(f"{root} is no folder.")
-    folders = sorted(path for path in root.iterdir() if path.is_dir())
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and _shown(path))
     if unknown := [path.name for path in folders if path.name not in (*CLASSES, "OTHER")]:
         expected = ", ".join((*CLASSES, "OTHER"))
         raise DataError(f"{root} has folders of unknown classes: {unknown}. Known are {expected}.")
@@ -37,7 +37,7 @@ def read_folder(root: Path) -> list[Sample]:
     samples = []
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in KINDS:
+            if path.suffix.lower() in KINDS and _shown(path):
                 name = path.relative_to(root).as_posix()
                 label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
                 kind = path.parent.name
@@ -71,6 +71,10 @@ def pbc(part: str | None = None) -> list[Sample]:
     return [each for each in samples if part in (None, parts[_name(root, each)])]
 
 
+def _shown(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
 def _name(root: Path, sample: Sample) -> str:
     return sample.path.relative_to(root).as_posix()
 
@@ -78,8 +82,13 @@ def _name(root: Path, sample: Sample) -> str:
 def _groups(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    if rows and set(rows[0]) != {"file", "group"}:
+    try:
+        # Spreadsheets put a mark before the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            header, *rows = csv.reader(file)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise DataError(f"{path} is no table in UTF-8 with the columns file,group.") from error
+    if sorted(header) != ["file", "group"] or any(len(row) != len(header) for row in rows):
         raise DataError(f"{path} should have the columns file,group.")
-    return {row["file"]: row["group"] for row in rows}
+    file_column, group_column = header.index("file"), header.index("group")
+    return {row[file_column]: row[group_column] for row in rows}

@@ -80,7 +80,7 @@ def measure_locator(
     return {
         "boxes": all_boxes,
         "found": right,
-        "recall": round(right / all_boxes, 4),
+        "recall": round(right / max(all_boxes, 1), 4),
         "false_boxes": false,
         "false_share": round(false / max(right + false, 1), 4),
     }
@@ -189,4 +189,6 @@ def _loss(
     missed = -((1 - score) ** 2 * score.log())[centre].sum()
     alarm = -(score**2 * (1 - score).log() * (1 - heat) ** 4 * counts)[~centre].sum()
     errors = F.smooth_l1_loss(output[:, 1:], shapes, reduction="none", beta=0.3).sum(1)
-    return (missed + alarm) / centre.sum().clamp_min(1) + (errors * near).sum() / near.sum()
+    return (missed + alarm) / centre.sum().clamp_min(1) + (
+        errors * near
+    ).sum() / near.sum().clamp_min(1)

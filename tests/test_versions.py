@@ -1,0 +1,124 @@
+"""A version's networks, asked directly: with made-up weights, so that 2.0's way is tested, too."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from handler import versions
+from handler.cells import CellNet
+from handler.locator import Located, Locator
+from handler.network import BloodCellNet
+from handler.preprocessing import Picture
+from handler.versions import CellByCell, Version, WholeField
+from scripts.draw_cells import draw_cell
+
+CPU = torch.device("cpu")
+FIELD = {"channels": [4, 8], "pools": [4, 4], "hidden": 8, "dropout": [0, 0]}
+CELL = {"channels": [8, 8, 8], "dropout": 0}
+BOXES = [(20.0, 30.0, 80.0, 90.0), (100.0, 40.0, 150.0, 100.0)]
+
+
+def picture(version: Version, scale: int = 2) -> Picture:
+    width, height = version.fit((320 * scale, 240 * scale))
+    pixels = np.asarray(draw_cell("MONOCYTE", 3, (width, height)))
+    return Picture(pixels, 320 * scale, 240 * scale)
+
+
+@pytest.fixture(params=["field", "cells"])
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Version:
+    torch.manual_seed(0)
+    if request.param == "field":
+        return WholeField(BloodCellNet(**FIELD).eval(), CPU, 2)
+    monkeypatch.setattr(
+        versions,
+        "locate",
+        lambda _locator, fields, _device: [[Located(box, 0.9) for box in BOXES] for _ in fields],
+    )
+    return CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+
+
+def test_no_picture_needs_no_answer(version: Version) -> None:
+    """As when all of a batch are to be explained."""
+    assert version.examine([]) == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_pictures_are_examined_in_their_order(version: Version, count: int) -> None:
+    pictures = [picture(version) for _ in range(count)]
+    for index, each in enumerate(pictures):
+        each.pixels = np.roll(each.pixels, 5 * index, axis=1)
+    together = version.examine(pictures)
+    for each, examination in zip(pictures, together, strict=True):
+        [alone] = version.examine([each])
+        assert alone.stain == examination.stain
+        for one, other in zip(alone.cells, examination.cells, strict=True):
+            assert one.logits == pytest.approx(other.logits, abs=1e-4)
+
+
+def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Version) -> None:
+    asked = picture(version)
+    examination, heat = version.explain(asked)
+    [expected] = version.examine([asked])
+    assert [cell.logits for cell in examination.cells] == [
+        pytest.approx(cell.logits, abs=1e-4) for cell in expected.cells
+    ]
+    assert heat.shape == (480, 640)
+    assert 0 <= heat.min() <= heat.max() <= 1
+
+
+def test_warming_up_leaves_no_trace(version: Version) -> None:
+    before = version.examine([picture(version)])
+    version.warm_up()
+    after = version.examine([picture(version)])
+    assert before == after
+
+
+def test_boxes_are_in_pixels_of_the_upload() -> None:
+    def located(_locator: Any, fields: Any, _device: Any) -> list[list[Located]]:
+        return [[Located(box, 0.9) for box in BOXES] for _ in fields]
+
+    patched = pytest.MonkeyPatch()
+    patched.setattr(versions, "locate", located)
+    try:
+        version = CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+        [examination] = version.examine([picture(version, scale=3)])
+    finally:
+        patched.undo()
+    assert [cell.box for cell in examination.cells] == [
+        pytest.approx([side * 3 for side in box]) for box in BOXES
+    ]
+
+
+def test_a_picture_without_cells_has_none_and_is_not_explained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "locate", lambda _locator, fields, _device: [[] for _ in fields])
+    version = CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+    examination, heat = version.explain(picture(version))
+    assert list(examination.cells) == []
+    assert heat.max() == 0
+
+
+@pytest.mark.parametrize("finds_cells", [False, True])
+def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool) -> None:
+    weights: dict[str, Any] = BloodCellNet(**FIELD).state_dict()
+    if finds_cells:
+        parts = {"locator": Locator(), "network": CellNet(**CELL)}
+        weights = {name: part.state_dict() for name, part in parts.items()}
+    torch.save(weights, tmp_path / "weights.pt")
+    card = {
+        "finds_cells": finds_cells,
+        "network": CELL if finds_cells else FIELD,
+        "weights_sha256": hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest(),
+    }
+    version = versions.load(tmp_path, card, CPU, 2)
+    assert isinstance(version, CellByCell if finds_cells else WholeField)
+    version.warm_up()
+    with pytest.raises(RuntimeError, match="not the file"):
+        versions.load(tmp_path, card | {"weights_sha256": "0"}, CPU, 2)
