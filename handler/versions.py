@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
 from handler.cells import CellNet, cut_out, to_amounts, window
-from handler.explanation import canvas_size, heat_maps, place
+from handler.explanation import Heat, canvas_size, heat_maps, place
 from handler.gate import stain
 from handler.locator import Locator, locate
 from handler.network import CLASSES, BloodCellNet
@@ -36,7 +35,6 @@ from handler.preprocessing import (
 )
 from handler.verdict import Cell, Examination
 
-Heat = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
@@ -92,7 +90,7 @@ class WholeField:
         size = (picture.width, picture.height)
         inputs = to_input([picture.pixels]).to(self.device)
         [heat] = heat_maps(
-            self.network, self.network.last_convolution, inputs, _labels(examination)
+            self.network, self.network.last_convolution, inputs, _labels(examination.cells)
         )
         return examination, place(heat.cpu().numpy(), (0, 0, *size), size)
 
@@ -133,7 +131,7 @@ class CellByCell:
                 self.network,
                 self.network.last_convolution,
                 part.to(self.device),
-                _labels(Examination(0.0, cells)),
+                _labels(cells),
             )
             for cell, each in zip(cells, maps.cpu().numpy(), strict=True):
                 assert cell.box
@@ -194,9 +192,9 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _labels(examination: Examination) -> torch.Tensor:
+def _labels(cells: Sequence[Cell]) -> torch.Tensor:
     """Return the class that each cell looks like most, whatever is then said of it."""
-    logits = torch.tensor([cell.logits for cell in examination.cells])
+    logits = torch.tensor([cell.logits for cell in cells])
     return logits[:, : len(CLASSES)].argmax(1)
 
 

@@ -24,7 +24,6 @@ from training.cells import (
     CellRecipe,
     CellSet,
     augment,
-    balance,
     collect,
     join,
     middle,
@@ -34,6 +33,7 @@ from training.cells import (
     train_network,
 )
 from training.data import OTHER, Sample
+from training.metrics import balanced
 
 SMALL = CellRecipe(channels=(8, 16), steps=4, batch_size=6, dropout=0.1)
 AZURE, EOSIN = np.array((0.8, 1.1, 0.5)), np.array((0.12, 0.4, 0.35))
@@ -238,7 +238,8 @@ def test_the_last_convolution_is_what_the_answer_is_pooled_from() -> None:
 
 def test_laboratories_count_alike_and_classes_in_each() -> None:
     here, there = painted([0, 0, 0, 1]), painted([2, 3, 3, 0], laboratory="there")
-    share = balance(join([here, there]))
+    both = join([here, there])
+    share = balanced(both.laboratories, both.labels)
     assert share.tolist() == pytest.approx(
         [1 / 12] * 3 + [1 / 4] + [1 / 6] + [1 / 12] * 2 + [1 / 6]
     )

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler.cells import ZOOM, CellNet, Cutout, cut_out, to_amounts
+from handler.cells import ZOOM, CellNet, Cutout, cut_out, to_amounts, window
 from handler.locator import Located, Locator, locate
 from handler.preprocessing import (
     HEIGHT,
@@ -27,6 +27,7 @@ from handler.preprocessing import (
     Box,
     InputError,
     Pixels,
+    cut,
     decode,
     to_input,
     within_field,
@@ -36,6 +37,7 @@ from training.augment import cut_off, misjudge, refocus, restain, turns, warp
 from training.data import DataError, Sample, located_photographs, photographs
 from training.laboratories import pbc
 from training.locate import STEPS, Field, train_locator
+from training.metrics import balanced
 from training.version_files import Trained
 
 CPU = torch.device("cpu")
@@ -123,8 +125,8 @@ def collect(
             found.append(cell is not None)
             if cell is not None:
                 cutouts.append(cut_out(field, cells)[cells.index(cell)])
-                wide = cut_out(field, [cell], (PATCH, PATCH), ZOOM * MARGIN)[0]
-                patches.append(wide.pixels)
+                square = window(cell.box, ZOOM * MARGIN, 1)
+                patches.append(cut(field, square, (PATCH, PATCH)))
     if not cutouts:
         raise DataError(f"No white cell was found in any of the {len(samples)} images.")
     kept = np.array(found)
@@ -172,7 +174,7 @@ def train_cells(
     mean = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(recipe.decay)
     )
-    share = balance(cells)
+    share = balanced(cells.laboratories, cells.labels)
     stains = torch.from_numpy(np.stack([cutout.stains for cutout in cells.cutouts]))
     labels = torch.from_numpy(cells.labels)
     history: list[dict[str, float]] = []
@@ -202,24 +204,12 @@ def train_cells(
     return network.eval(), history
 
 
-def balance(cells: CellSet) -> np.ndarray:
-    """Return each cell's chance to be drawn: equal for laboratories, and for classes in each."""
-    chance = np.zeros(len(cells.labels))
-    for laboratory in np.unique(cells.laboratories):
-        here = cells.laboratories == laboratory
-        for label in np.unique(cells.labels[here]):
-            these = here & (cells.labels == label)
-            chance[these] = 1 / these.sum() / len(np.unique(cells.labels[here]))
-    shares: np.ndarray = chance / chance.sum()
-    return shares
-
-
 def augment(patches: Pixels, stains: torch.Tensor) -> torch.Tensor:
     """Draw what the network might see of patches (N, 160, 160, 3): amounts (N, 3, 60, 80)."""
     images = to_input(patches)
     linear, shift = turns(len(images), scale=0.35, shift=0.15)
-    window = torch.tensor([WIDTH / HEIGHT, 1.0]) / MARGIN
-    maps = torch.cat([linear * window, (shift * 2 / MARGIN / ZOOM)[:, :, None]], 2)
+    share = torch.tensor([WIDTH / HEIGHT, 1.0]) / MARGIN
+    maps = torch.cat([linear * share, (shift * 2 / MARGIN / ZOOM)[:, :, None]], 2)
     views = warp(images, maps, (HEIGHT, WIDTH), torch.zeros(1))
     dyes = amounts(cut_off(views), misjudge(stains))
     return refocus(restain(dyes), 0.8, 2.6, 0.1)

@@ -40,7 +40,7 @@ from training.data import OTHER, Sample
 from training.laboratories import pbc
 from training.metrics import confusion_by_photograph, summarize
 from training.outliers import far_images
-from training.robustness import CHANGES
+from training.robustness import CHANGES, light_of
 
 BATCH = 16
 # Others were looked at while the gate was made.
@@ -348,8 +348,8 @@ def write_golden(name: str) -> Answer:
 
 def to_proportions(image: Image.Image) -> Image.Image:
     """Widen a picture to the photographs' 4:3, in the colour of its own light."""
-    light = tuple(int(part) for part in np.percentile(np.asarray(image), 90, axis=(0, 1)))
-    return ImageOps.pad(image, (round(image.height * 4 / 3), image.height), color=light)
+    size = (round(image.height * 4 / 3), image.height)
+    return ImageOps.pad(image, size, color=light_of(image))
 
 
 def _decoded(

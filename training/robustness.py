@@ -44,11 +44,19 @@ def scale(image: Image.Image, amount: float) -> Image.Image:
     """Zoom to its middle (above 1), or out (below), with its own light around."""
     width, height = image.size
     across, down = width / amount / 2, height / amount / 2
-    light = tuple(int(part) for part in np.percentile(np.asarray(image), 90, axis=(0, 1)))
     window = (width / 2 - across, height / 2 - down, width / 2 + across, height / 2 + down)
     return image.transform(
-        image.size, Image.Transform.EXTENT, window, Image.Resampling.BICUBIC, fillcolor=light
+        image.size,
+        Image.Transform.EXTENT,
+        window,
+        Image.Resampling.BICUBIC,
+        fillcolor=light_of(image),
     )
+
+
+def light_of(image: Image.Image) -> tuple[int, ...]:
+    """Return the colour of a picture's own light: that of its brightest tenth."""
+    return tuple(int(part) for part in np.percentile(np.asarray(image), 90, axis=(0, 1)))
 
 
 CHANGES: dict[str, tuple[str, Sequence[float], Change]] = {
