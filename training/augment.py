@@ -5,6 +5,7 @@ by the edge of the field. Stain and lamp: the colours' optical densities mixed, 
 (after Tellez et al. 2019). Optics: out of focus, sharpened, noisy.
 
 Batches are (N, 3, H, W); randomness is torch's global one, so a seed set there repeats it all.
+What a draw may be is stated at full strength, 1; a strength (N,) below it makes every draw milder.
 """
 
 from __future__ import annotations
@@ -14,18 +15,23 @@ import math
 import torch
 from torch.nn import functional as F
 
-# Optical blur reaches this many pixels.
-_REACH = 6
+
+def strengths(count: int, mild_share: float, mild: float) -> torch.Tensor:
+    """Draw strengths (N,): a share of up to `mild`, the rest from there to 1."""
+    strength = torch.rand(count)
+    return torch.where(torch.rand(count) < mild_share, mild * strength, mild + (1 - mild) * strength)
 
 
-def turns(count: int, scale: float, shift: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draw affine maps (N, 2, 2) and shifts (N, 2): any angle, mirrored, scaled by up to e^scale.
+def turns(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw affine maps (N, 2, 2) and shifts (N, 2): any angle, mirrored, scaled, stretched.
 
-    Shifts are of up to `shift` in each direction.
+    At full strength by up to e^0.35 and e^0.1, and shifted by up to 0.15 in each direction.
     """
+    count = len(strength)
     angle = torch.rand(count) * 2 * math.pi
-    size = torch.exp((torch.rand(count) * 2 - 1) * scale)
-    stretch = torch.exp((torch.rand(count) * 2 - 1) * 0.1)
+    size = torch.exp((torch.rand(count) * 2 - 1) * (0.1 + 0.25 * strength))
+    stretch = torch.exp((torch.rand(count) * 2 - 1) * (0.05 + 0.05 * strength))
+    reach = 0.04 + 0.11 * strength
     mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
     cosine, sine = angle.cos(), angle.sin()
     across, down = size * stretch * mirror, size / stretch
@@ -36,7 +42,7 @@ def turns(count: int, scale: float, shift: float) -> tuple[torch.Tensor, torch.T
         ],
         1,
     )
-    return turn, (torch.rand(count, 2) * 2 - 1) * shift
+    return turn, (torch.rand(count, 2) * 2 - 1) * reach[:, None]
 
 
 def warp(
@@ -74,39 +80,45 @@ def recolour(images: torch.Tensor) -> torch.Tensor:
     return bright ** torch.exp(0.15 * torch.randn(count, 1, 1, 1))
 
 
-def misjudge(stains: torch.Tensor) -> torch.Tensor:
+def misjudge(stains: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """Draw errors of the measured stains (N, 3, 3): background, azure, eosin."""
-    error = torch.tensor([0.03, 0.1, 0.15])[None, :, None]
+    error = torch.tensor([0.03, 0.1, 0.15])[None, :, None] * strength[:, None, None]
     return stains * torch.exp(error * torch.randn(len(stains), 3, 3))
 
 
-def restain(dyes: torch.Tensor) -> torch.Tensor:
+def restain(dyes: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """Draw how strongly another laboratory's cells take up the dyes, from amounts (N, 3, H, W)."""
-    count = len(dyes)
-    curve = torch.exp(0.25 * torch.randn(count, 3, 1, 1))
+    count, strength = len(dyes), strength[:, None, None]
+    curve = torch.exp(0.25 * strength * torch.randn(count, 3, 1))[..., None]
     bent = dyes.clamp_min(1e-4) ** curve + dyes.clamp_max(0)
-    strength = torch.tensor([0.25, 0.5, 0.3])[:, None]
-    mixture = torch.eye(3) + 0.1 * torch.randn(count, 3, 3)
-    mixture = mixture * torch.exp(strength * torch.randn(count, 3, 1))
-    return torch.einsum("nij,njhw->nihw", mixture, bent) + 0.07 * torch.randn(count, 3, 1, 1)
+    uptake = torch.tensor([0.25, 0.5, 0.3])[:, None] * strength
+    mixture = torch.eye(3) + 0.1 * strength * torch.randn(count, 3, 3)
+    mixture = mixture * torch.exp(uptake * torch.randn(count, 3, 1))
+    offset = 0.07 * strength * torch.randn(count, 3, 1)
+    return torch.einsum("nij,njhw->nihw", mixture, bent) + offset[..., None]
 
 
-def refocus(images: torch.Tensor, blurred: float, reach: float, noise: float) -> torch.Tensor:
+def refocus(
+    images: torch.Tensor, blurred: float, reach: float, noise: float, strength: torch.Tensor
+) -> torch.Tensor:
     """Blur a share of the images by up to `reach` pixels (standard deviation); sharpen some; noise.
 
     Noise is of a standard deviation of up to `noise`.
     """
-    count, channels, height, width = images.shape
-    sigma = torch.where(torch.rand(count) < blurred, torch.rand(count) * reach, 0.0)
-    offsets = torch.arange(-_REACH, _REACH + 1)
-    kernel = torch.exp(-(offsets**2) / (2 * sigma.clamp_min(0.01)[:, None] ** 2))
-    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
-    padded = F.pad(images, [_REACH] * 4, mode="replicate")
-    planes = padded.reshape(1, count * channels, height + 2 * _REACH, width + 2 * _REACH)
-    planes = F.conv2d(planes, kernel[:, None, :, None], groups=count * channels)
-    planes = F.conv2d(planes, kernel[:, None, None, :], groups=count * channels)
-    soft = planes.reshape(images.shape)
+    count, _, height, width = images.shape
+    sigma = torch.where(torch.rand(count) < blurred, torch.rand(count) * reach * strength, 0.0)
+    soft = _blur(height, sigma) @ images @ _blur(width, sigma).mT
     sharpen = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.2)
-    around = F.avg_pool2d(F.pad(soft, [1] * 4, mode="replicate"), 3, 1)
+    pixel = torch.ones(1)
+    around = _blur(height, pixel) @ soft @ _blur(width, pixel).mT
     soft = soft + sharpen * (soft - around)
-    return soft + torch.randn_like(soft) * noise * torch.rand(count, 1, 1, 1) ** 2
+    grain = noise * strength * torch.rand(count) ** 2
+    return soft + torch.randn_like(soft) * grain[:, None, None, None]
+
+
+def _blur(side: int, sigma: torch.Tensor) -> torch.Tensor:
+    """Return what blurs one axis: matrices (N, 1, side, side) of which each row sums to 1."""
+    place = torch.arange(side)
+    distance = (place[:, None] - place) ** 2
+    weights = torch.exp(-distance / (2 * sigma.clamp_min(0.01)[:, None, None] ** 2))
+    return (weights / weights.sum(2, keepdim=True))[:, None]
