@@ -336,8 +336,8 @@ def test_taking_some_cells_takes_all_of_them(where: np.ndarray) -> None:
 
 
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unturned(count: int, **_: float) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.eye(2).repeat(count, 1, 1), torch.zeros(count, 2)
+    def unturned(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.eye(2).repeat(len(strength), 1, 1), torch.zeros(len(strength), 2)
 
     monkeypatch.setattr(training, "turns", unturned)
     for name in ("cut_off", "misjudge", "restain", "refocus"):
@@ -391,14 +391,16 @@ def test_every_draw_differs_but_a_seed_repeats_it() -> None:
     assert (draws[0][0] - draws[0][1]).abs().mean() > 0.05
 
 
-def test_turns_keep_to_their_bounds() -> None:
+@pytest.mark.parametrize(
+    ("strength", "most_scale", "most_shift"), [(1.0, 0.35, 0.15), (0.0, 0.1, 0.04)]
+)
+def test_turns_keep_to_their_bounds(strength: float, most_scale: float, most_shift: float) -> None:
     torch.manual_seed(0)
-    maps, shifts = turns(2000, scale=0.3, shift=0.2)
-    size = torch.linalg.det(maps).abs().sqrt().log()
-    assert size.abs().max() <= 0.3 + 1e-4
-    assert size.abs().max() > 0.25
+    maps, shifts = turns(torch.full((2000,), strength))
+    size = torch.linalg.det(maps).abs().sqrt().log().abs().max()
+    assert 0.9 * most_scale < size <= most_scale + 1e-4
+    assert 0.9 * most_shift < shifts.abs().max() <= most_shift
     assert 0.4 < (torch.linalg.det(maps) < 0).float().mean() < 0.6
-    assert 0.15 < shifts.abs().max() <= 0.2
     # Any angle: the first axis points everywhere.
     assert len(torch.atan2(maps[:, 1, 0], maps[:, 0, 0]).mul(2).round().unique()) >= 12
 
@@ -430,7 +432,13 @@ def test_a_share_of_the_images_is_cut_off() -> None:
     assert torch.equal(cut_off(images(), 0.0), images())
 
 
-@pytest.mark.parametrize("change", [recolour, lambda each: refocus(each, 0.5, 2, 0.05), restain])
+FULL = torch.ones(6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [recolour, lambda each: refocus(each, 0.5, 2, 0.05, FULL), lambda each: restain(each, FULL)],
+)
 def test_changes_keep_the_shape_and_give_each_image_its_own(
     change: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
@@ -452,7 +460,7 @@ def test_without_blur_and_noise_most_images_stay() -> None:
     """Only a fifth is sharpened."""
     torch.manual_seed(0)
     many = images().repeat(20, 1, 1, 1)
-    changed = (refocus(many, 0.0, 2.0, 0.0) - many).abs().amax((1, 2, 3)) > 1e-4
+    changed = (refocus(many, 0.0, 2.0, 0.0, torch.ones(120)) - many).abs().amax((1, 2, 3)) > 1e-4
     assert 0.1 < changed.double().mean() < 0.3
 
 
@@ -460,7 +468,7 @@ def test_blur_keeps_the_mean_and_takes_the_detail() -> None:
     torch.manual_seed(1)
     chequered = torch.zeros(40, 3, 24, 32)
     chequered[..., ::2] = 1
-    blurred = refocus(chequered, 1.0, 2.6, 0.0)
+    blurred = refocus(chequered, 1.0, 2.6, 0.0, torch.ones(40))
     assert blurred.mean() == pytest.approx(0.5, abs=0.02)
     assert blurred.std((1, 2, 3)).median() < 0.3
 
@@ -468,8 +476,16 @@ def test_blur_keeps_the_mean_and_takes_the_detail() -> None:
 def test_the_measured_stain_is_mistaken_but_not_by_much() -> None:
     torch.manual_seed(0)
     stains = torch.rand(500, 3, 3) + 0.5
-    errors = (misjudge(stains) / stains).log().std((0, 2))
+    errors = (misjudge(stains, torch.ones(500)) / stains).log().std((0, 2))
     assert errors.tolist() == pytest.approx([0.03, 0.1, 0.15], rel=0.15)
+
+
+def test_at_no_strength_the_stain_is_as_it_was() -> None:
+    torch.manual_seed(0)
+    none, dyes = torch.zeros(6), images()
+    torch.testing.assert_close(restain(dyes, none), dyes)
+    stains = torch.rand(6, 3, 3) + 0.5
+    torch.testing.assert_close(misjudge(stains, none), stains)
 
 
 # Training

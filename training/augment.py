@@ -16,12 +16,6 @@ import torch
 from torch.nn import functional as F
 
 
-def strengths(count: int, mild_share: float, mild: float) -> torch.Tensor:
-    """Draw strengths (N,): a share of up to `mild`, the rest from there to 1."""
-    strength = torch.rand(count)
-    return torch.where(torch.rand(count) < mild_share, mild * strength, mild + (1 - mild) * strength)
-
-
 def turns(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw affine maps (N, 2, 2) and shifts (N, 2): any angle, mirrored, scaled, stretched.
 
