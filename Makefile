@@ -10,7 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop setup mar data train sweep evaluate test screenshot lint clean
+.PHONY: help run stop setup mar data train sweep curve evaluate served test screenshot lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ sweep: .venv/dev.stamp  ## compare networks by grouped cross-validation within T
 
 evaluate: .venv/dev.stamp  ## measure VERSION, write its card and plots
 	@$(BIN)/python -m training.evaluate --version $(VERSION)
+
+curve: .venv/dev.stamp  ## measure how many cells of its own a laboratory must teach VERSION
+	@$(BIN)/python -m training.adapt --curve --from $(VERSION)
+
+served: .venv/dev.stamp  ## measure VERSION as the running service answers it
+	@$(BIN)/python -m training.served --version $(VERSION)
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest

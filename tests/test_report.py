@@ -216,6 +216,27 @@ def history_of(version: str) -> Json:
     }
 
 
+SERVED = {
+    "images": 2487,
+    "image_accuracy": 0.8531,
+    "answers_that_differ": 3,
+    "milliseconds": {
+        "one_core": {"median": 3.17, "95th percentile": 4.29},
+        "service": {"median": 7.53, "95th percentile": 11.41},
+    },
+}
+
+
+def adaptation_of(version: str) -> Json | None:
+    """Make up the curve of own cells; a version that finds no cells has none."""
+    made = Maker(99)
+    points = [
+        {"cells_a_class": count, "own": made.figure(), "old": made.figure()}
+        for count in (0, 10, 100)
+    ]
+    return {"steps": 432, "points": points} if version != "1.0" else None
+
+
 def make(root: Path, version: str, without: tuple[str, ...] = ()) -> Path:
     """Make up the files of a version; return its folder."""
     folder = root / "models" / version
@@ -229,6 +250,9 @@ def make(root: Path, version: str, without: tuple[str, ...] = ()) -> Path:
     write_json(folder / "golden.json", {"neutrophil.png": {}})
     if version == "1.0":
         shutil.copy(ROOT / "models" / "1.0" / "sweep.json", folder)
+    else:
+        write_json(folder / "adaptation.json", adaptation_of(version))
+    write_json(folder / "served.json", SERVED)
     (folder / "weights.pt").write_bytes(bytes(1_234_567))
     (root / "README.md").write_text(README)
     return folder
@@ -322,10 +346,24 @@ def test_the_card_shows_the_settings_and_sizes(both: Path, version: str) -> None
     assert ("above 0.5123" in text) == (version == "2.0")
 
 
+def test_the_card_shows_cost_and_own_cells(both: Path, version: str) -> None:
+    text = (both / "models" / version / "CARD.md").read_text()
+    assert "| one core | 3.17 ms | 4.29 ms |" in text
+    assert "| service | 7.53 ms | 11.41 ms |" in text
+    assert "3 of the archive's answers differ" in text
+    curve = adaptation_of(version)
+    assert ("A laboratory's own cells" in text) == (curve is not None)
+    for point in curve["points"] if curve else ():
+        own, old = (report.text(point[what]) for what in ("own", "old"))
+        assert f"| {point['cells_a_class']} | {own} | {old} |" in text
+
+
 def test_no_percentage_comes_from_nowhere(both: Path, version: str) -> None:
     """Every percentage of the card is a number of the files, rounded."""
     text = (both / "models" / version / "CARD.md").read_text()
-    files = json.dumps([metrics_of(version), card_of(version), history_of(version)])
+    files = json.dumps(
+        [metrics_of(version), card_of(version), history_of(version), adaptation_of(version)]
+    )
     numbers = {float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", files)}
     known = {f"{number:.1%}" for number in numbers}
     known |= {f"{number:.1%}" for number in (1 - kept for kept in report.KEPT.values())}
@@ -389,7 +427,7 @@ def test_text_is_clean(both: Path) -> None:
 
 def test_plots_are_drawn(both: Path, version: str) -> None:
     paths = list((both / "models" / version / "plots").glob("*.png"))
-    assert {path.stem for path in paths} - {"trade_off"} == {
+    assert {path.stem for path in paths} - {"trade_off", "adaptation"} == {
         "confusion",
         "laboratories",
         "rejection",
@@ -398,6 +436,7 @@ def test_plots_are_drawn(both: Path, version: str) -> None:
         "training",
     }
     assert any(path.stem == "trade_off" for path in paths) == (version == "1.0")
+    assert any(path.stem == "adaptation" for path in paths) == (version == "2.0")
     for path in paths:
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert min(pixels.shape[:2]) > 200
@@ -426,6 +465,9 @@ def test_the_readme_shows_all_versions_side_by_side(both: Path) -> None:
     assert f"| told from other cells (AUROC) |  | {auroc} |" in text
     assert "| photographs of TEST's 71 that are right |  | 63 | 63 |" in text
     assert "| weights |  | 1.2 MB | 1.2 MB |" in text
+    assert "| the same, asked through the service |  | 85.3% | 85.3% |" in text
+    assert "| an image on one core, median |  | 3.2 ms | 3.2 ms |" in text
+    assert "| an image through the service, one at a time, median |  | 7.5 ms | 7.5 ms |" in text
     alone = two["one_laboratory_from_the_other"]["pbc from photographs"]["macro_recall"]
     assert f"|  | as above | {report.text(alone)} |" in text
     assert "83.2% claimed, 80.5% by its own table" in text

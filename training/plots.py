@@ -236,6 +236,43 @@ def laboratories(recalls: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def adaptation(points: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw what a laboratory's own cells teach, and what is forgotten over them."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    axes = figure.subplots()
+    counts = [point["cells_a_class"] for point in points]
+    for what, label, colour in (
+        ("own", "that laboratory's cells, not among those", VALIDATION_COLOUR),
+        ("old", "the cells that it was trained on before", TRAIN_COLOUR),
+    ):
+        low, high = np.transpose([point[what]["interval"] for point in points])
+        values = [point[what]["value"] for point in points]
+        axes.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(counts, values, color=colour, marker="o", label=label)
+        for count, value in zip(counts, values, strict=True):
+            axes.annotate(
+                f"{value:.0%}",
+                (count, value),
+                xytext=(0, -14 if what == "own" else 7),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+    # In logarithms, but from 0 on.
+    axes.set_xscale("symlog", linthresh=10)
+    axes.set_xticks(counts, [str(count) for count in counts])
+    axes.minorticks_off()
+    axes.set(
+        ylim=(None, 1.03),
+        xlabel="the laboratory's labelled cells of each class",
+        ylabel="macro recall (95 % interval)",
+    )
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path, dpi=110)
+
+
 def trade_off(networks: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw cross-validated accuracy, with its interval, against the work of one image."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")

@@ -57,6 +57,8 @@ class Measured:
     history: Json
     golden: Json
     sweep: Json | None
+    served: Json | None
+    adaptation: Json | None
 
     @property
     def name(self) -> str:
@@ -108,15 +110,15 @@ def write(version: str, example: Json | None = None, root: Path = ROOT) -> None:
 
 
 def read(folder: Path) -> Measured:
-    """Read a version's files; sweep.json is there only if its network was chosen by a sweep."""
+    """Read a version's files; those that other commands than training write may be missing."""
     parts = {
         name: json.loads((folder / f"{name}.json").read_text())
         for name in ("card", "metrics", "history", "golden")
     }
-    sweep = folder / "sweep.json"
-    return Measured(
-        folder, **parts, sweep=json.loads(sweep.read_text()) if sweep.exists() else None
-    )
+    for name in ("sweep", "served", "adaptation"):
+        path = folder / f"{name}.json"
+        parts[name] = json.loads(path.read_text()) if path.exists() else None
+    return Measured(folder, **parts)
 
 
 def all_measured(root: Path = ROOT) -> list[Measured]:
@@ -163,6 +165,8 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
         found["laboratories"] = partial(plots.laboratories, rows)
     if measured.sweep:
         found["trade_off"] = partial(plots.trade_off, measured.sweep["networks"])
+    if measured.adaptation:
+        found["adaptation"] = partial(plots.adaptation, measured.adaptation["points"])
     return found
 
 
@@ -213,6 +217,8 @@ def card(measured: Measured) -> str:
         metrics=measured.metrics,
         history=measured.history,
         sweep=measured.sweep,
+        served=measured.served,
+        adaptation=measured.adaptation,
         classes=CLASSES,
         photographs=photograph_counts(),
         images=data.IMAGES_PER_CLASS,
@@ -315,6 +321,7 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
     alone = "one_laboratory_from_the_other"
     return [
         row("TEST by image", figure("test", "image_accuracy"), theirs),
+        row("the same, asked through the service", _through_the_service),
         row("TEST by photograph", figure("test", "photograph_accuracy")),
         row(f"photographs of TEST{_of(versions)} that are right", _photographs_right),
         row(f"{without} cells that TRAIN shows, too", figure(cells, "image_accuracy")),
@@ -331,6 +338,8 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
         row("told from other cells (AUROC)", plain("rejection", "near", "auroc")),
         row("told from no smear at all (AUROC)", plain("rejection", "far", "auroc")),
         row("weights", lambda each: f"{each.weights_bytes / 1e6:.1f} MB"),
+        row("an image on one core, median", _milliseconds("one_core")),
+        row("an image through the service, one at a time, median", _milliseconds("service")),
     ]
 
 
@@ -379,6 +388,16 @@ def _photographs_right(each: Measured) -> str:
 def _confident(each: Measured) -> str:
     sure, whole = each.metrics["test_where_confident"], each.metrics["test"]
     return f"{text(sure['image_accuracy'])}, {sure['images'] / whole['images']:.0%} of all"
+
+
+def _through_the_service(each: Measured) -> str:
+    return f"{each.served['image_accuracy']:.1%}" if each.served else ""
+
+
+def _milliseconds(where: str) -> Callable[[Measured], str]:
+    return lambda each: (
+        f"{each.served['milliseconds'][where]['median']:.1f} ms" if each.served else ""
+    )
 
 
 def _pbc_from_photographs(each: Measured) -> str:

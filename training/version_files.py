@@ -45,7 +45,8 @@ def write(version: str, trained: Trained) -> None:
     }
     write_json(here / "card.json", card)
     write_json(here / "history.json", trained.history)
-    for name in ("golden.json", "metrics.json", "out_of_fold.npz", "CARD.md"):
+    measured = ("metrics", "golden", "served", "adaptation", "locator")
+    for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
         (here / name).unlink(missing_ok=True)
 
 
