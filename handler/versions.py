@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
-from handler.cells import CellNet, cut_out, to_amounts, window
+from handler.cells import CellNet, cut_out, tell, to_amounts, window
 from handler.explanation import Heat, canvas_size, heat_maps, place
 from handler.gate import stain
 from handler.locator import Locator, locate
@@ -177,7 +177,7 @@ class CellByCell:
 
     @torch.inference_mode()
     def _logits(self, dyes: torch.Tensor) -> list[list[float]]:
-        logits: list[list[float]] = self.network(dyes.to(self.device)).tolist()
+        logits: list[list[float]] = tell(self.network, dyes.to(self.device)).tolist()
         return logits
 
 

@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
-from handler.cells import ZOOM, CellNet, Cutout, cut_out, to_amounts, window
+from handler.cells import ZOOM, CellNet, Cutout, cut_out, tell, to_amounts, window
 from handler.locator import Located, Locator, locate
 from handler.preprocessing import (
     HEIGHT,
@@ -169,7 +170,7 @@ def train_cells(
     if start is not None:
         network.load_state_dict(start.state_dict())
     # The convolutions are faster so.
-    network = network.to(memory_format=torch.channels_last)
+    network = convert_conv2d_weight_memory_format(network, torch.channels_last)
     optimizer = torch.optim.AdamW(
         network.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
     )
@@ -227,7 +228,7 @@ def augment(patches: Pixels, stains: torch.Tensor) -> torch.Tensor:
 def predict_cells(network: CellNet, cutouts: Sequence[Cutout]) -> torch.Tensor:
     """Return the logits of cutouts as the service has them: (N, 5)."""
     parts = [cutouts[start : start + 128] for start in range(0, len(cutouts), 128)]
-    return torch.cat([network(to_amounts(part)) for part in parts])
+    return torch.cat([tell(network, to_amounts(part)) for part in parts])
 
 
 def train_cell_by_cell(root: Path, recipe: CellRecipe, scratch: Path) -> Trained:
