@@ -3,7 +3,7 @@
 # VERSION names a version of the model (models/<version>/), PYTHON the interpreter that the virtual
 # environment in .venv/ is made from.
 
-VERSION ?= 1.0
+VERSION ?= 2.0
 # Those that are finished: trained and evaluated.
 VERSIONS := $(patsubst models/%/golden.json,%,$(wildcard models/*/golden.json))
 PYTHON ?= python3

@@ -127,13 +127,7 @@ class CellByCell:
         for part, cells in zip(
             dyes.split(self.batch_size), _parts(examination.cells, self.batch_size), strict=False
         ):
-            maps = heat_maps(
-                self.network,
-                self.network.last_convolution,
-                part.to(self.device),
-                _labels(cells),
-            )
-            for cell, each in zip(cells, maps.cpu().numpy(), strict=True):
+            for cell, each in zip(cells, self._maps(part, _labels(cells)), strict=True):
                 assert cell.box
                 heat = np.maximum(heat, place(each, window(cell.box), size))
         return examination, heat
@@ -174,6 +168,14 @@ class CellByCell:
             )
             for picture, cells, amounts in zip(pictures, located, dyes, strict=True)
         ]
+
+    def _maps(self, dyes: torch.Tensor, labels: torch.Tensor) -> Heat:
+        """Return what spoke for each cell's label (N, 60, 80), in both ways that it is seen."""
+        seen = torch.cat([dyes, dyes.flip(2, 3)]).to(self.device)
+        maps = heat_maps(self.network, self.network.last_convolution, seen, labels.repeat(2))
+        upright, turned = maps.cpu().chunk(2)
+        heat: Heat = ((upright + turned.flip(1, 2)) / 2).numpy()
+        return heat
 
     @torch.inference_mode()
     def _logits(self, dyes: torch.Tensor) -> list[list[float]]:

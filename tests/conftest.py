@@ -16,15 +16,22 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import ROOT, Settings
+from serving.settings import MODEL, ROOT, Settings
+from serving.torchserve import read_properties
 from training import data
 
-# The versions that are finished; the last is the one that answers by default.
-VERSIONS = sorted(path.parent.name for path in ROOT.glob("models/*/golden.json"))
+# The versions that the service loads: the first answers by default.
+SERVED = [
+    name.strip().removeprefix(f"{MODEL}-").removesuffix(".mar")
+    for name in read_properties(ROOT / "config.properties")["load_models"].split(",")
+]
+# Those that are finished.
 CARDS = {
-    version: json.loads((ROOT / "models" / version / "card.json").read_text())
-    for version in VERSIONS
+    path.parent.name: json.loads((path.parent / "card.json").read_text())
+    for path in sorted(ROOT.glob("models/*/golden.json"))
 }
+# Those of a laboratory's own (`make train FROM=...`) are not this project's to test.
+VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
 
 
 @pytest.fixture(scope="session")

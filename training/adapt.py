@@ -8,7 +8,8 @@ Writes a version, ready for `make mar`: weights, card (calibrated on cells judge
 had not seen them), and metrics.json (of its own cells that only judge, and of the old ones).
 
 `--curve` instead shows on PBC how many cells a laboratory needs: it starts from a network that
-never saw that laboratory, and writes adaptation.json to models/<from>/.
+never saw that laboratory, trains it on beside the photographs, and writes adaptation.json to
+models/<from>/.
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,14 +119,15 @@ def adapt(base: str, folder: Path, version: str) -> None:
     shutil.copy(version_files.folder(base) / "model-config.yaml", here)
     evaluate.write_golden(version)
     print(json.dumps(_short(metrics), indent=2))
-    print(f"wrote {here}: `make run` serves it beside the others")
+    print(f"wrote {here}: name bloodcells-{version}.mar in config.properties, and `make run`")
 
 
 def draw_curve(base: str) -> None:
     """Write what 0 to 300 cells of a class teach a network that never saw PBC."""
-    recipe = RECIPES[base]
-    assert isinstance(recipe, CellRecipe)
-    _card, locator, _network = load_base(base)
+    card, locator, _network = load_base(base)
+    recipe = RECIPES.get(base)
+    if not isinstance(recipe, CellRecipe):
+        raise DataError(f"FROM={base} was adapted: the curve needs a version with a recipe.")
     root = data.data_root()
     photographs = data.photographs(root, "TRAIN", "TEST")
     checkpoint = version_files.SCRATCH / base / "pbc-from-photographs.pt"
@@ -137,7 +138,7 @@ def draw_curve(base: str) -> None:
     for count in CURVE:
         trained = network
         if count:
-            trained, _ = train_on(network, some(known, count), old, {}, 0, f"{count} a class")
+            trained, _ = train_on(network, some(known, count), old, card, 0, f"{count} a class")
         points.append(
             {
                 "cells_a_class": count,
@@ -195,10 +196,8 @@ def train_on(
     title: str,
 ) -> tuple[CellNet, list[dict[str, float]]]:
     """Train a copy of a network on a laboratory's cells, beside the old ones."""
-    shape = card.get("network") or {}
-    recipe = replace(CellRecipe(), steps=STEPS, learning_rate=LEARNING_RATE)
-    if shape:
-        recipe = replace(recipe, channels=tuple(shape["channels"]), dropout=shape["dropout"])
+    channels, dropout = tuple(card["network"]["channels"]), card["network"]["dropout"]
+    recipe = CellRecipe(channels, dropout, steps=STEPS, learning_rate=LEARNING_RATE)
     cells = join([own, old]) if old is not None else own
     return train_cells(cells, recipe, seed, title, start=network)
 

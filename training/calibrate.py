@@ -41,7 +41,7 @@ BINS = 15
 def main(arguments: Sequence[str] | None = None) -> int:
     """Calibrate one version; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.calibrate")
-    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--version", required=True)
     version = parser.parse_args(arguments).version
     folder = version_files.folder(version)
     try:

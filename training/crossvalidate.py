@@ -90,7 +90,7 @@ def join(parts: Sequence[Judged]) -> Judged:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Cross-validate one version; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.crossvalidate")
-    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--version", required=True)
     version = parser.parse_args(arguments).version
     try:
         keep_memory()

@@ -119,7 +119,7 @@ def ask(version: Version, card: dict[str, Any], pictures: Iterable[Picture], wha
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate one version; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.evaluate")
-    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--version", required=True)
     name = parser.parse_args(arguments).version
     folder = version_files.folder(name)
     try:

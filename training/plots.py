@@ -242,8 +242,8 @@ def adaptation(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes = figure.subplots()
     counts = [point["cells_a_class"] for point in points]
     for what, label, colour in (
-        ("own", "that laboratory's cells, not among those", VALIDATION_COLOUR),
-        ("old", "the cells that it was trained on before", TRAIN_COLOUR),
+        ("own", "its cells that trained nothing", VALIDATION_COLOUR),
+        ("old", "the photographs, trained on still", TRAIN_COLOUR),
     ):
         low, high = np.transpose([point[what]["interval"] for point in points])
         values = [point[what]["value"] for point in points]

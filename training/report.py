@@ -2,7 +2,8 @@
 
 Reads the JSON files of models/<version>/ and writes its plots/ and CARD.md, a model card under the
 headings of Mitchell et al. 2018 (text: card.md.jinja), and the README's figures of every version
-side by side. Measures nothing: what is said of a version is what training.evaluate found.
+side by side. Measures nothing: what is said of a version is what training.evaluate found, and
+training.served, adapt and sweep, if they were asked.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from handler.network import CLASSES
+from serving.golden import TOLERANCE
 from training import data, plots
 from training.calibrate import BINS, KEPT, RIGHT
 from training.crossvalidate import FOLDS
@@ -82,7 +84,7 @@ class Measured:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Report on one version; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.report")
-    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--version", required=True)
     version = parser.parse_args(arguments).version
     try:
         write(version)
@@ -110,7 +112,7 @@ def write(version: str, example: Json | None = None, root: Path = ROOT) -> None:
 
 
 def read(folder: Path) -> Measured:
-    """Read a version's files; those that other commands than training write may be missing."""
+    """Read a version's files; sweep.json, served.json and adaptation.json may be missing."""
     parts = {
         name: json.loads((folder / f"{name}.json").read_text())
         for name in ("card", "metrics", "history", "golden")
@@ -229,6 +231,7 @@ def card(measured: Measured) -> str:
         resamples=RESAMPLES,
         kept=KEPT,
         right=RIGHT,
+        tolerance=TOLERANCE,
         bins=BINS,
     )
     # What is left out leaves its empty lines behind.

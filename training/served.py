@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,36 +38,45 @@ WARM_UP = 20
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure one version as it is served; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.served")
-    parser.add_argument("--version", default="1.0")
+    parser.add_argument("--version", required=True)
     version = parser.parse_args(arguments).version
-    path = version_files.folder(version) / "served.json"
+    folder = version_files.folder(version)
+    path = folder / "served.json"
+    torch.set_num_threads(1)
     try:
+        report.read(folder).metrics["test"]
         images = data.list_images(data.data_root(), "TEST")
         files = [image.path.read_bytes() for image in images]
         labels = np.array([image.label for image in images])
-        version_files.write_json(path, measure(version, files, labels, through_rest(version)))
-        report.write(version)
-    except (OSError, data.DataError) as error:
+        measured = measure(files, labels, of_weights(version), through_rest(version))
+    except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (OSError, KeyError, RuntimeError) as error:
+        print(f"error: {error}\nRun `make evaluate VERSION={version}` first.", file=sys.stderr)
         return 1
     except ServiceError as error:
         print(f"error: {error} Is {version} served? `make run` does.", file=sys.stderr)
         return 1
+    version_files.write_json(path, measured)
+    report.write(version)
     print(path.read_text(), end="")
     return 0
 
 
 def measure(
-    version: str, files: Sequence[bytes], labels: np.ndarray, served: Ask
+    files: Sequence[bytes], labels: np.ndarray, weights: Ask, served: Ask
 ) -> dict[str, Any]:
-    """Ask of N images, the weights and the service in turn, so that both meet the same load."""
-    alone = on_one_core(version)
+    """Ask the weights and the service in turn, so that both meet the same load.
+
+    Of N files and their labels (N,). Raises what the two raise.
+    """
     for file in files[:WARM_UP]:
-        alone(file)
+        weights(file)
         served(file)
     here, there = [], []
-    for file in tqdm(files, desc=f"asking {version}", unit="image", mininterval=1):
-        here.append(_timed(alone, file))
+    for file in tqdm(files, desc="asking both", unit="image", mininterval=1):
+        here.append(_timed(weights, file))
         there.append(_timed(served, file))
     differ = sum(
         not agree(one["probabilities"], other["probabilities"])
@@ -75,6 +85,7 @@ def measure(
     shares = [[said["probabilities"][name] for name in CLASSES] for said, _ in there]
     return {
         "images": len(files),
+        "cores": os.cpu_count(),
         "image_accuracy": round(float((np.argmax(shares, 1) == labels).mean()), 4),
         "answers_that_differ": differ,
         "milliseconds": {
@@ -84,9 +95,8 @@ def measure(
     }
 
 
-def on_one_core(version: str) -> Ask:
+def of_weights(version: str) -> Ask:
     """Return what answers in this process, as the archive's handler does."""
-    torch.set_num_threads(1)
     folder = version_files.folder(version)
     card = json.loads((folder / "card.json").read_text())
     loaded = load(folder, card, torch.device("cpu"), 1)
@@ -99,7 +109,7 @@ def on_one_core(version: str) -> Ask:
 
 
 def through_rest(version: str) -> Ask:
-    """Return what asks the service that runs."""
+    """Return what asks the service that runs; it raises ServiceError."""
     client = InferenceClient(Settings.from_environment())
     return lambda file: client.predict(file, version)
 

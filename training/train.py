@@ -23,7 +23,7 @@ RECIPES: dict[str, FieldRecipe | CellRecipe] = {"1.0": FieldRecipe(), "2.0": Cel
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train one version; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m training.train")
-    parser.add_argument("--version", choices=RECIPES, default="1.0")
+    parser.add_argument("--version", choices=RECIPES, required=True)
     version = parser.parse_args(arguments).version
     recipe, scratch = RECIPES[version], version_files.SCRATCH / version
     keep_memory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -45,6 +46,7 @@ def write(version: str, trained: Trained) -> None:
     }
     write_json(here / "card.json", card)
     write_json(here / "history.json", trained.history)
+    shutil.rmtree(here / "plots", ignore_errors=True)
     measured = ("metrics", "golden", "served", "adaptation", "locator")
     for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
         (here / name).unlink(missing_ok=True)
