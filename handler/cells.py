@@ -119,7 +119,7 @@ def to_amounts(cutouts: Sequence[Cutout]) -> torch.Tensor:
 def tell(network: CellNet, dyes: torch.Tensor) -> torch.Tensor:
     """Return the logits (N, 5) of amounts of dye: the mean over each cell as it is and turned.
 
-    Seen twice, a cell is told rightly more often, of laboratories never seen most of all.
+    Held-out cells, and those of a laboratory never seen, are told rightly a little more often so.
     """
     upright, turned = network(torch.cat([dyes, dyes.flip(2, 3)])).chunk(2)
     logits: torch.Tensor = (upright + turned) / 2

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.cells import ZOOM, CellNet, Cutout, cut_out, to_amounts, window
+from handler.cells import ZOOM, CellNet, Cutout, cut_out, tell, to_amounts, window
 from handler.locator import Located, Locator
 from handler.network import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
@@ -341,7 +341,7 @@ def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(training, "turns", unturned)
     for name in ("cut_off", "misjudge", "restain", "refocus"):
-        monkeypatch.setattr(training, name, lambda first, *_: first)
+        monkeypatch.setattr(training, name, lambda first, *_, **__: first)
 
 
 def stains_of(cells: CellSet) -> torch.Tensor:
@@ -437,7 +437,11 @@ FULL = torch.ones(6)
 
 @pytest.mark.parametrize(
     "change",
-    [recolour, lambda each: refocus(each, 0.5, 2, 0.05, FULL), lambda each: restain(each, FULL)],
+    [
+        recolour,
+        lambda each: refocus(each, FULL, blurred=0.5, reach=2, noise=0.05),
+        lambda each: restain(each, FULL),
+    ],
 )
 def test_changes_keep_the_shape_and_give_each_image_its_own(
     change: Callable[[torch.Tensor], torch.Tensor],
@@ -460,7 +464,9 @@ def test_without_blur_and_noise_most_images_stay() -> None:
     """Only a fifth is sharpened."""
     torch.manual_seed(0)
     many = images().repeat(20, 1, 1, 1)
-    changed = (refocus(many, 0.0, 2.0, 0.0, torch.ones(120)) - many).abs().amax((1, 2, 3)) > 1e-4
+    changed = (refocus(many, torch.ones(120), blurred=0.0, reach=2.0, noise=0.0) - many).abs().amax(
+        (1, 2, 3)
+    ) > 1e-4
     assert 0.1 < changed.double().mean() < 0.3
 
 
@@ -468,7 +474,7 @@ def test_blur_keeps_the_mean_and_takes_the_detail() -> None:
     torch.manual_seed(1)
     chequered = torch.zeros(40, 3, 24, 32)
     chequered[..., ::2] = 1
-    blurred = refocus(chequered, 1.0, 2.6, 0.0, torch.ones(40))
+    blurred = refocus(chequered, torch.ones(40), blurred=1.0, reach=2.6, noise=0.0)
     assert blurred.mean() == pytest.approx(0.5, abs=0.02)
     assert blurred.std((1, 2, 3)).median() < 0.3
 
@@ -480,12 +486,32 @@ def test_the_measured_stain_is_mistaken_but_not_by_much() -> None:
     assert errors.tolist() == pytest.approx([0.03, 0.1, 0.15], rel=0.15)
 
 
+def test_at_no_strength_nothing_is_blurred_and_there_is_no_noise() -> None:
+    """What is left is that a fifth is sharpened."""
+    torch.manual_seed(0)
+    many = images().repeat(20, 1, 1, 1)
+    changed = refocus(many, torch.zeros(120), blurred=1.0, reach=2.6, noise=0.1)
+    same = (changed - many).abs().amax((1, 2, 3)) < 1e-4
+    assert 0.7 < same.double().mean() < 0.9
+
+
 def test_at_no_strength_the_stain_is_as_it_was() -> None:
     torch.manual_seed(0)
     none, dyes = torch.zeros(6), images()
     torch.testing.assert_close(restain(dyes, none), dyes)
     stains = torch.rand(6, 3, 3) + 0.5
     torch.testing.assert_close(misjudge(stains, none), stains)
+
+
+def test_a_cell_is_told_the_same_turned_by_half() -> None:
+    torch.manual_seed(0)
+    network = CellNet((8, 16), 0.0).eval()
+    dyes = torch.rand(5, 3, HEIGHT, WIDTH)
+    once, told = network(dyes), tell(network, dyes)
+    assert told.shape == (5, len(CLASSES) + 1)
+    torch.testing.assert_close(told, tell(network, dyes.flip(2, 3)))
+    torch.testing.assert_close(told, (once + network(dyes.flip(2, 3))) / 2)
+    assert (told - once).abs().max() > 1e-4
 
 
 # Training
@@ -577,13 +603,19 @@ def test_what_was_trained_is_not_trained_again(
 
 
 @pytest.mark.usefixtures("known_places")
-@pytest.mark.parametrize("what", ["recipe", "seed", "images", "other images", "locator"])
+@pytest.mark.parametrize("what", ["recipe", "seed", "images", "other images", "locator", "code"])
 def test_a_checkpoint_of_another_run_is_not_used(
-    samples: list[Sample], trainings: list[str], tmp_path: Path, what: str
+    samples: list[Sample],
+    trainings: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
 ) -> None:
     locators = [Locator() for _ in range(2)]
     checkpoint = tmp_path / "network.pt"
     train_network(locators[0], samples[:1], samples[1:2], SMALL, 0, checkpoint)
+    if what == "code":
+        monkeypatch.setattr(training, "TELLING", training.TELLING[1:])
     train_network(
         locators[what == "locator"],
         samples[:2] if what == "images" else samples[:1],

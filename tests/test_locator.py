@@ -408,7 +408,7 @@ def test_of_a_cell_cut_off_what_is_visible_counts(
 def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Where a dark disc is in the view, there is its box."""
     monkeypatch.setattr(training, "recolour", lambda images: images)
-    monkeypatch.setattr(training, "refocus", lambda images, *_: images)
+    monkeypatch.setattr(training, "refocus", lambda images, *_, **__: images)
     monkeypatch.setattr(
         training, "warp", lambda images, maps, size, _: warp(images, maps, size, torch.ones(1))
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import VERSIONS
 from handler.network import CLASSES, BloodCellNet
 from handler.preprocessing import to_input, to_planes
 from serving.settings import ROOT
-from training import sweep
+from training import sweep, version_files
 from training.fields import Batch, FieldRecipe, Run, augmentation, predict
 from training.metrics import balanced, confusion_by_photograph, summarize
 
@@ -200,6 +201,24 @@ def test_macro_recall_is_the_mean_of_the_classes_recalls() -> None:
     predicted = np.array([0, 0, 1, 1, 1, 2, 3, 0])
     summary = summarize(confusion_by_photograph(labels, predicted, list("aabccdef")))
     assert summary["macro_recall"]["value"] == pytest.approx((2 / 3 + 1 + 1 + 1 / 2) / 4, abs=1e-6)
+
+
+def test_a_new_training_takes_away_what_was_measured_of_the_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(version_files, "ROOT", tmp_path)
+    here = version_files.folder("9.0")
+    (here / "plots").mkdir(parents=True)
+    stays = {"model-config.yaml", "card.json", "history.json", "weights.pt"}
+    goes = {"metrics.json", "golden.json", "served.json", "adaptation.json", "out_of_fold.npz"}
+    for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
+        (here / name).write_text("old")
+    version_files.write("9.0", version_files.Trained({"weight": torch.ones(2)}, {}, {"rows": []}))
+    assert {path.name for path in here.iterdir()} == stays
+    assert (here / "model-config.yaml").read_text() == "old"
+    card = json.loads((here / "card.json").read_text())
+    digest = hashlib.sha256((here / "weights.pt").read_bytes()).hexdigest()
+    assert (card["version"], card["weights_sha256"]) == ("9.0", digest)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

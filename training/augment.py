@@ -5,7 +5,8 @@ by the edge of the field. Stain and lamp: the colours' optical densities mixed, 
 (after Tellez et al. 2019). Optics: out of focus, sharpened, noisy.
 
 Batches are (N, 3, H, W); randomness is torch's global one, so a seed set there repeats it all.
-What a draw may be is stated at full strength, 1; a strength (N,) below it makes every draw milder.
+A strength (N,) from 0 to 1 tells how far scale, shift, stain, blur and noise may go; angle, mirror,
+sharpening and what is cut off are the same at any.
 """
 
 from __future__ import annotations
@@ -82,18 +83,18 @@ def misjudge(stains: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
 
 def restain(dyes: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
     """Draw how strongly another laboratory's cells take up the dyes, from amounts (N, 3, H, W)."""
-    count, strength = len(dyes), strength[:, None, None]
-    curve = torch.exp(0.25 * strength * torch.randn(count, 3, 1))[..., None]
+    count, each = len(dyes), strength[:, None, None]
+    curve = torch.exp(0.25 * each * torch.randn(count, 3, 1))[..., None]
     bent = dyes.clamp_min(1e-4) ** curve + dyes.clamp_max(0)
-    uptake = torch.tensor([0.25, 0.5, 0.3])[:, None] * strength
-    mixture = torch.eye(3) + 0.1 * strength * torch.randn(count, 3, 3)
+    uptake = torch.tensor([0.25, 0.5, 0.3])[:, None] * each
+    mixture = torch.eye(3) + 0.1 * each * torch.randn(count, 3, 3)
     mixture = mixture * torch.exp(uptake * torch.randn(count, 3, 1))
-    offset = 0.07 * strength * torch.randn(count, 3, 1)
+    offset = 0.07 * each * torch.randn(count, 3, 1)
     return torch.einsum("nij,njhw->nihw", mixture, bent) + offset[..., None]
 
 
 def refocus(
-    images: torch.Tensor, blurred: float, reach: float, noise: float, strength: torch.Tensor
+    images: torch.Tensor, strength: torch.Tensor, *, blurred: float, reach: float, noise: float
 ) -> torch.Tensor:
     """Blur a share of the images by up to `reach` pixels (standard deviation); sharpen some; noise.
 
@@ -103,8 +104,8 @@ def refocus(
     sigma = torch.where(torch.rand(count) < blurred, torch.rand(count) * reach * strength, 0.0)
     soft = _blur(height, sigma) @ images @ _blur(width, sigma).mT
     sharpen = torch.rand(count, 1, 1, 1) * (torch.rand(count, 1, 1, 1) < 0.2)
-    pixel = torch.ones(1)
-    around = _blur(height, pixel) @ soft @ _blur(width, pixel).mT
+    one_pixel = torch.ones(1)
+    around = _blur(height, one_pixel) @ soft @ _blur(width, one_pixel).mT
     soft = soft + sharpen * (soft - around)
     grain = noise * strength * torch.rand(count) ** 2
     return soft + torch.randn_like(soft) * grain[:, None, None, None]

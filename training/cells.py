@@ -45,7 +45,12 @@ CPU = torch.device("cpu")
 # What is kept of a cell for training: a square so much larger than the window's height.
 MARGIN, PATCH = 1.8, 160
 # The code that a locator and a network come of; where it changes, they are trained anew.
-FINDING = ("training/augment.py", "training/locate.py", "handler/locator.py")
+FINDING = (
+    "training/augment.py",
+    "training/locate.py",
+    "handler/locator.py",
+    "handler/preprocessing.py",
+)
 TELLING = ("training/cells.py", "handler/cells.py", "handler/stains.py")
 # Steps that share a row of the history.
 ROW = 100
@@ -214,14 +219,14 @@ def train_cells(
 def augment(patches: Pixels, stains: torch.Tensor) -> torch.Tensor:
     """Draw what the network might see of patches (N, 160, 160, 3): amounts (N, 3, 60, 80)."""
     images = to_input(patches)
-    # From as one laboratory's cells differ to as laboratories do.
+    # From how cells differ within a laboratory to how they differ between laboratories.
     strength = torch.rand(len(images))
     linear, shift = turns(strength)
     share = torch.tensor([WIDTH / HEIGHT, 1.0]) / MARGIN
     maps = torch.cat([linear * share, (shift * 2 / MARGIN / ZOOM)[:, :, None]], 2)
     views = warp(images, maps, (HEIGHT, WIDTH), torch.zeros(1))
     dyes = amounts(cut_off(views), misjudge(stains, strength))
-    return refocus(restain(dyes, strength), 0.8, 2.6, 0.1, strength)
+    return refocus(restain(dyes, strength), strength, blurred=0.8, reach=2.6, noise=0.1)
 
 
 @torch.inference_mode()

@@ -109,7 +109,8 @@ def _view(
     side = CANVAS * finer
     views = warp(images, torch.tensor(np.stack(maps)).float(), (side, side), fill)
     views = F.avg_pool2d(views, finer) if finer > 1 else views
-    views = refocus(recolour(views), 0.3, 1.0, 0.02, torch.ones(len(fields)))
+    views = recolour(views)
+    views = refocus(views, torch.ones(len(views)), blurred=0.3, reach=1.0, noise=0.02)
     return views.clamp(0, 1), boxes
 
 
