@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def adapt(base: str, folder: Path, version: str) -> None:
     """Write `version`: `base`, trained on with the cells of a folder."""
+    if not re.fullmatch(r"\d+\.\d+", version):
+        raise DataError(f"VERSION={version} is no version: it should look like 3.0.")
     here = version_files.folder(version)
     if version == base or version in RECIPES:
         raise DataError(f"{version} is taken: choose another VERSION.")
@@ -85,6 +88,7 @@ def adapt(base: str, folder: Path, version: str) -> None:
     samples = read_folder(folder)
     require(samples)
     cells = collect(samples, "own", locator, middle)
+    require(_rows(cells))
     if not_found := int((~cells.found).sum()):
         print(f"{not_found} of {len(samples)} images show no white cell, and are left out")
     rest, judging = split(cells)
@@ -157,8 +161,10 @@ def load_base(version: str) -> tuple[dict[str, Any], Locator, CellNet]:
     try:
         card = json.loads((folder / "card.json").read_text())
         weights = torch.load(folder / "weights.pt", weights_only=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"FROM={version} is no trained version: {error}") from error
+    if "thresholds" not in card:
+        raise DataError(f"FROM={version} is not calibrated: `make train VERSION={version}` does.")
     if not card["finds_cells"]:
         raise DataError(f"FROM={version} looks at whole fields: start from one that finds cells.")
     locator, network = Locator(), CellNet(**card["network"])
@@ -168,7 +174,12 @@ def load_base(version: str) -> tuple[dict[str, Any], Locator, CellNet]:
 
 
 def split(cells: CellSet) -> tuple[CellSet, CellSet]:
-    """Split into what trains and what only judges, by group."""
+    """Split into what trains and what only judges, by group; raise DataError if those are few."""
+    for label, name in enumerate(CLASSES):
+        if (count := len(set(cells.groups[cells.labels == label]))) < JUDGING:
+            raise DataError(
+                f"{name} has {count} groups; at least {JUDGING} are needed to judge it."
+            )
     train, judging = data.grouped_folds(_rows(cells), JUDGING, 0)[0]
     return cells.take(train), cells.take(judging)
 

@@ -114,7 +114,7 @@ def read_field(path: Path) -> Pixels:
     """Decode an image to a field, as the service does; raise DataError if that can't be done."""
     try:
         return decode(path.read_bytes(), within_field).pixels
-    except InputError as error:
+    except (InputError, OSError) as error:
         raise DataError(f"{path} can't be read: {error}") from error
 
 

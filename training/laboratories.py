@@ -37,7 +37,7 @@ def read_folder(root: Path) -> list[Sample]:
     samples = []
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in KINDS and _shown(path):
+            if path.suffix.lower() in KINDS and _shown(path) and path.is_file():
                 name = path.relative_to(root).as_posix()
                 label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
                 kind = path.parent.name
