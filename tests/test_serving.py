@@ -340,8 +340,10 @@ class TestBeforeTheStart:
     @pytest.mark.parametrize("damaged", [False, True])
     def test_an_archive_that_is_not_there(self, tmp_path: Path, damaged: bool) -> None:
         if damaged:
-            (tmp_path / "bloodcells-1.0.mar").write_bytes(b"PK half of it")
-        with pytest.raises(StartError, match=r"bloodcells-1\.0\.mar is \w+ in .*: run `make mar`"):
+            (tmp_path / "bloodcells-2.0.mar").write_bytes(b"PK half of it")
+        problem = "damaged" if damaged else "missing"
+        said = rf"bloodcells-2\.0\.mar is {problem} in .*: run `make mar`"
+        with pytest.raises(StartError, match=said):
             torchserve.TorchServe(Settings(run_dir=tmp_path, model_store=tmp_path))
 
     def test_a_port_that_is_taken(self) -> None:

@@ -36,7 +36,7 @@ def test_a_pid_file_left_behind_means_nothing(tmp_path: Path) -> None:
     ("variable", "value", "said"),
     [
         ("INFERENCE_PORT", "many", "INFERENCE_PORT must be a port number"),
-        ("MODEL_STORE", "nowhere", "bloodcells-1.0.mar is missing in"),
+        ("MODEL_STORE", "nowhere", "bloodcells-2.0.mar is missing in"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(
