@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+import uuid
 from typing import Any
 
 import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from serving import golden
+from serving import archives, canary, golden
+from serving.archives import BadArchive
 from serving.local import local_session
+from serving.routing import Routing, RoutingFile
 from serving.settings import MODEL, Settings
 from serving.tokens import Kind, TokenError, Tokens
 
@@ -17,6 +22,9 @@ from serving.tokens import Kind, TokenError, Tokens
 TIMEOUT = (2.0, 20.0)
 # Seconds from a refused token to the next one in the file.
 RENEWAL_PATIENCE = 2.0
+# Seconds that a prediction waits for a service that starts anew, and between two looks.
+PATIENCE = 15.0
+PAUSE = 0.02
 # The handler's own errors; whoever shows them to a person needs a sentence for each.
 INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage")
 
@@ -27,6 +35,27 @@ class ServiceError(Exception):
     def __init__(self, status: int, type: str, message: str) -> None:
         super().__init__(message)
         self.status, self.type, self.message = status, type, message
+
+
+class Unreachable(ServiceError):
+    """Nothing was sent: TorchServe is not there, or not ready."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "ServiceUnavailable", message)
+
+
+class Interrupted(ServiceError):
+    """The worker, or TorchServe itself, ended with the request in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "ServiceUnavailable", message)
+
+
+class NotServed(ServiceError):
+    """The version that was asked for does not serve."""
+
+    def __init__(self, version: str | None) -> None:
+        super().__init__(404, "NotServed", f"Version {version} does not serve.")
 
 
 class _Client:
@@ -40,22 +69,29 @@ class _Client:
         self._timeout = timeout
         self._session = local_session(pool_size)
 
+    def close(self) -> None:
+        """Close the connections that are kept open."""
+        self._session.close()
+
     def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
         """Send a request; raise ServiceError.
 
         It is sent once more if its token was renewed meanwhile, or if the connection broke: the
-        pool may hold one that TorchServe has closed. What is sent changes nothing, so it may.
+        pool may hold one that TorchServe has closed. Nothing that is sent here harms if it is
+        sent twice.
         """
         try:
             try:
                 response = self._send(method, url, **kwargs)
             except requests.ConnectionError:
-                return self._send(method, url, **kwargs)
+                response = self._send(method, url, **kwargs)
             if _token_refused(response) and self._renewed(response):
                 response = self._send(method, url, **kwargs)
             return response
-        except (requests.ConnectionError, TokenError) as error:
-            raise _unavailable(error) from error
+        except TokenError as error:
+            raise Unreachable(str(error)) from error
+        except requests.ConnectionError as error:
+            raise _disconnected(error) from error
         except requests.Timeout as error:
             raise ServiceError(504, "ServiceTimeout", "TorchServe took too long.") from error
         except requests.RequestException as error:
@@ -81,21 +117,49 @@ class _Client:
 
 
 class InferenceClient(_Client):
-    """Ask TorchServe what an image shows."""
+    """Ask what an image shows."""
 
     kind = "inference"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # By version: an archive may be built anew while the old one still serves.
+    def __init__(self, settings: Settings, *, patience: float = PATIENCE, **kwargs: Any) -> None:
+        super().__init__(settings, **kwargs)
+        self.routing = RoutingFile(settings.run_dir)
+        self._patience = patience
+        self._name = uuid.uuid4().hex
+        # By version: a known image's answer.
         self._known: dict[str, golden.Probabilities] = {}
 
-    def predict(self, image: bytes, version: str | None = None) -> dict[str, Any]:
-        """Return the answer to one image (docs: POST /predictions); raise ServiceError."""
-        path = f"/predictions/{MODEL}" + (f"/{version}" if version else "")
+    def predict(
+        self, image: bytes, version: str | None = None, client: str | None = None
+    ) -> dict[str, Any]:
+        """Return the answer to one image (docs: POST /predictions); raise ServiceError.
+
+        Unless a version is named, the routing chooses one: always the same for a `client`, any
+        name of whoever asks; this object is one by itself. What a dying worker or a restart
+        interrupts is sent again, and then not to a canary.
+        """
+        deadline = time.monotonic() + self._patience
+        interruptions = 0
+        while True:
+            who = None if interruptions else client or self._name
+            routing, chosen = self._wait_for_route(version, who, deadline)
+            try:
+                return self._observed(routing, image, chosen)
+            except Interrupted:
+                interruptions += 1
+                # An image that kills its worker must not kill them all.
+                if interruptions > 1:
+                    raise
+            except Unreachable:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(PAUSE)
+
+    def ask(self, image: bytes, version: str) -> dict[str, Any]:
+        """Return a version's answer, whatever the routing says; raise ServiceError."""
         response = self._request(
             "POST",
-            self.settings.inference_url + path,
+            f"{self.settings.inference_url}/predictions/{MODEL}/{version}",
             data=image,
             headers={"Content-Type": "application/octet-stream"},
         )
@@ -103,34 +167,114 @@ class InferenceClient(_Client):
         return answer
 
     def check_ready(self) -> None:
-        """Send a known image; raise ServiceError unless it is answered, and rightly."""
-        name = "neutrophil.png"
-        answer = self.predict((golden.SAMPLES / name).read_bytes())
-        version = answer["version"]
+        """Send a known image; raise ServiceError unless it is answered at once, and rightly."""
+        routing = self.routing.read()
+        if routing is None:
+            raise Unreachable("The service is not ready.")
+        version, name = routing.default, "neutrophil.png"
+        answer = self.ask((golden.SAMPLES / name).read_bytes(), version)
         try:
             if version not in self._known:
-                archive = golden.archive_of(self.settings, version)
+                archive = archives.deployed(self.settings, version)
                 self._known[version] = golden.answers(archive)[name]
-        except golden.UnknownAnswers as error:
-            raise ServiceError(503, "ServiceUnavailable", str(error)) from error
+        except BadArchive as error:
+            raise Unreachable(str(error)) from error
         if not golden.agree(answer["probabilities"], self._known[version]):
             raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
 
+    def _wait_for_route(
+        self, version: str | None, client: str | None, deadline: float
+    ) -> tuple[Routing, str]:
+        """Return the routing, and the version to ask; raise Unreachable or NotServed."""
+        while True:
+            routing = self.routing.read()
+            if routing:
+                chosen = version or (routing.choose(client) if client else routing.default)
+                if chosen not in routing.versions:
+                    raise NotServed(chosen)
+                if not routing.is_held(chosen):
+                    return routing, chosen
+            if time.monotonic() >= deadline:
+                raise Unreachable("The service is not ready.")
+            time.sleep(PAUSE)
+
+    def _observed(self, routing: Routing, image: bytes, version: str) -> dict[str, Any]:
+        """Ask a version; while a canary runs, note what came of it."""
+        failed, started = False, time.monotonic()
+        try:
+            return self.ask(image, version)
+        except ServiceError as error:
+            failed = error.status >= 500
+            raise
+        finally:
+            if routing.canary and version in (routing.canary, routing.default):
+                # A full disk is no reason to refuse an answer.
+                with contextlib.suppress(OSError):
+                    canary.note(
+                        self.settings.run_dir, version, failed, time.monotonic() - started
+                    )
+
 
 class ManagementClient(_Client):
-    """Ask TorchServe how a model is; changes nothing."""
+    """TorchServe's management API: how the versions are, and changes to them."""
 
     kind = "management"
 
+    def versions(self) -> dict[str, dict[str, Any]]:
+        """Return TorchServe's description of each version that it holds; raise ServiceError."""
+        response = self._request("GET", f"{self._models}/{MODEL}/all")
+        if response.status_code == 404:
+            return {}
+        return {each["modelVersion"]: each for each in _document(response)}
+
     def describe(self, version: str, customized: bool = False) -> dict[str, Any]:
-        """Return TorchServe's description of one version; raise ServiceError."""
+        """Return TorchServe's description of one version; raise NotServed or ServiceError."""
         response = self._request(
             "GET",
-            f"{self.settings.management_url}/models/{MODEL}/{version}",
+            f"{self._models}/{MODEL}/{version}",
             params={"customized": "true"} if customized else None,
         )
         description: dict[str, Any] = _document(response)[0]
         return description
+
+    def default(self) -> str | None:
+        """Return the version that answers where none is named; raise ServiceError."""
+        # The description without a version is the default's.
+        response = self._request("GET", f"{self._models}/{MODEL}")
+        return None if response.status_code == 404 else _document(response)[0]["modelVersion"]
+
+    def register(self, version: str, workers: int) -> None:
+        """Have an archive of the model store loaded; its workers start later."""
+        # By query parameters: with a body, TorchServe would set a batch delay of its own.
+        parameters = {"url": f"{MODEL}-{version}.mar", "initial_workers": workers}
+        self._change("POST", self._models, synchronous="false", **parameters)
+
+    def scale(self, version: str, workers: int) -> None:
+        """Set the number of workers: new ones start later, surplus ones are killed at once."""
+        self._change(
+            "PUT",
+            f"{self._models}/{MODEL}/{version}",
+            min_worker=workers,
+            max_worker=workers,
+            synchronous="false",
+        )
+
+    def set_default(self, version: str) -> None:
+        """Let a version answer where none is named."""
+        self._change("PUT", f"{self._models}/{MODEL}/{version}/set-default")
+
+    def unregister(self, version: str) -> None:
+        """Take a version away; its workers are killed at once."""
+        self._change("DELETE", f"{self._models}/{MODEL}/{version}")
+
+    @property
+    def _models(self) -> str:
+        return f"{self.settings.management_url}/models"
+
+    def _change(self, method: str, url: str, **parameters: Any) -> None:
+        response = self._request(method, url, params=parameters)
+        if response.status_code not in (200, 202):
+            raise _error(response)
 
 
 def _document(response: requests.Response) -> Any:
@@ -142,8 +286,12 @@ def _document(response: requests.Response) -> Any:
         raise ServiceError(502, "ServiceError", "TorchServe's answer is not JSON.") from error
 
 
-def _unavailable(error: Exception) -> ServiceError:
-    return ServiceError(503, "ServiceUnavailable", f"TorchServe can't be reached: {error}")
+def _disconnected(error: requests.ConnectionError) -> ServiceError:
+    """Tell a connection that was not made from one that broke, maybe with the request through."""
+    cause = error.args[0] if error.args else None
+    if isinstance(getattr(cause, "reason", None), (NewConnectionError, ConnectTimeoutError)):
+        return Unreachable("TorchServe can't be reached.")
+    return Interrupted("TorchServe broke off.")
 
 
 def _token_refused(response: requests.Response) -> bool:
@@ -159,9 +307,15 @@ def _error(response: requests.Response) -> ServiceError:
         kind, message = "", ""
     if kind in INPUT_ERRORS:
         return ServiceError(response.status_code, kind, message)
+    if response.status_code == 404:
+        return NotServed(response.url.rpartition("/")[2])
+    if response.status_code == 500 and kind == "InternalServerException":
+        return Interrupted(message)
     if response.status_code == 413:
         return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe takes.")
     if response.status_code == 503:
         # TorchServe says the same of a full queue and of a version without workers.
         return ServiceError(503, "ServiceBusy", message)
-    return ServiceError(502, "ServiceError", f"TorchServe answered {response.status_code}: {kind}")
+    return ServiceError(
+        502, "ServiceError", f"TorchServe answered {response.status_code} {kind}: {message}"
+    )

@@ -6,37 +6,22 @@ evaluated, and lie in its archive: whoever holds an archive can tell whether it 
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 
-from serving.settings import MODEL, Settings
+from serving.archives import BadArchive, read_json
 
 SAMPLES = Path(__file__).parent / "samples"
 # Other processors round differently; another network or preprocessing differs by far more.
-TOLERANCE = 1e-3
+TOLERANCE = 1e-4
 
 Probabilities = dict[str, float]
 
 
-class UnknownAnswers(Exception):
-    """An archive does not tell what its version should answer."""
-
-
-def archive_of(settings: Settings, version: str) -> Path:
-    """Return where the archive of a version lies."""
-    return settings.model_store / f"{MODEL}-{version}.mar"
-
-
 def answers(archive: Path) -> dict[str, Probabilities]:
-    """Return a version's answers by the name of the image; raise UnknownAnswers."""
-    try:
-        with zipfile.ZipFile(archive) as file:
-            known: dict[str, Probabilities] = json.loads(file.read("golden.json"))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise UnknownAnswers(f"{archive.name} holds no known answers: run `make mar`.") from error
+    """Return a version's answers by the name of the image; raise BadArchive."""
+    known: dict[str, Probabilities] = read_json(archive, "golden.json")
     if missing := [name for name in known if not (SAMPLES / name).is_file()]:
-        raise UnknownAnswers(f"{archive.name} knows images that are not there: {missing}.")
+        raise BadArchive(f"The archive {archive} knows images that are not there: {missing}.")
     return known
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 HOST = "127.0.0.1"
 MODEL = "bloodcells"
+VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 class SettingsError(Exception):
@@ -27,6 +29,7 @@ class Settings:
     grpc_management_port: int = 7071
     run_dir: Path = field(default=ROOT / ".run")
     model_store: Path = field(default=ROOT / "model_store")
+    deployment: Path = field(default=ROOT / "deployment.yaml")
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -35,9 +38,14 @@ class Settings:
         return replace(
             default,
             **{name.lower(): _port(name, port) for name, port in default.ports.items()},
-            run_dir=_folder("RUN_DIR", default.run_dir),
-            model_store=_folder("MODEL_STORE", default.model_store),
+            run_dir=_path("RUN_DIR", default.run_dir),
+            model_store=_path("MODEL_STORE", default.model_store),
+            deployment=_path("DEPLOYMENT", default.deployment),
         )
+
+    @property
+    def archives(self) -> Path:
+        return self.run_dir / "archives"
 
     @property
     def inference_url(self) -> str:
@@ -61,7 +69,7 @@ class Settings:
         }
 
 
-def _folder(name: str, default: Path) -> Path:
+def _path(name: str, default: Path) -> Path:
     return Path(os.environ.get(name) or default).resolve()
 
 

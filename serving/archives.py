@@ -1,0 +1,108 @@
+"""The archives: built in the model store, checked, and copied to where TorchServe loads from.
+
+What serves is a copy in RUN_DIR/archives, taken when the version was deployed: an archive that is
+built anew meanwhile changes nothing, and a restart brings back the very bytes that served before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from serving.settings import MODEL, Settings
+
+
+class BadArchive(Exception):
+    """An archive can't be used; the message is one sentence that says why and what to do."""
+
+
+def built(settings: Settings, version: str) -> Path:
+    """Return where `make mar` puts the archive of a version."""
+    return settings.model_store / f"{MODEL}-{version}.mar"
+
+
+def deployed(settings: Settings, version: str) -> Path:
+    """Return where the archive lies from which TorchServe serves a version."""
+    return settings.archives / f"{MODEL}-{version}.mar"
+
+
+def digest(archive: Path) -> str:
+    """Return the SHA-256 of a file in hex; raise OSError."""
+    # hashlib.file_digest came with Python 3.11.
+    return hashlib.sha256(archive.read_bytes()).hexdigest()
+
+
+def noted_digest(archive: Path) -> str | None:
+    """Return the SHA-256 that stands beside an archive (NAME.mar.sha256), or None."""
+    try:
+        words = archive.with_name(f"{archive.name}.sha256").read_text().split()
+    except OSError:
+        return None
+    return words[0] if words else None
+
+
+def check(archive: Path, version: str, sha256: str | None = None) -> str:
+    """Return the SHA-256 of the archive of a version; raise BadArchive if it is not that.
+
+    It must be whole, say that it is this version, and have this SHA-256 if one is given.
+    """
+    if not archive.is_file():
+        raise BadArchive(f"The archive {archive} is missing: run `make mar`.")
+    found = digest(archive)
+    if sha256 and found != sha256.lower():
+        raise BadArchive(
+            f"The archive {archive} is not the one that is meant: its SHA-256 begins with "
+            f"{found[:12]}, not {sha256[:12].lower()}. Build it anew, or fetch the right one."
+        )
+    says = _manifest(archive)
+    if (says["modelName"], says["modelVersion"]) != (MODEL, version):
+        raise BadArchive(
+            f"The archive {archive} says that it is {says['modelName']} {says['modelVersion']}, "
+            f"not {MODEL} {version}."
+        )
+    return found
+
+
+def take(settings: Settings, archive: Path, version: str, sha256: str | None = None) -> str:
+    """Copy a checked archive to where it is served from; return its SHA-256.
+
+    Raises BadArchive, and then leaves what lay there before.
+    """
+    found = check(archive, version, sha256)
+    target = deployed(settings, version)
+    partial = target.with_suffix(f".{os.getpid()}.partial")
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        shutil.copyfile(archive, partial)
+        # It may have changed between the check and the copy.
+        if digest(partial) != found:
+            raise BadArchive(f"The archive {archive} changes while it is copied: try again.")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+    return found
+
+
+def read_json(archive: Path, name: str) -> Any:
+    """Return a JSON document of an archive; raise BadArchive."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return json.loads(file.read(name))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise BadArchive(f"The archive {archive} holds no {name}: run `make mar`.") from error
+
+
+def _manifest(archive: Path) -> dict[str, str]:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            if broken := file.testzip():
+                raise BadArchive(f"The archive {archive} is damaged (in {broken}): run `make mar`.")
+    except (OSError, zipfile.BadZipFile) as error:
+        raise BadArchive(f"The archive {archive} is damaged: run `make mar`.") from error
+    model = read_json(archive, "MAR-INF/MANIFEST.json").get("model", {})
+    return {key: str(model.get(key)) for key in ("modelName", "modelVersion")}

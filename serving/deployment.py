@@ -1,0 +1,216 @@
+"""What the service is to serve: deployment.yaml, and the history of its changes beside it.
+
+The file is the state: at each start, and on `apply`, the service is brought to it; each change that
+succeeds is written to it. Who changes it holds a lock, so that changes come one after another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from serving.locks import Held, hold
+from serving.settings import VERSION_NAME, Settings
+
+MAX_WORKERS = 64
+HEADER = """\
+# What the service serves. At each start, and by `python -m serving apply`, it is brought to this;
+# the other commands (promote, canary, scale, ...) write here what they have done.
+#
+# A version's `sha256`, where it stands, is that of its archive: another one is refused.
+"""
+
+
+class DeploymentError(Exception):
+    """deployment.yaml can't be used; the message says why and what to do."""
+
+
+class Busy(Exception):
+    """Another change is at work; the message says which."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version that is to be served: its number of workers, and what its archive must be."""
+
+    workers: int
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A version that gets some of the default's work, within bounds that it must keep."""
+
+    version: str
+    # Of the clients, not of the requests: each stays with its version.
+    percent: float
+    # Requests that fail, in percent above the default version's.
+    max_errors: float = 2.0
+    # Of the answers, 19 in 20 must take at most so many milliseconds.
+    max_p95: float = 1000.0
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """The versions that are to be served, and who answers by default."""
+
+    default: str
+    versions: dict[str, Version] = field(default_factory=dict)
+    canary: Canary | None = None
+
+    def __post_init__(self) -> None:
+        """Check that it is possible; raise DeploymentError."""
+        for name, version in self.versions.items():
+            if not VERSION_NAME.fullmatch(name):
+                raise DeploymentError(f"{name!r} is not the name of a version, as 2.0 is.")
+            if type(version.workers) is not int or not 1 <= version.workers <= MAX_WORKERS:
+                raise DeploymentError(
+                    f"Version {name} must have 1 to {MAX_WORKERS} workers, not {version.workers}."
+                )
+        if self.default not in self.versions:
+            raise DeploymentError(f"The default, {self.default}, is none of the versions.")
+        if self.canary:
+            self._check_canary(self.canary)
+
+    def _check_canary(self, canary: Canary) -> None:
+        if canary.version not in self.versions or canary.version == self.default:
+            raise DeploymentError(
+                f"The canary, {canary.version}, must be a version beside the default."
+            )
+        if not 0 < canary.percent < 100:
+            raise DeploymentError(f"A canary gets 0 to 100 percent, not {canary.percent:g}.")
+        if canary.max_errors < 0 or canary.max_p95 <= 0:
+            raise DeploymentError("The bounds of a canary must be positive.")
+
+    def with_version(self, name: str, version: Version) -> Deployment:
+        """Return this with a version added or changed."""
+        return replace(self, versions=self.versions | {name: version})
+
+    def without_version(self, name: str) -> Deployment:
+        """Return this with a version taken out."""
+        return replace(self, versions={k: v for k, v in self.versions.items() if k != name})
+
+
+def load(path: Path) -> Deployment:
+    """Read deployment.yaml; raise DeploymentError."""
+    try:
+        return from_document(yaml.safe_load(path.read_text()))
+    except OSError as error:
+        raise DeploymentError(f"{path} can't be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise DeploymentError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
+    except DeploymentError as error:
+        raise DeploymentError(f"{path}: {error}") from error
+
+
+def save(deployment: Deployment, path: Path) -> None:
+    """Write deployment.yaml, whole or not at all."""
+    text = HEADER + yaml.safe_dump(to_document(deployment), sort_keys=False)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def from_document(document: Any) -> Deployment:
+    """Read a deployment from what YAML or JSON gave; raise DeploymentError."""
+    try:
+        versions = {str(k): Version(**v) for k, v in document["versions"].items()}
+        canary = document.get("canary")
+        return Deployment(
+            default=str(document["default"]),
+            versions=versions,
+            canary=Canary(**{**canary, "version": str(canary["version"])}) if canary else None,
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DeploymentError(
+            "It must hold `default`, `versions` with the `workers` of each, and maybe a `canary` "
+            f"with `version` and `percent` ({error})."
+        ) from error
+
+
+def to_document(deployment: Deployment) -> dict[str, Any]:
+    """Return a deployment as YAML and JSON hold it."""
+    return {
+        "default": deployment.default,
+        "versions": {
+            name: {key: value for key, value in asdict(version).items() if value is not None}
+            for name, version in sorted(deployment.versions.items())
+        },
+        "canary": asdict(deployment.canary) if deployment.canary else None,
+    }
+
+
+class History:
+    """Who changed the deployment when, and what came of it: a line of JSON for each change."""
+
+    def __init__(self, deployment: Path) -> None:
+        self.path = deployment.with_name(f"{deployment.stem}.history.jsonl")
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Add an entry to the end."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def entries(self) -> list[dict[str, Any]]:
+        """Return all entries, oldest first; a line that was cut off is passed over."""
+        try:
+            lines = self.path.read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        entries = []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entries.append(json.loads(line))
+        return entries
+
+    def promotions(self) -> list[dict[str, Any]]:
+        """Return the promotions that still stand, oldest first: a rollback undoes the last."""
+        standing: list[dict[str, Any]] = []
+        for entry in self.entries():
+            if entry["outcome"] == "done" and entry["action"] == "promote":
+                standing.append(entry)
+            elif entry["outcome"] == "done" and entry["action"] == "rollback" and standing:
+                standing.pop()
+        return standing
+
+
+@contextlib.contextmanager
+def change(settings: Settings, action: str, version: str | None = None) -> Iterator[dict[str, Any]]:
+    """Hold the lock of changes, and write down what came of this one; raise Busy.
+
+    Yields the entry for the history, to which the change may add.
+    """
+    entry: dict[str, Any] = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "who": getpass.getuser(),
+        "action": action,
+        "version": version,
+    }
+    started = time.monotonic()
+    note = f"`{action}{f' {version}' if version else ''}` by process {os.getpid()}"
+    try:
+        with hold(settings.run_dir / "change.lock", note):
+            before = load(settings.deployment)
+            try:
+                yield entry
+                entry["outcome"] = "done"
+            except BaseException as error:
+                entry["outcome"], entry["why"] = "failed", str(error) or type(error).__name__
+                raise
+            finally:
+                entry["seconds"] = round(time.monotonic() - started, 2)
+                entry["before"] = to_document(before)
+                entry["after"] = to_document(load(settings.deployment))
+                History(settings.deployment).add(entry)
+    except Held as error:
+        raise Busy(f"Another change is at work: {error}. Try again when it is done.") from error

@@ -1,0 +1,51 @@
+"""Files that one process at a time holds; the hold ends with the process, even by kill -9."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+
+class Held(Exception):
+    """Another process holds the file; the message is what that one wrote into it."""
+
+
+@contextlib.contextmanager
+def hold(path: Path, note: str) -> Iterator[None]:
+    """Hold a file, with a note in it for whom that turns away; raise Held."""
+    with path.open("a+") as file:
+        if not _lock(file):
+            raise Held(_note(file))
+        file.truncate(0)
+        file.write(note)
+        file.flush()
+        try:
+            yield
+        finally:
+            # Not removed: another may have opened it already, and wait for this lock.
+            file.truncate(0)
+
+
+def holder(path: Path) -> str | None:
+    """Return the note of the process that holds the file, or None if none does."""
+    try:
+        with path.open("r+") as file:
+            return None if _lock(file) else _note(file)
+    except FileNotFoundError:
+        return None
+
+
+def _note(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

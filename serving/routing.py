@@ -1,0 +1,118 @@
+"""Which version answers whom: a file that changes write, and that every client reads.
+
+It is there while the service is ready, and only then. So a client need not guess from errors: with
+no file, or while its version is held, it waits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from serving.deployment import Deployment
+
+FILE = "routing.json"
+# A hold ends by itself, if who holds is killed.
+LONGEST_HOLD = 15.0
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The versions that serve, and the share of the clients that the canary gets."""
+
+    default: str
+    versions: tuple[str, ...]
+    canary: str | None = None
+    percent: float = 0.0
+    # By version, until when (seconds since the epoch) nothing may be sent to it.
+    held: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, deployment: Deployment) -> Routing:
+        """Return the routing that a deployment asks for."""
+        canary = deployment.canary
+        return cls(
+            deployment.default,
+            tuple(sorted(deployment.versions)),
+            canary.version if canary else None,
+            canary.percent if canary else 0.0,
+        )
+
+    def choose(self, client: str) -> str:
+        """Return the version that answers a client: always the same one, while nothing changes."""
+        if self.canary and _place(self.canary, client) < self.percent:
+            return self.canary
+        return self.default
+
+    def is_held(self, version: str) -> bool:
+        """Tell whether nothing may be sent to a version just now."""
+        return time.time() < self.held.get(version, 0.0)
+
+
+class RoutingFile:
+    """The routing of a running service; safe to share between threads."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / FILE
+        self._read: tuple[tuple[int, int], Routing] | None = None
+
+    def read(self) -> Routing | None:
+        """Return the routing, or None while the service is not ready."""
+        try:
+            status = self._path.stat()
+            # Each one is another file, so a change within the clock's resolution shows, too.
+            mark = (status.st_ino, status.st_mtime_ns)
+            read = self._read
+            if read is None or read[0] != mark:
+                read = self._read = (mark, _parse(self._path.read_text()))
+            return read[1]
+        except FileNotFoundError:
+            return None
+
+    def publish(self, routing: Routing) -> None:
+        """Let all clients see this from now on."""
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps(asdict(routing)))
+        partial.replace(self._path)
+
+    def withdraw(self) -> None:
+        """Tell all clients that the service is not ready."""
+        self._path.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def hold(self, version: str) -> Iterator[None]:
+        """Have all clients wait before they send to a version."""
+        routing = self.read()
+        if routing is None:
+            yield
+            return
+        until = time.time() + LONGEST_HOLD
+        self.publish(replace(routing, held={**routing.held, version: until}))
+        try:
+            yield
+        finally:
+            # Only if it stands as we left it: the service may have gone down, or come up anew.
+            now = self.read()
+            if now and now.held.get(version) == until:
+                held = {name: time for name, time in now.held.items() if name != version}
+                self.publish(replace(now, held=held))
+
+
+def _parse(text: str) -> Routing:
+    document = json.loads(text)
+    return Routing(**{**document, "versions": tuple(document["versions"])})
+
+
+def _place(canary: str, client: str) -> float:
+    """Return a client's place from 0 to 100: another one for each canary, so no one is always it.
+
+    A hash spreads clients evenly, and needs no table of them.
+    """
+    first = hashlib.sha256(f"{canary} {client}".encode()).digest()[:8]
+    return int.from_bytes(first, "big") / 2**64 * 100
