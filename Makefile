@@ -61,7 +61,7 @@ lint: .venv/dev.stamp
 	@$(BIN)/mypy
 
 clean: stop  ## remove what was built: .venv/, .run/, the archives
-	rm -rf .venv .run model_store/*.mar
+	rm -rf .venv .run model_store/*.mar model_store/*.mar.sha256
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 to 3.13 is needed: set PYTHON.") if not (3, 10) <= sys.version_info < (3, 14) else None'

@@ -6,6 +6,7 @@ builds of one version would then differ, and a hash could not tell whether the c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -18,7 +19,10 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 
 
 def repack(source: Path, target: Path) -> None:
-    """Copy the entries of a zip file in order of their names, with fixed times and modes."""
+    """Copy the entries of a zip file in order of their names, with fixed times and modes.
+
+    Its SHA-256 is written beside it.
+    """
     partial = target.with_suffix(f".{os.getpid()}.partial")
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(partial, "w") as new:
         for name in sorted(name for name in old.namelist() if not name.endswith("/")):
@@ -31,6 +35,9 @@ def repack(source: Path, target: Path) -> None:
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_STORED
             new.writestr(entry, content)
+    # What whoever takes the archive will check, in the format of sha256sum.
+    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    target.with_name(f"{target.name}.sha256").write_text(f"{digest}  {target.name}\n")
     # A reader never sees half an archive.
     partial.replace(target)
 

@@ -1,216 +1,311 @@
-"""Run the whole service, TorchServe and the page: `python -m serving run`, and `stop` it."""
+"""The command line of the service: `python -m serving COMMAND`, and `--help` for each.
+
+Exit codes: 0 done, or as wanted; 1 not done, and why is said; 2 the command was mistyped; 3 the
+service does not run; 4 another change is at work.
+"""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import fcntl
-import os
-import signal
-import subprocess
+import functools
+import json
 import sys
-import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import Any
 
-import requests
+import click
+from rich.console import Console
+from rich.table import Table
 
-from serving.local import local_session
-from serving.readiness import wait_until_ready
-from serving.settings import MODEL, ROOT, Settings, SettingsError
-from serving.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
-from serving.torchserve import (
-    StartError,
-    TorchServe,
-    check_ports,
-    die_with_parent,
-    remove_leftovers,
+from serving import supervisor
+from serving.client import ServiceError, Unreachable
+from serving.deployment import Busy, Canary, DeploymentError, History
+from serving.readiness import Say
+from serving.rollout import NotRunning, Refused, Rollout
+from serving.settings import Settings, SettingsError
+from serving.tokens import KINDS, TokenError, Tokens, renew, write_header
+from serving.torchserve import StartError
+
+FAILED, NOT_RUNNING, BUSY = 1, 3, 4
+NOTHING_RUNS = "The service does not run: start it with `make run`."
+
+# What was asked for goes to standard output, what happens meanwhile to standard error.
+output = Console(highlight=False)
+progress = Console(stderr=True, highlight=False)
+
+
+class Group(click.Group):
+    """Commands in the order in which they are written, with one sentence for each failure."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (NotRunning, Unreachable, TokenError) as error:
+            say = str(error) if isinstance(error, NotRunning) else NOTHING_RUNS
+            _fail(say, NOT_RUNNING)
+        except Busy as error:
+            _fail(str(error), BUSY)
+        except (Refused, ServiceError, StartError, SettingsError, DeploymentError) as error:
+            _fail(str(error), FAILED)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.pass_context
+def main(context: click.Context) -> None:
+    """Serve white blood cells, and roll versions of the model out and back.
+
+    Ports and folders come from the environment (see the README).
+    """
+    context.obj = Settings.from_environment()
+
+
+version_argument = click.argument("version")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+forced = click.option(
+    "--force", is_flag=True, help="Don't wait for a version that is still asked: break off."
 )
 
-PATIENCE = 30.0
+
+def changes(command: Callable[..., str]) -> Callable[..., None]:
+    """Make a command that changes what is served, and says what was done."""
+
+    @functools.wraps(command)
+    def run(settings: Settings, **arguments: Any) -> None:
+        with _rollout(settings) as rollout:
+            done = command(rollout, **arguments)
+        click.echo(done)
+
+    return click.pass_obj(run)
 
 
-class Stopped(BaseException):
-    """Someone asked the service to stop; no handler of errors may swallow that."""
-
-
-def main() -> int:
-    """Run the command line; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
-    parser.add_argument("command", choices=["run", "stop"])
-    command = {"run": run, "stop": stop}[parser.parse_args().command]
-    try:
-        command(Settings.from_environment())
-    except (StartError, SettingsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
+@main.command()
+@click.pass_obj
 def run(settings: Settings) -> None:
-    """Start everything, serve until told to stop, and stop everything; raise StartError."""
-    settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _raise_stopped)
-    try:
-        with _pid_file(settings.run_dir):
-            check_ports(settings)
-            _serve(settings)
-    except Stopped:
-        print("stopped", flush=True)
+    """Start TorchServe and the page, and watch over them until Ctrl-C."""
+    supervisor.run(settings)
 
 
+@main.command()
+@click.pass_obj
 def stop(settings: Settings) -> None:
-    """Stop the service that runs in the same folder, if one does; raise StartError."""
-    pid = _running(settings.run_dir)
-    if pid is None:
-        remove_leftovers(settings.run_dir)
-        print("nothing runs")
+    """Stop what `run` started elsewhere."""
+    supervisor.stop(settings)
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def status(settings: Settings, as_json: bool) -> None:
+    """Tell which versions serve, how they fare, and what is not as wanted (exit code 1 then)."""
+    with _rollout(settings) as rollout:
+        found = rollout.status()
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        _print_status(found)
+    if found["differences"] or not found["ready"]:
+        sys.exit(FAILED)
+
+
+@main.command()
+@version_argument
+@click.option("--workers", default=1, show_default=True, help="Processes that serve it.")
+@click.option(
+    "--archive",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Take this archive, not the one that `make mar` built.",
+)
+@click.option("--sha256", help="What its SHA-256 must be; else ARCHIVE.sha256 says it.")
+@changes
+def deploy(
+    rollout: Rollout, version: str, workers: int, archive: Path | None, sha256: str | None
+) -> str:
+    """Let VERSION serve beside the others, once it was seen to answer rightly."""
+    rollout.deploy(version, workers, archive, sha256)
+    return (
+        f"version {version} serves beside the others: try it on some by `canary {version}`, "
+        f"or let it answer by default by `promote {version}`"
+    )
+
+
+@main.command()
+@version_argument
+@changes
+def promote(rollout: Rollout, version: str) -> str:
+    """Let VERSION answer by default."""
+    rollout.promote(version)
+    return f"version {version} answers by default; `rollback` undoes that"
+
+
+@main.command()
+@version_argument
+@click.option(
+    "--percent", type=float, default=10.0, show_default=True, help="Share of the clients."
+)
+@click.option(
+    "--max-errors",
+    type=float,
+    default=Canary.max_errors,
+    show_default=True,
+    help="Percent of its requests that may fail, above the default version's.",
+)
+@click.option(
+    "--max-p95",
+    type=float,
+    default=Canary.max_p95,
+    show_default=True,
+    help="Milliseconds within which 19 in 20 of its answers must come.",
+)
+@changes
+def canary(
+    rollout: Rollout, version: str, percent: float, max_errors: float, max_p95: float
+) -> str:
+    """Let VERSION answer a share of the clients; out of bounds, it goes back by itself."""
+    rollout.canary(Canary(version, percent, max_errors, max_p95))
+    return f"version {version} answers {percent:g} % of the clients; `promote {version}` goes on"
+
+
+@main.command()
+@changes
+def rollback(rollout: Rollout) -> str:
+    """End the canary, or undo the last promotion."""
+    return f"version {rollout.rollback()} answers"
+
+
+@main.command()
+@version_argument
+@click.option("--workers", type=int, required=True, help="Processes that are to serve it.")
+@forced
+@changes
+def scale(rollout: Rollout, version: str, workers: int, force: bool) -> str:
+    """Give VERSION more workers, or fewer."""
+    rollout.scale(version, workers, force)
+    return f"version {version} has {workers} workers"
+
+
+@main.command()
+@version_argument
+@forced
+@changes
+def retire(rollout: Rollout, version: str, force: bool) -> str:
+    """Take VERSION out of service, once it is at rest."""
+    rollout.retire(version, force)
+    return f"version {version} is retired; `deploy {version}` brings it back"
+
+
+@main.command()
+@forced
+@changes
+def apply(rollout: Rollout, force: bool) -> str:
+    """Bring the service to deployment.yaml, as after editing it."""
+    return "\n".join(rollout.apply(force) or ["nothing to do"])
+
+
+@main.command()
+@as_json
+@click.pass_obj
+def history(settings: Settings, as_json: bool) -> None:
+    """Tell who changed what when, and what came of it."""
+    entries = History(settings.deployment).entries()
+    if as_json:
+        click.echo(json.dumps(entries, indent=2))
         return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    # The page may take its time to finish what is in flight, and TorchServe then its own.
-    deadline = time.monotonic() + 2 * PATIENCE
-    while _running(settings.run_dir) is not None:
-        if time.monotonic() > deadline:
-            raise StartError(f"Process {pid} does not stop: look at it, or `kill -9 {pid}`.")
-        time.sleep(0.1)
-    print("stopped")
+    table = _table("time", "who", "what", "outcome", "seconds", "archive", "why")
+    for entry in entries:
+        table.add_row(
+            entry["time"].replace("+00:00", "Z"),
+            entry["who"],
+            " ".join(filter(None, (entry["action"], entry["version"]))),
+            entry["outcome"],
+            f"{entry['seconds']:.1f}",
+            entry.get("sha256", "")[:12],
+            entry.get("why", ""),
+        )
+    output.print(table)
 
 
-def _serve(settings: Settings) -> None:
-    started = time.monotonic()
-    server = TorchServe(settings)
-    page: subprocess.Popen[bytes] | None = None
-    ending = threading.Event()
+@main.command("renew-tokens")
+@click.pass_obj
+def renew_tokens(settings: Settings) -> None:
+    """Replace the tokens now, as when one was seen by others; no request is lost."""
     tokens = Tokens(settings.run_dir)
-    keeper = threading.Thread(target=keep_fresh, args=(settings, tokens, ending), daemon=True)
     try:
-        print("starting TorchServe ...", flush=True)
-        server.start()
-        wait_until_ready(server)
-        write_header(settings.run_dir, tokens)
-        page = _start_page()
-        _wait_for_page(page, settings)
-        keeper.start()
-        _greet(settings, list(server.archives), time.monotonic() - started)
-        _watch(server, page)
-    finally:
-        print("stopping ...", flush=True)
-        ending.set()
-        if page:
-            _stop_page(page)
-        if keeper.is_alive():
-            keeper.join(PATIENCE)
-        server.stop()
+        for kind in KINDS:
+            renew(settings, tokens, kind)
+    except OSError as error:
+        # requests' errors are of this kind, too.
+        raise Unreachable(str(error)) from error
+    write_header(settings.run_dir, tokens)
+    click.echo("the tokens are new; the one for inference is in inference.header, as before")
 
 
-def _start_page() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "frontend"],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        preexec_fn=die_with_parent,
-    )
-
-
-def _wait_for_page(page: subprocess.Popen[bytes], settings: Settings) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline:
-        if page.poll() is not None:
-            raise StartError(f"The page ended with exit code {page.returncode}.")
+@contextmanager
+def _rollout(settings: Settings) -> Iterator[Rollout]:
+    """Yield the changes to the service, while a line on the terminal tells what is waited for."""
+    with progress.status("asking the service") as line:
+        say: Say = line.update
+        rollout = Rollout(settings, say)
         try:
-            with local_session() as session:
-                session.get(f"{settings.frontend_url}/readyz", timeout=5).raise_for_status()
-            return
-        except requests.RequestException:
-            time.sleep(0.1)
-    raise StartError("The page is not ready in time.")
-
-
-def _stop_page(page: subprocess.Popen[bytes]) -> None:
-    page.terminate()
-    try:
-        page.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        page.kill()
-        page.wait()
-
-
-def _watch(server: TorchServe, page: subprocess.Popen[bytes]) -> None:
-    """Return never; raise StartError when a part ends by itself, Stopped when told to."""
-    while True:
-        if server.exit_code() is not None:
-            raise StartError(f"TorchServe ended by itself. See {server.log}.")
-        if page.poll() is not None:
-            raise StartError(f"The page ended by itself with exit code {page.returncode}.")
-        time.sleep(0.5)
-
-
-def _greet(settings: Settings, versions: list[str], seconds: float) -> None:
-    header = Path(os.path.relpath(settings.run_dir / HEADER_FILE))
-    print(
-        f"""ready after {seconds:.1f} s, version {", ".join(versions)}
-
-  page       {settings.frontend_url}
-  inference  {settings.inference_url}/predictions/{MODEL}
-
-  curl -H @{header} -H 'Content-Type: application/octet-stream' \\
-       --data-binary @serving/samples/neutrophil.png \\
-       {settings.inference_url}/predictions/{MODEL}
-
-Ctrl-C stops everything.""",
-        flush=True,
-    )
-
-
-@contextlib.contextmanager
-def _pid_file(run_dir: Path) -> Iterator[None]:
-    """Hold the folder's pid file; raise StartError if another service does.
-
-    It is held by a lock, which ends with its process: a file that was left behind, and a number
-    that another process has by now, mean nothing.
-    """
-    path = run_dir / "pid"
-    with path.open("a+") as file:
-        if not _lock(file):
-            raise StartError(f"The service already runs ({run_dir}): stop it with `make stop`.")
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        try:
-            yield
+            yield rollout
         finally:
-            # Not removed: another may have opened it already, and wait for this lock.
-            file.truncate(0)
+            rollout.close()
 
 
-def _running(run_dir: Path) -> int | None:
-    """Return the process that holds the pid file, if one does."""
-    try:
-        with (run_dir / "pid").open("r+") as file:
-            return None if _lock(file) else int(file.read())
-    except (FileNotFoundError, ValueError):
-        return None
+def _print_status(found: dict[str, Any]) -> None:
+    table = _table("version", "clients", "workers ready", "queue", "TEST accuracy", "archive")
+    for each in found["versions"]:
+        notes = " (another build lies in the model store)" if each["other_build"] else ""
+        table.add_row(
+            each["version"],
+            _clients(each, found),
+            f"{each['ready']} of {each['workers']}",
+            str(each["queue"]),
+            _accuracy(each["test_accuracy"]),
+            each["sha256"][:12] + notes,
+        )
+    output.print(table)
+    if not found["ready"]:
+        output.print("The service is not ready: it starts, or is being started again.")
+    for difference in found["differences"]:
+        output.print(f"not as wanted: {difference}")
+    if found["differences"]:
+        output.print("`apply` brings the service to deployment.yaml.")
+    if last := found["last_change"]:
+        what = " ".join(filter(None, (last["action"], last["version"])))
+        output.print(f"last change: {what}, {last['outcome']}, {last['time']}, by {last['who']}")
 
 
-def _lock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+def _clients(version: dict[str, Any], found: dict[str, Any]) -> str:
+    percent = f"{version['clients_percent']:g} %"
+    if version["version"] == found["default"]:
+        return f"{percent}, default"
+    if found["canary"] and found["canary"]["version"] == version["version"]:
+        return f"{percent}, canary"
+    return percent
 
 
-def _raise_stopped(*_: object) -> None:
-    # The first one counts: a second must not break off the cleaning up.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    raise Stopped
+def _accuracy(measured: dict[str, Any] | None) -> str:
+    if measured is None:
+        return "not measured"
+    low, high = measured["interval"]
+    return f"{measured['value']:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _fail(message: str, code: int) -> None:
+    click.echo(f"error: {message}", err=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main(prog_name="python -m serving")

@@ -88,6 +88,18 @@ def take(settings: Settings, archive: Path, version: str, sha256: str | None = N
     return found
 
 
+def provide(settings: Settings, version: str, sha256: str | None) -> str:
+    """Have the archive of a version where it is served from; return its SHA-256.
+
+    With a SHA-256 that is the very archive; without, the one that is built. Raises BadArchive.
+    """
+    present = deployed(settings, version)
+    if sha256 and present.is_file() and digest(present) == sha256:
+        return sha256
+    source = built(settings, version)
+    return take(settings, source, version, sha256 or noted_digest(source))
+
+
 def read_json(archive: Path, name: str) -> Any:
     """Return a JSON document of an archive; raise BadArchive."""
     try:

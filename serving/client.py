@@ -210,9 +210,7 @@ class InferenceClient(_Client):
             if routing.canary and version in (routing.canary, routing.default):
                 # A full disk is no reason to refuse an answer.
                 with contextlib.suppress(OSError):
-                    canary.note(
-                        self.settings.run_dir, version, failed, time.monotonic() - started
-                    )
+                    canary.note(self.settings.run_dir, version, failed, time.monotonic() - started)
 
 
 class ManagementClient(_Client):

@@ -5,85 +5,112 @@ TorchServe's own /ping says "Healthy" while models still load and when there is 
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from serving import golden
+from serving import archives, golden
+from serving.archives import BadArchive
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.torchserve import StartError, TorchServe
+from serving.settings import MODEL, Settings
+
+PATIENCE = 120.0
+Say = Callable[[str], None]
 
 
 class NotReady(Exception):
     """The service does not answer as it should; the message says how."""
 
 
-def check_answers(
-    client: InferenceClient, version: str, answers: dict[str, golden.Probabilities]
-) -> None:
-    """Send the known images to one version; raise StartError or ServiceError."""
+class NeverReady(Exception):
+    """The service will not be ready, however long one waits; the message says why."""
+
+
+class WorkerLog:
+    """What TorchServe logs of the workers, from now on."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = settings.run_dir / "logs" / "torchserve.log"
+        self._start = self._path.stat().st_size if self._path.exists() else 0
+
+    def failure(self, version: str) -> str | None:
+        """Return why workers of a version die, once they did so twice, or None.
+
+        TorchServe itself would start them again for minutes.
+        """
+        lines = self._lines(version)
+        if sum("Backend worker process died" in line for line in lines) < 2:
+            return None
+        for mark in ("Failed to load model", "Error: "):
+            for line in reversed(lines):
+                if mark in line:
+                    return line.partition(" - ")[2].strip().rstrip(".")
+        return "it ends without a word"
+
+    def _lines(self, version: str) -> list[str]:
+        try:
+            content = self._path.read_bytes()
+        except OSError:
+            return []
+        # It is shorter than it was if a new one was begun.
+        new = content[self._start if self._start <= len(content) else 0 :]
+        # Each worker's lines come from threads that bear its name: W-9000-bloodcells_1.0-stdout.
+        own = re.compile(rf"\[W-[0-9]+-{MODEL}_{re.escape(version)}(-[a-z]+)?\]")
+        return [line for line in new.decode(errors="replace").splitlines() if own.search(line)]
+
+
+def check_workers(client: ManagementClient, version: str, workers: int) -> None:
+    """Ask for the workers of one version; raise NotReady or ServiceError."""
+    description = client.describe(version)
+    ready = sum(worker["status"] == "READY" for worker in description["workers"])
+    if ready < workers:
+        raise NotReady(f"version {version} has {ready} of {workers} workers ready")
+
+
+def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
+    """Send the known images to one version; raise NeverReady or ServiceError."""
+    try:
+        answers = golden.answers(archive)
+    except BadArchive as error:
+        raise NeverReady(str(error)) from error
     for name, known in answers.items():
-        answer = client.predict((golden.SAMPLES / name).read_bytes(), version)
+        answer = client.ask((golden.SAMPLES / name).read_bytes(), version)
         if answer["version"] != version or not golden.agree(answer["probabilities"], known):
             # Waiting does not change that.
-            raise StartError(
+            raise NeverReady(
                 f"Version {version} answers {name} otherwise than when it was evaluated: "
                 f"run `make evaluate VERSION={version}`."
             )
 
 
-def check_workers(client: ManagementClient, version: str) -> None:
-    """Ask for the workers of one version; raise NotReady or ServiceError."""
-    description = client.describe(version)
-    ready = sum(worker["status"] == "READY" for worker in description["workers"])
-    if ready < max(1, description["minWorkers"]):
-        wanted = description["minWorkers"]
-        raise NotReady(f"version {version} has {ready} of {wanted} workers ready")
+def wait_until_ready(
+    settings: Settings,
+    workers: Mapping[str, int],
+    hopeless: Callable[[str, Exception], str | None],
+    patience: float = PATIENCE,
+    say: Say = lambda message: None,
+) -> None:
+    """Return when each version has its workers, and answers rightly; raise NeverReady.
 
-
-def wait_until_ready(server: TorchServe, patience: float = 120) -> None:
-    """Return when each version is ready; raise StartError, with the reason, if one can't be."""
-    inference = InferenceClient(server.settings)
-    management = ManagementClient(server.settings)
+    `hopeless` is asked at each failure, with the version and the error, why to wait no longer.
+    """
+    inference, management = InferenceClient(settings), ManagementClient(settings)
     deadline = time.monotonic() + patience
-    for version, archive in server.archives.items():
-        answers = _known_answers(archive)
-        while True:
-            try:
-                check_workers(management, version)
-                check_answers(inference, version, answers)
-                break
-            except (NotReady, ServiceError) as error:
-                _give_up_if_hopeless(server, error, deadline)
-                time.sleep(0.1)
-
-
-def _known_answers(archive: Path) -> dict[str, golden.Probabilities]:
     try:
-        return golden.answers(archive)
-    except golden.UnknownAnswers as error:
-        raise StartError(str(error)) from error
-
-
-def _give_up_if_hopeless(server: TorchServe, error: Exception, deadline: float) -> None:
-    where = f"See {server.log.parent}."
-    if server.exit_code() is not None:
-        raise StartError(f"TorchServe ended with exit code {server.exit_code()}. {where}")
-    if reason := _worker_failure(server.log):
-        raise StartError(f"A worker can't start: {reason}. {where}")
-    if time.monotonic() > deadline:
-        raise StartError(f"The service is not ready in time: {error}. {where}")
-
-
-def _worker_failure(log: Path) -> str | None:
-    """Return why workers die, once they did so twice; TorchServe itself would try for minutes."""
-    try:
-        lines = log.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    if sum("Backend worker process died" in line for line in lines) < 2:
-        return None
-    for mark in ("Failed to load model", "Error: "):
-        for line in reversed(lines):
-            if mark in line:
-                return line.partition(" - ")[2].strip().rstrip(".")
-    return "it ends without a word"
+        for version, count in workers.items():
+            while True:
+                try:
+                    check_workers(management, version, count)
+                    check_answers(inference, version, archives.deployed(settings, version))
+                    break
+                except (NotReady, ServiceError) as error:
+                    if reason := hopeless(version, error):
+                        raise NeverReady(reason) from error
+                    if time.monotonic() > deadline:
+                        raise NeverReady(f"It is not ready in time: {error}.") from error
+                    say(str(error))
+                    time.sleep(0.1)
+    finally:
+        inference.close()
+        management.close()

@@ -50,6 +50,12 @@ class Routing:
             return self.canary
         return self.default
 
+    def share(self, version: str) -> float:
+        """Return the percentage of the clients that a version answers."""
+        if version == self.canary:
+            return self.percent
+        return 100.0 - self.percent if version == self.default else 0.0
+
     def is_held(self, version: str) -> bool:
         """Tell whether nothing may be sent to a version just now."""
         return time.time() < self.held.get(version, 0.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -17,11 +18,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving.settings import HOST, ROOT, Settings
+from serving import archives, routing
+from serving.deployment import Deployment
+from serving.settings import HOST, MODEL, ROOT, Settings
 from serving.tokens import HEADER_FILE, KEY_FILE
 
 JAVA_VERSIONS = range(11, 22)
@@ -38,10 +40,9 @@ class StartError(Exception):
 class TorchServe:
     """One TorchServe with its workers, from start to stop."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, deployment: Deployment) -> None:
         self.settings = settings
-        self.config = effective_config(settings)
-        self.archives = _archives(settings, self.config)
+        self.config = effective_config(settings, deployment)
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # For unpacked archives and for sockets, whose paths may not be long. One in .run/ could
         # be, so the folder stands elsewhere, and .run/ notes where.
@@ -112,7 +113,7 @@ class TorchServe:
             "-f",
             str(config_file),
             "-s",
-            str(self.settings.model_store),
+            str(self.settings.archives),
             "-ncs",
         ]
 
@@ -134,17 +135,35 @@ class TorchServe:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a service leaves that is over, killed ones too: its tokens and its scratch."""
+    """Remove what a service leaves that is over, killed ones too: tokens, routing, scratch."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree((run_dir / SCRATCH_NOTE).read_text(), ignore_errors=True)
-    for name in (KEY_FILE, HEADER_FILE, SCRATCH_NOTE):
+    for name in (routing.FILE, KEY_FILE, HEADER_FILE, SCRATCH_NOTE):
         (run_dir / name).unlink(missing_ok=True)
 
 
-def effective_config(settings: Settings) -> dict[str, str]:
-    """Return config.properties with the ports and folders of these settings."""
+def effective_config(settings: Settings, deployment: Deployment) -> dict[str, str]:
+    """Return config.properties with these ports and folders, and the versions to start with."""
     config = read_properties(ROOT / "config.properties")
+    names = {version: archives.deployed(settings, version).name for version in deployment.versions}
+    # The first one becomes the default. Never `all`: its order is that of the disk.
+    order = sorted(names, key=lambda version: version != deployment.default)
     return config | {
+        "load_models": ",".join(names[version] for version in order),
+        # How many workers a version has stands here alone: if its own model-config.yaml named a
+        # number, that would prevail.
+        "models": json.dumps(
+            {
+                MODEL: {
+                    name: {
+                        "marName": names[name],
+                        "minWorkers": version.workers,
+                        "maxWorkers": version.workers,
+                    }
+                    for name, version in deployment.versions.items()
+                }
+            }
+        ),
         "inference_address": settings.inference_url,
         "management_address": settings.management_url,
         "metrics_address": f"http://{HOST}:{settings.metrics_port}",
@@ -202,21 +221,6 @@ def check_ports(settings: Settings) -> None:
                     f"Port {port} can't be used ({error.strerror}): stop what listens there, or "
                     f"set {variable} to another."
                 ) from None
-
-
-def _archives(settings: Settings, config: dict[str, str]) -> dict[str, Path]:
-    """Return the archives that will be loaded by version; raise StartError if one is missing."""
-    archives = {}
-    for name in config["load_models"].split(","):
-        path = settings.model_store / name.strip()
-        version = path.stem.rpartition("-")[2]
-        if not zipfile.is_zipfile(path):
-            problem = "damaged" if path.exists() else "missing"
-            raise StartError(
-                f"The archive {path.name} is {problem} in {path.parent}: run `make mar`."
-            )
-        archives[version] = path
-    return archives
 
 
 def _installed_javas() -> Iterator[Path]:
