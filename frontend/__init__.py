@@ -15,7 +15,7 @@ from flask_wtf import CSRFProtect
 from serving.client import InferenceClient
 from serving.settings import Settings
 
-from . import errors, headers, languages, views
+from . import errors, headers, languages, versions, views
 
 FORM_ALLOWANCE = 64 * 1024
 
@@ -63,6 +63,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     CSRFProtect(app)
     Bootstrap5(app)
     languages.init_app(app)
+    versions.init_app(app)
     errors.init_app(app)
     headers.init_app(app)
     app.register_blueprint(views.bp)

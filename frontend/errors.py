@@ -43,6 +43,11 @@ UPLOAD = {
         _l("This kind of file is not supported"),
         _l("Send an image of one of these kinds: JPEG, PNG, BMP, TIFF or WebP."),
     ),
+    "NotServed": Problem(
+        409,
+        _l("This version no longer answers"),
+        _l("Send the image again: unless you choose another one, the recommended version answers."),
+    ),
     "ServiceUnavailable": Problem(
         503,
         _l("The model is not available at the moment"),

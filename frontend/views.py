@@ -6,8 +6,9 @@ from flask import Blueprint, abort, current_app, redirect, render_template, requ
 from flask.typing import ResponseReturnValue
 
 from serving.client import ServiceError
+from serving.settings import VERSION_NAME
 
-from . import images
+from . import images, versions
 from .errors import upload_problem
 from .languages import CELLS, COOKIE, LANGUAGES
 
@@ -50,17 +51,26 @@ def classify() -> ResponseReturnValue:
         return upload_problem("EmptyImage")
     if len(image) > current_app.config["MAX_IMAGE_BYTES"]:
         return upload_problem("ImageTooLarge")
+    version = versions.chosen()
+    if version and not VERSION_NAME.fullmatch(version):
+        return upload_problem("NotServed")
     try:
-        answer = read_answer(current_app.config["CLIENT"].predict(image))
+        answer = read_answer(
+            current_app.config["CLIENT"].predict(
+                image, version=version or None, client=versions.person()
+            )
+        )
     except ServiceError as error:
         current_app.logger.warning("no prediction: %s %s", error.status, error.type)
         return upload_problem(error.type)
     except (KeyError, TypeError, ValueError, AttributeError):
         current_app.logger.exception("the service answered out of contract")
         return upload_problem("ServiceError")
-    return render_template(
+    page = render_template(
         "page/result.html", answer=answer, file_name=upload.filename, **picture(image)
     )
+    named = VERSION_NAME.fullmatch(answer.version)
+    return page, {"X-Model-Version": answer.version} if named else {}
 
 
 def read_answer(answer: dict[str, Any]) -> Answer:

@@ -48,6 +48,8 @@ class BloodCellHandler:
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch: one JSON document for each row of data, in its order."""
+        for index in range(len(data)):
+            context.set_response_header(index, "X-Model-Version", self.card["version"])
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         if _is_describe(data, headers):
             return [self.card]

@@ -10,16 +10,17 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from serving import supervisor
-from serving.client import ServiceError, Unreachable
+from serving import doctor, predict, supervisor
+from serving.client import InferenceClient, ServiceError, Unreachable
 from serving.deployment import Busy, Canary, DeploymentError, History
 from serving.readiness import Say
 from serving.rollout import NotRunning, Refused, Rollout
@@ -205,6 +206,67 @@ def apply(rollout: Rollout, force: bool) -> str:
     return "\n".join(rollout.apply(force) or ["nothing to do"])
 
 
+@main.command("predict")
+@click.argument(
+    "images", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path)
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(list(predict.FORMATS)),
+    default="table",
+    show_default=True,
+    help="A table for people, CSV for spreadsheets, JSON for programs.",
+)
+@click.option(
+    "--output",
+    "target",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write to this file, not to standard output.",
+)
+@click.option("--version", help="Ask this version, not the one that answers by default.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(1, 64),
+    default=8,
+    show_default=True,
+    help="Images that are asked at a time.",
+)
+@click.pass_obj
+def predict_images(
+    settings: Settings,
+    images: tuple[Path, ...],
+    form: str,
+    target: Path | None,
+    version: str | None,
+    jobs: int,
+) -> None:
+    """Tell what images show: files, or folders with images anywhere in them."""
+    files = predict.find_images(images)
+    if not files:
+        raise click.UsageError("There is no image in what was named.")
+    if supervisor.running(settings.run_dir) is None:
+        raise NotRunning(NOTHING_RUNS)
+    client = InferenceClient(settings, pool_size=jobs)
+    try:
+        with _opened(target) as stream:
+            # Lines that appear on the terminal tell how far it is by themselves.
+            bar = progress.is_terminal and not (form != "table" and stream.isatty())
+            failed = predict.run(
+                client,
+                files,
+                predict.FORMATS[form],
+                stream,
+                version=version,
+                jobs=jobs,
+                console=progress if bar else None,
+            )
+    finally:
+        client.close()
+    if failed:
+        _fail(f"{failed} of {len(files)} images got no answer.", FAILED)
+
+
 @main.command()
 @as_json
 @click.pass_obj
@@ -226,6 +288,23 @@ def history(settings: Settings, as_json: bool) -> None:
             entry.get("why", ""),
         )
     output.print(table)
+
+
+@main.command("doctor")
+@as_json
+@click.pass_obj
+def examine(settings: Settings, as_json: bool) -> None:
+    """Look at everything that can be wrong, and tell what to do (exit code 1 if anything is)."""
+    with progress.status("looking"):
+        findings = doctor.examine(settings)
+    problems = sum(finding.state == doctor.PROBLEM for finding in findings)
+    if as_json:
+        checks = [finding.to_document() for finding in findings]
+        click.echo(json.dumps({"problems": problems, "checks": checks}, indent=2))
+    else:
+        _print_findings(findings)
+    if problems:
+        _fail(f"{problems} of {len(findings)} findings are problems.", FAILED)
 
 
 @main.command("renew-tokens")
@@ -255,6 +334,16 @@ def _rollout(settings: Settings) -> Iterator[Rollout]:
             rollout.close()
 
 
+def _opened(target: Path | None) -> AbstractContextManager[TextIO]:
+    """Open where results go; what is not given is standard output."""
+    if target is None:
+        return nullcontext(sys.stdout)
+    try:
+        return target.open("w", encoding="utf-8")
+    except OSError as error:
+        raise click.FileError(str(target), error.strerror) from error
+
+
 def _print_status(found: dict[str, Any]) -> None:
     table = _table("version", "clients", "workers ready", "queue", "TEST accuracy", "archive")
     for each in found["versions"]:
@@ -277,6 +366,22 @@ def _print_status(found: dict[str, Any]) -> None:
     if last := found["last_change"]:
         what = " ".join(filter(None, (last["action"], last["version"])))
         output.print(f"last change: {what}, {last['outcome']}, {last['time']}, by {last['who']}")
+
+
+def _print_findings(findings: list[doctor.Finding]) -> None:
+    table = _table("check", "state", "found")
+    colours = {doctor.OK: "green", doctor.NOTE: "yellow", doctor.PROBLEM: "bold red"}
+    before = None
+    for each in findings:
+        advice = f"\n-> {each.advice}" if each.advice else ""
+        table.add_row(
+            "" if each.check == before else each.check,
+            Text(each.state, style=colours.get(each.state, "")),
+            # As Text: a path may look like rich's markup.
+            Text(each.what + advice),
+        )
+        before = each.check
+    output.print(table)
 
 
 def _clients(version: dict[str, Any], found: dict[str, Any]) -> str:

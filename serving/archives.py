@@ -11,10 +11,14 @@ import json
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 from serving.settings import MODEL, Settings
+
+# What reading a damaged zip file may raise.
+DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class BadArchive(Exception):
@@ -94,8 +98,8 @@ def provide(settings: Settings, version: str, sha256: str | None) -> str:
     With a SHA-256 that is the very archive; without, the one that is built. Raises BadArchive.
     """
     present = deployed(settings, version)
-    if sha256 and present.is_file() and digest(present) == sha256:
-        return sha256
+    if sha256 and present.is_file() and digest(present) == sha256.lower():
+        return sha256.lower()
     source = built(settings, version)
     return take(settings, source, version, sha256 or noted_digest(source))
 
@@ -105,8 +109,11 @@ def read_json(archive: Path, name: str) -> Any:
     try:
         with zipfile.ZipFile(archive) as file:
             return json.loads(file.read(name))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BadArchive(f"The archive {archive} holds no {name}: run `make mar`.") from error
+    except (*DAMAGED, KeyError) as error:
+        # The former also looks like the latter: cut off, it may end in the zip file of its weights.
+        raise BadArchive(
+            f"The archive {archive} is damaged, or holds no {name}: run `make mar`."
+        ) from error
 
 
 def _manifest(archive: Path) -> dict[str, str]:
@@ -114,7 +121,12 @@ def _manifest(archive: Path) -> dict[str, str]:
         with zipfile.ZipFile(archive) as file:
             if broken := file.testzip():
                 raise BadArchive(f"The archive {archive} is damaged (in {broken}): run `make mar`.")
-    except (OSError, zipfile.BadZipFile) as error:
+    except DAMAGED as error:
         raise BadArchive(f"The archive {archive} is damaged: run `make mar`.") from error
-    model = read_json(archive, "MAR-INF/MANIFEST.json").get("model", {})
-    return {key: str(model.get(key)) for key in ("modelName", "modelVersion")}
+    try:
+        model = read_json(archive, "MAR-INF/MANIFEST.json")["model"]
+        return {key: str(model[key]) for key in ("modelName", "modelVersion")}
+    except (KeyError, TypeError) as error:
+        raise BadArchive(
+            f"The archive {archive} does not say what it is: run `make mar`."
+        ) from error

@@ -6,6 +6,7 @@ reads them, and takes the canary back when it breaks the bounds that were set fo
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections import defaultdict, deque
@@ -101,7 +102,7 @@ def error_percent(outcomes: Iterable[Outcome]) -> float:
 def percentile(outcomes: Iterable[Outcome], percent: float) -> float:
     """Return the time in milliseconds that so many percent of the answers took at most."""
     times = sorted(outcome.milliseconds for outcome in outcomes)
-    return times[min(len(times) - 1, int(len(times) * percent / 100))]
+    return times[math.ceil(len(times) * percent / 100) - 1]
 
 
 def _parse(lines: Iterable[str]) -> Iterable[Outcome]:

@@ -136,23 +136,25 @@ class InferenceClient(_Client):
 
         Unless a version is named, the routing chooses one: always the same for a `client`, any
         name of whoever asks; this object is one by itself. What a dying worker or a restart
-        interrupts is sent again, and then not to a canary.
+        interrupts, and what a canary fails at, is sent again, and then to the default.
         """
         deadline = time.monotonic() + self._patience
+        who: str | None = client or self._name
         interruptions = 0
         while True:
-            who = None if interruptions else client or self._name
             routing, chosen = self._wait_for_route(version, who, deadline)
             try:
                 return self._observed(routing, image, chosen)
-            except Interrupted:
-                interruptions += 1
-                # An image that kills its worker must not kill them all.
-                if interruptions > 1:
-                    raise
             except Unreachable:
                 if time.monotonic() >= deadline:
                     raise
+            except ServiceError as error:
+                on_trial = version is None and chosen == routing.canary and error.status >= 500
+                # An image that kills its worker must not kill them all.
+                interruptions += isinstance(error, Interrupted)
+                if not (on_trial or isinstance(error, Interrupted)) or interruptions > 1:
+                    raise
+                who = None
             time.sleep(PAUSE)
 
     def ask(self, image: bytes, version: str) -> dict[str, Any]:
@@ -269,8 +271,8 @@ class ManagementClient(_Client):
     def _models(self) -> str:
         return f"{self.settings.management_url}/models"
 
-    def _change(self, method: str, url: str, **parameters: Any) -> None:
-        response = self._request(method, url, params=parameters)
+    def _change(self, method: str, address: str, **parameters: Any) -> None:
+        response = self._request(method, address, params=parameters)
         if response.status_code not in (200, 202):
             raise _error(response)
 

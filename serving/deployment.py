@@ -10,6 +10,7 @@ import contextlib
 import getpass
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -77,6 +78,8 @@ class Deployment:
                 raise DeploymentError(
                     f"Version {name} must have 1 to {MAX_WORKERS} workers, not {version.workers}."
                 )
+            if version.sha256 is not None and not _is_digest(version.sha256):
+                raise DeploymentError(f"The sha256 of version {name} must be 64 hex digits.")
         if self.default not in self.versions:
             raise DeploymentError(f"The default, {self.default}, is none of the versions.")
         if self.canary:
@@ -89,7 +92,8 @@ class Deployment:
             )
         if not 0 < canary.percent < 100:
             raise DeploymentError(f"A canary gets 0 to 100 percent, not {canary.percent:g}.")
-        if canary.max_errors < 0 or canary.max_p95 <= 0:
+        # Written so that nan, with which nothing compares, is refused.
+        if not (canary.max_errors >= 0 and canary.max_p95 > 0):
             raise DeploymentError("The bounds of a canary must be positive.")
 
     def with_version(self, name: str, version: Version) -> Deployment:
@@ -107,7 +111,7 @@ def load(path: Path) -> Deployment:
         return from_document(yaml.safe_load(path.read_text()))
     except OSError as error:
         raise DeploymentError(f"{path} can't be read: {error.strerror}.") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DeploymentError(f"{path} is not YAML: {' '.join(str(error).split())}.") from error
     except DeploymentError as error:
         raise DeploymentError(f"{path}: {error}") from error
@@ -124,6 +128,8 @@ def save(deployment: Deployment, path: Path) -> None:
 def from_document(document: Any) -> Deployment:
     """Read a deployment from what YAML or JSON gave; raise DeploymentError."""
     try:
+        if unknown := document.keys() - {"default", "versions", "canary"}:
+            raise DeploymentError(f"It must not hold {', '.join(sorted(map(repr, unknown)))}.")
         versions = {str(k): Version(**v) for k, v in document["versions"].items()}
         canary = document.get("canary")
         return Deployment(
@@ -150,6 +156,10 @@ def to_document(deployment: Deployment) -> dict[str, Any]:
     }
 
 
+def _is_digest(sha256: object) -> bool:
+    return isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256) is not None
+
+
 class History:
     """Who changed the deployment when, and what came of it: a line of JSON for each change."""
 
@@ -158,8 +168,13 @@ class History:
 
     def add(self, entry: dict[str, Any]) -> None:
         """Add an entry to the end."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(entry) + "\n")
+        with self.path.open("a+b") as file:
+            if size := file.seek(0, os.SEEK_END):
+                file.seek(size - 1)
+                # It must not become the rest of a line that was cut off.
+                if file.read() != b"\n":
+                    file.write(b"\n")
+            file.write(json.dumps(entry).encode() + b"\n")
 
     def entries(self) -> list[dict[str, Any]]:
         """Return all entries, oldest first; a line that was cut off is passed over."""

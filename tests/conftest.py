@@ -16,15 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import MODEL, ROOT, Settings
-from serving.torchserve import read_properties
+from serving import deployment
+from serving.settings import ROOT, Settings
 from training import data
 
+DEPLOYMENT = deployment.load(ROOT / "deployment.yaml")
 # The versions that the service loads: the first answers by default.
-SERVED = [
-    name.strip().removeprefix(f"{MODEL}-").removesuffix(".mar")
-    for name in read_properties(ROOT / "config.properties")["load_models"].split(",")
-]
+SERVED = sorted(DEPLOYMENT.versions, key=lambda version: version != DEPLOYMENT.default)
 # Those that are finished.
 CARDS = {
     path.parent.name: json.loads((path.parent / "card.json").read_text())
@@ -63,9 +61,14 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_settings(run_dir: Path) -> Settings:
-    """Return settings with free ports and a folder of their own."""
+    """Return settings with free ports, and with a folder and a deployment of their own."""
     names = [name.lower() for name in Settings().ports]
-    return Settings(**dict(zip(names, free_ports(len(names)), strict=True)), run_dir=run_dir)
+    own = run_dir.with_name(f"{run_dir.name}.deployment.yaml")
+    own.parent.mkdir(parents=True, exist_ok=True)
+    deployment.save(DEPLOYMENT, own)
+    return Settings(
+        **dict(zip(names, free_ports(len(names)), strict=True)), run_dir=run_dir, deployment=own
+    )
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
@@ -76,6 +79,7 @@ def environment_of(settings: Settings) -> dict[str, str]:
         | {
             "RUN_DIR": str(settings.run_dir),
             "MODEL_STORE": str(settings.model_store),
+            "DEPLOYMENT": str(settings.deployment),
         }
     )
 

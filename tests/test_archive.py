@@ -14,11 +14,11 @@ import pytest
 import requests
 from conftest import free_ports
 
-from serving import golden
+from serving import archives, golden
 from serving.settings import ROOT, Settings
 from serving.torchserve import find_java
 
-ARCHIVE = golden.archive_of(Settings(), "1.0")
+ARCHIVE = archives.built(Settings(), "1.0")
 
 
 def build(version: str, root: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -50,12 +50,20 @@ def test_two_builds_are_byte_for_byte_the_same(copy: Path) -> None:
     assert built.read_bytes() == first == ARCHIVE.read_bytes()
 
 
+def test_its_hash_lies_beside_it_as_sha256sum_writes_it() -> None:
+    found = archives.check(ARCHIVE, "1.0", archives.noted_digest(ARCHIVE))
+    noted = ARCHIVE.with_name(f"{ARCHIVE.name}.sha256").read_text()
+    assert noted == f"{found}  {ARCHIVE.name}\n"
+
+
 def test_builds_at_once_do_not_meet(copy: Path) -> None:
     command = [copy / "scripts" / "build_mar.sh", "1.0"]
     environment = os.environ | {"PYTHON": sys.executable}
     builds = [subprocess.Popen(command, env=environment) for _ in range(3)]
     assert [each.wait() for each in builds] == [0, 0, 0]
-    assert (copy / "model_store" / ARCHIVE.name).read_bytes() == ARCHIVE.read_bytes()
+    built = copy / "model_store" / ARCHIVE.name
+    assert built.read_bytes() == ARCHIVE.read_bytes()
+    assert archives.noted_digest(built) == archives.digest(ARCHIVE)
 
 
 def test_a_version_that_is_not_there_is_said_clearly(copy: Path) -> None:

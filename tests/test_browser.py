@@ -167,6 +167,28 @@ def test_language_switch_keeps_the_result(open_page: Open, sample_image: Path) -
     expect(page.locator("figcaption")).to_have_text(sample_image.name)
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_chosen_version(open_page: Open, sample_image: Path, script: bool) -> None:
+    page = open_page(java_script_enabled=script)
+    choice = page.get_by_label("Model version")
+    expect(choice).to_have_value("")
+    choice.select_option("version 1.0")
+    classify(page, sample_image)
+    check_result(page)
+    expect(page.get_by_text("Answered by the model bloodcells, version 1.0")).to_be_visible()
+    expect(choice).to_have_value("1.0")
+
+
+def test_language_switch_keeps_the_version(open_page: Open, sample_image: Path) -> None:
+    page = open_page()
+    page.get_by_label("Model version").select_option("1.0")
+    classify(page, sample_image)
+    check_result(page)
+    page.get_by_role("link", name="Português").click()
+    expect(page.get_by_text("Resposta do modelo bloodcells, versão 1.0")).to_be_visible()
+    expect(page.get_by_label("Versão do modelo")).to_have_value("1.0")
+
+
 def test_preview(open_page: Open, sample_image: Path) -> None:
     page = open_page()
     expect(page.locator(".preview")).to_be_hidden()
@@ -267,6 +289,11 @@ def test_keyboard(open_page: Open, sample_image: Path) -> None:
         page.wait_for_timeout(50)
     choosers[0].set_files(sample_image)
     expect(page.get_by_role("status")).to_contain_text(sample_image.name)
+    page.keyboard.press("Tab")
+    choice = page.get_by_label("Model version")
+    expect(choice).to_be_focused()
+    page.keyboard.type("version 1")
+    expect(choice).to_have_value("1.0")
     page.keyboard.press("Tab")
     expect(page.locator("button[type=submit]")).to_be_focused()
     page.keyboard.press("Enter")

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from html import unescape
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ from werkzeug.test import TestResponse, encode_multipart
 import frontend
 from frontend import create_app, images
 from frontend.__main__ import bind
-from serving.client import ServiceError
+from serving.client import NotServed, ServiceError
+from serving.routing import Routing
 
 ROOT = Path(frontend.__file__).parent
 CATALOG = ROOT / "translations" / "pt_BR" / "LC_MESSAGES"
@@ -60,6 +62,7 @@ PROBLEMS = [
         "This kind of file is not supported",
         "Este tipo de arquivo não é aceito",
     ),
+    ("NotServed", 409, "This version no longer answers", "Esta versão não responde mais"),
     (
         "ServiceUnavailable",
         503,
@@ -95,10 +98,18 @@ class StandIn:
         self.answer: dict[str, Any] = dict(CONFIDENT)
         self.error: Exception | None = None
         self.images: list[bytes] = []
+        self.versions: list[str | None] = []
+        self.clients: list[str | None] = []
+        self.serves: Routing | None = Routing("1.0", ("1.0",))
+        self.routing = SimpleNamespace(read=lambda: self.serves)
 
-    def predict(self, image: bytes, version: str | None = None) -> dict[str, Any]:
+    def predict(
+        self, image: bytes, version: str | None = None, client: str | None = None
+    ) -> dict[str, Any]:
         """Return the answer, or raise the error."""
         self.images.append(image)
+        self.versions.append(version)
+        self.clients.append(client)
         if self.error:
             raise self.error
         return self.answer
@@ -160,10 +171,11 @@ def send(
     name: str = "cell.png",
     kind: str = "image/png",
     language: str = "en",
+    **fields: str,
 ) -> TestResponse:
     """Send the form as a browser does."""
     headers = {"Accept-Language": language}
-    data: dict[str, Any] = {"csrf_token": token(client.get("/", headers=headers).text)}
+    data: dict[str, Any] = fields | {"csrf_token": token(client.get("/", headers=headers).text)}
     if image is not None:
         data["image"] = FileStorage(BytesIO(image), filename=name, content_type=kind)
     # Encoded here: the test client would put a large body into a temporary file.
@@ -249,6 +261,126 @@ def test_verdicts(
     assert f"{badge} {heading}" in text(response.text)
     assert f"<title>{heading}" in response.text
     assert len(cells(response.text)) == 4
+
+
+def options(page: str) -> list[tuple[str, str]]:
+    """Return the versions that the form offers: value and name, a star at what is selected."""
+    found = re.findall(r'<option value="(.*?)" ?(selected)?>(.*?)</option>', page)
+    return [(value, name + "*" * bool(selected)) for value, selected, name in found]
+
+
+SEVERAL = Routing("2.0", ("1.0", "10.0", "2.0"))
+
+
+@pytest.mark.parametrize(
+    ("language", "label", "offered"),
+    [
+        ("en", "Model version", ["recommended", "version 10.0", "version 2.0"]),
+        ("pt-BR", "Versão do modelo", ["recomendada", "versão 10.0", "versão 2.0"]),
+    ],
+)
+def test_versions_are_offered_newest_first(
+    client: FlaskClient, stand_in: StandIn, language: str, label: str, offered: list[str]
+) -> None:
+    stand_in.serves = SEVERAL
+    page = client.get("/", headers={"Accept-Language": language}).text
+    assert f'<label for="version">{label}</label>' in page
+    assert [value for value, _ in options(page)] == ["", "10.0", "2.0", "1.0"]
+    assert [name for _, name in options(page)][:3] == offered
+
+
+@pytest.mark.parametrize("serves", [None, Routing("2.0", ("2.0",))])
+def test_without_a_choice_of_versions_none_is_offered(
+    client: FlaskClient, stand_in: StandIn, serves: Routing | None
+) -> None:
+    stand_in.serves = serves
+    for page in (client.get("/").text, send(client, picture()).text):
+        assert 'type="file"' in page
+        assert "<select" not in page
+
+
+def test_the_routing_decides_unless_a_version_is_chosen(
+    client: FlaskClient, stand_in: StandIn
+) -> None:
+    stand_in.serves = SEVERAL
+    for page in (send(client, picture()).text, send(client, picture(), version="").text):
+        assert not any("*" in name for _, name in options(page))
+    assert stand_in.versions == [None, None]
+
+
+def test_a_chosen_version_answers_and_stays_chosen(client: FlaskClient, stand_in: StandIn) -> None:
+    stand_in.serves = SEVERAL
+    page = send(client, picture(), version="1.0").text
+    assert stand_in.versions == ["1.0"]
+    assert options(page)[-1] == ("1.0", "version 1.0*")
+    assert "*" not in options(client.get("/").text)[-1][1]
+
+
+def test_a_chosen_version_stays_chosen_beside_a_problem(
+    client: FlaskClient, stand_in: StandIn
+) -> None:
+    stand_in.serves = SEVERAL
+    for response in (
+        send(client, None, version="1.0"),
+        client.post("/", data={"version": "1.0"}),
+    ):
+        assert response.status_code == 400
+        assert options(response.text)[-1] == ("1.0", "version 1.0*")
+
+
+def test_the_form_is_offered_again_after_too_large_a_body(
+    client: FlaskClient, stand_in: StandIn
+) -> None:
+    stand_in.serves = SEVERAL
+    response = send(client, bytes(9 * MEBIBYTE), version="1.0")
+    assert response.status_code == 413
+    assert len(options(response.text)) == 4
+
+
+@pytest.mark.parametrize(
+    "version", ["../../models", "1.0/x", "1.0\n", " ", "-1", "é", "x" * 9999 + "?"]
+)
+def test_what_is_no_version_is_refused(
+    client: FlaskClient, stand_in: StandIn, version: str
+) -> None:
+    stand_in.serves = SEVERAL
+    response = send(client, picture(), version=version)
+    assert response.status_code == 409
+    assert "This version no longer answers" in response.text
+    assert not stand_in.images
+
+
+def test_a_version_that_was_retired_meanwhile(client: FlaskClient, stand_in: StandIn) -> None:
+    stand_in.serves, stand_in.error = SEVERAL, NotServed("0.9")
+    response = send(client, picture(), version="0.9", language="pt-BR")
+    assert response.status_code == 409
+    assert "Esta versão não responde mais" in response.text
+    assert "a versão recomendada responde" in response.text
+    assert not any("*" in name for _, name in options(response.text))
+
+
+def test_a_person_is_always_the_same_client(app: Flask, stand_in: StandIn) -> None:
+    for person in (app.test_client(), app.test_client()):
+        send(person, picture())
+        person.get("/language/pt_BR")
+        send(person, picture(), version="1.0")
+    first, again, other, other_again = stand_in.clients
+    assert first
+    assert first == again
+    assert other == other_again
+    assert first != other
+
+
+@pytest.mark.parametrize(
+    ("version", "header"), [("2.0", "2.0"), ("2.0\r\nSet-Cookie: a=b", None), ("", None)]
+)
+def test_the_answer_names_its_version_in_a_header(
+    client: FlaskClient, stand_in: StandIn, version: str, header: str | None
+) -> None:
+    stand_in.answer["version"] = version
+    response = send(client, picture())
+    assert response.status_code == 200
+    assert response.headers.get("X-Model-Version") == header
 
 
 @pytest.mark.parametrize(("kind", "status", "english", "portuguese"), PROBLEMS)

@@ -471,10 +471,13 @@ def test_the_probabilities_stand_in_the_order_of_the_classes(worker: Worker) -> 
     assert tuple(worker.ask_one(body(GOOD)).json["probabilities"]) == CLASSES
 
 
-def test_an_image_is_answered_200_in_json(worker: Worker) -> None:
+def test_an_image_is_answered_200_in_json(worker: Worker, card: Any) -> None:
     response = worker.ask_one(body(GOOD))
     assert (response.status, response.content_type) == (200, "application/json")
-    assert response.headers == {"content-type": "application/json"}
+    assert response.headers == {
+        "content-type": "application/json",
+        "X-Model-Version": card["version"],
+    }
 
 
 @pytest.mark.parametrize("index", range(BATCH_SIZE))
@@ -720,6 +723,27 @@ def test_the_reason_phrase_is_the_statuss_own(worker: Worker, request_: Any) -> 
     assert response.phrase == HTTPStatus(response.status).phrase
     assert response.phrase.isascii()
     assert response.phrase.isprintable()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        body(GOOD),
+        body(GOOD, explain="True"),
+        form(GOOD, CUT),
+        Request(headers={"describe": "True"}),
+        *(pytest.param(bad.values[0]) for bad in BAD),
+    ],
+)
+def test_each_answer_names_its_version_in_a_header(
+    worker: Worker, card: Any, request_: Request
+) -> None:
+    assert worker.ask_one(request_).headers["X-Model-Version"] == card["version"]
+
+
+def test_each_answer_of_a_batch_names_its_version(worker: Worker, card: Any) -> None:
+    responses = worker.ask(body(GOOD), body(CUT), form(GOOD, GIF))
+    assert [each.headers["X-Model-Version"] for each in responses] == [card["version"]] * 3
 
 
 def test_only_who_asks_gets_an_explanation(worker: Worker, expected: list[Answer]) -> None:

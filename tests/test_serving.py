@@ -8,91 +8,43 @@ import socket
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from conftest import DEPLOYMENT, free_settings
 from PIL import Image
+from stand_in import ROUTING, StandIn, write_keys
 
 from frontend import create_app
 from handler.preprocessing import MAX_BYTES
 from scripts.draw_cells import draw_cell
-from serving import golden, readiness, tokens, torchserve
+from serving import archives, golden, tokens, torchserve
 from serving.client import InferenceClient, ServiceError
+from serving.deployment import Deployment, Version
+from serving.readiness import WorkerLog
+from serving.routing import RoutingFile
 from serving.settings import ROOT, Settings, SettingsError
 from serving.tokens import Tokens
 from serving.torchserve import StartError
 
-EXPIRY = "2030-01-02T03:04:05.123456789Z"
-
-
-def write_keys(run_dir: Path, inference: str = "first") -> None:
-    keys = {
-        "management": {"key": "manager", "expiration time": EXPIRY},
-        "inference": {"key": inference, "expiration time": EXPIRY},
-        "API": {"key": "api"},
-    }
-    (run_dir / tokens.KEY_FILE).write_text(json.dumps(keys))
-
-
-Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[int, bytes]]
-
-
-class StandIn:
-    """A TorchServe that answers as a test asks it to."""
-
-    def __init__(self, run_dir: Path) -> None:
-        self.answer: Answer = lambda request, body: (200, b"{}")
-        self.requests: list[tuple[str, str]] = []
-        stand_in = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                stand_in.requests.append((self.path, self.headers["Authorization"]))
-                status, content = stand_in.answer(self, body)
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
-        self.settings = Settings(inference_port=self.server.server_port, run_dir=run_dir)
-
-    def refuse(self, status: int, kind: str, message: str = "why") -> None:
-        document = json.dumps({"code": status, "type": kind, "message": message}).encode()
-        self.answer = lambda request, body: (status, document)
-
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Iterator[StandIn]:
-    write_keys(tmp_path)
-    running = StandIn(tmp_path)
-    yield running
-    running.server.shutdown()
-    running.server.server_close()
+    with StandIn(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture
 def client(stand_in: StandIn) -> Iterator[InferenceClient]:
     made = InferenceClient(stand_in.settings, timeout=(0.5, 0.5))
     yield made
-    made._session.close()
+    made.close()
 
 
 class TestClient:
@@ -103,7 +55,7 @@ class TestClient:
         assert client.predict(b"image") == {"got": "image"}
         assert client.predict(b"image", version="2.0")
         assert stand_in.requests == [
-            ("/predictions/bloodcells", "Bearer first"),
+            ("/predictions/bloodcells/1.0", "Bearer first"),
             ("/predictions/bloodcells/2.0", "Bearer first"),
         ]
 
@@ -115,8 +67,9 @@ class TestClient:
             (413, "ImageTooLarge", (413, "ImageTooLarge")),
             (413, "Whatever", (413, "ImageTooLarge")),
             (503, "ServiceUnavailableException", (503, "ServiceBusy")),
-            (500, "InternalServerException", (502, "ServiceError")),
-            (404, "ModelNotFoundException", (502, "ServiceError")),
+            (500, "InternalServerException", (503, "ServiceUnavailable")),
+            (500, "OutOfMemoryError", (502, "ServiceError")),
+            (404, "ModelVersionNotFoundException", (404, "NotServed")),
         ],
     )
     def test_tells_errors_apart(
@@ -161,16 +114,18 @@ class TestClient:
 
     def test_nothing_listening_is_unavailable(self, tmp_path: Path) -> None:
         write_keys(tmp_path)
+        RoutingFile(tmp_path).publish(ROUTING)
         with socket.socket() as held:
             held.bind(("127.0.0.1", 0))
             settings = Settings(inference_port=held.getsockname()[1], run_dir=tmp_path)
             with pytest.raises(ServiceError) as caught:
-                InferenceClient(settings).predict(b"image")
+                InferenceClient(settings, patience=0.1).predict(b"image")
         assert (caught.value.status, caught.value.type) == (503, "ServiceUnavailable")
 
     def test_no_token_is_unavailable(self, tmp_path: Path) -> None:
+        RoutingFile(tmp_path).publish(ROUTING)
         with pytest.raises(ServiceError) as caught:
-            InferenceClient(Settings(run_dir=tmp_path)).predict(b"image")
+            InferenceClient(Settings(run_dir=tmp_path), patience=0.1).predict(b"image")
         assert caught.value.type == "ServiceUnavailable"
 
     def test_a_token_renewed_meanwhile_costs_no_request(
@@ -223,36 +178,46 @@ class TestClient:
         stand_in.answer = break_once
         assert client.predict(b"image") == {}
 
-    def test_readiness_compares_the_answer(self, stand_in: StandIn, tmp_path: Path) -> None:
+    def test_readiness_compares_the_answer(
+        self, stand_in: StandIn, client: InferenceClient
+    ) -> None:
         known = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
-        with zipfile.ZipFile(tmp_path / "bloodcells-1.0.mar", "w") as archive:
+        served = archives.deployed(stand_in.settings, "1.0")
+        served.parent.mkdir()
+        with zipfile.ZipFile(served, "w") as archive:
             archive.writestr("golden.json", json.dumps({"neutrophil.png": known}))
-        settings = Settings(
-            inference_port=stand_in.settings.inference_port, run_dir=tmp_path, model_store=tmp_path
-        )
-        client = InferenceClient(settings)
 
         def answer(shift: float) -> None:
             shifted = {name: value + shift for name, value in known.items()}
             document = json.dumps({"version": "1.0", "probabilities": shifted}).encode()
             stand_in.answer = lambda request, body: (200, document)
 
-        answer(shift=1e-4)
+        answer(shift=5e-5)
         client.check_ready()
-        answer(shift=1e-2)
+        answer(shift=5e-4)
         with pytest.raises(ServiceError, match="wrongly"):
             client.check_ready()
+        assert {path for path, _ in stand_in.requests} == {"/predictions/bloodcells/1.0"}
 
     @pytest.mark.parametrize("content", [None, b"no archive"])
     def test_readiness_without_known_answers(
-        self, stand_in: StandIn, client: InferenceClient, tmp_path: Path, content: bytes | None
+        self, stand_in: StandIn, client: InferenceClient, content: bytes | None
     ) -> None:
-        client.settings = replace(client.settings, model_store=tmp_path)
+        served = archives.deployed(stand_in.settings, "1.0")
+        served.parent.mkdir()
         if content:
-            (tmp_path / "bloodcells-1.0.mar").write_bytes(content)
+            served.write_bytes(content)
         stand_in.answer = lambda request, body: (200, b'{"version": "1.0"}')
-        with pytest.raises(ServiceError, match="holds no known answers"):
+        with pytest.raises(ServiceError, match=r"holds no golden\.json"):
             client.check_ready()
+
+    def test_without_a_routing_it_is_not_ready(
+        self, stand_in: StandIn, client: InferenceClient, tmp_path: Path
+    ) -> None:
+        RoutingFile(tmp_path).withdraw()
+        with pytest.raises(ServiceError, match="not ready"):
+            client.check_ready()
+        assert stand_in.requests == []
 
     def test_no_proxy_and_no_password_file_come_between(
         self,
@@ -265,9 +230,8 @@ class TestClient:
         monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
         (tmp_path / "netrc").write_text("default login a password b\n")
         client.predict(b"image")
-        assert stand_in.requests == [("/predictions/bloodcells", "Bearer first")]
-        settings = replace(stand_in.settings, management_port=stand_in.server.server_port)
-        tokens.renew(settings, Tokens(tmp_path), "inference")
+        assert stand_in.requests == [("/predictions/bloodcells/1.0", "Bearer first")]
+        tokens.renew(stand_in.settings, Tokens(tmp_path), "inference")
         assert stand_in.requests[-1] == ("/token?type=inference", "Bearer api")
 
 
@@ -320,16 +284,42 @@ class TestConfig:
     def test_is_safe(self) -> None:
         config = torchserve.read_properties(ROOT / "config.properties")
         assert config["disable_token_authorization"] == "false"
-        assert config["enable_model_api"] == "false"
+        # By intention: its reason stands beside it.
+        assert config["enable_model_api"] == "true"
         assert config["allowed_urls"] == "^$"
         assert config["enable_envvars_config"] == "false"
         assert config["install_py_dep_per_model"] == "false"
         assert all("127.0.0.1" in value for key, value in config.items() if "_address" in key)
 
     def test_takes_the_ports_of_the_settings(self, tmp_path: Path) -> None:
-        config = torchserve.effective_config(Settings(metrics_port=9, run_dir=tmp_path))
+        settings = Settings(metrics_port=9, run_dir=tmp_path)
+        config = torchserve.effective_config(settings, DEPLOYMENT)
         assert config["metrics_address"] == "http://127.0.0.1:9"
         assert config["workflow_store"].startswith(str(tmp_path))
+
+    def test_loads_the_versions_of_the_deployment_and_the_default_first(self) -> None:
+        wanted = Deployment("2.0", {"1.0": Version(3), "2.0": Version(1)})
+        config = torchserve.effective_config(Settings(), wanted)
+        # TorchServe lets the first one answer by default.
+        assert config["load_models"] == "bloodcells-2.0.mar,bloodcells-1.0.mar"
+        workers = {
+            version: (each["marName"], each["minWorkers"], each["maxWorkers"])
+            for version, each in json.loads(config["models"])["bloodcells"].items()
+        }
+        assert workers == {
+            "1.0": ("bloodcells-1.0.mar", 3, 3),
+            "2.0": ("bloodcells-2.0.mar", 1, 1),
+        }
+
+    def test_no_archive_overrides_the_number_of_workers(self) -> None:
+        """What stands in its model-config.yaml prevails in TorchServe."""
+        for path in (ROOT / "models").glob("*/model-config.yaml"):
+            assert not {"minWorkers", "maxWorkers"} & yaml.safe_load(path.read_text()).keys()
+
+    def test_settings_that_are_not_there_are_said_clearly(self, tmp_path: Path) -> None:
+        settings = Settings(config=tmp_path / "config.properties")
+        with pytest.raises(StartError, match=r"config\.properties can't be read: No such file"):
+            torchserve.effective_config(settings, DEPLOYMENT)
 
     def test_a_request_may_hold_the_largest_image_in_base64(self) -> None:
         config = torchserve.read_properties(ROOT / "config.properties")
@@ -337,22 +327,14 @@ class TestConfig:
 
 
 class TestBeforeTheStart:
-    @pytest.mark.parametrize("damaged", [False, True])
-    def test_an_archive_that_is_not_there(self, tmp_path: Path, damaged: bool) -> None:
-        if damaged:
-            (tmp_path / "bloodcells-2.0.mar").write_bytes(b"PK half of it")
-        problem = "damaged" if damaged else "missing"
-        said = rf"bloodcells-2\.0\.mar is {problem} in .*: run `make mar`"
-        with pytest.raises(StartError, match=said):
-            torchserve.TorchServe(Settings(run_dir=tmp_path, model_store=tmp_path))
-
-    def test_a_port_that_is_taken(self) -> None:
+    def test_a_port_that_is_taken(self, tmp_path: Path) -> None:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))
             taken.listen()
             port = taken.getsockname()[1]
+            settings = replace(free_settings(tmp_path / "run"), metrics_port=port)
             with pytest.raises(StartError, match=f"{port} can't be used.*METRICS_PORT"):
-                torchserve.check_ports(Settings(metrics_port=port))
+                torchserve.check_ports(settings)
 
     def test_a_port_that_is_named_twice(self) -> None:
         with pytest.raises(StartError, match="INFERENCE_PORT and FRONTEND_PORT are both 8080"):
@@ -363,6 +345,7 @@ class TestBeforeTheStart:
         scratch.mkdir()
         (tmp_path / torchserve.SCRATCH_NOTE).write_text(str(scratch))
         write_keys(tmp_path)
+        RoutingFile(tmp_path).publish(ROUTING)
         torchserve.remove_leftovers(tmp_path)
         assert list(tmp_path.iterdir()) == []
 
@@ -382,7 +365,7 @@ class TestJava:
         monkeypatch.setattr(shutil, "which", lambda name: None)
         found = torchserve.find_java()
         assert found != own
-        assert torchserve._java_version(found) in torchserve.JAVA_VERSIONS
+        assert torchserve.java_version(found) in torchserve.JAVA_VERSIONS
 
     def test_none_at_all_is_said_clearly(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torchserve, "_installed_javas", lambda: iter([]))
@@ -410,39 +393,73 @@ class TestGolden:
         assert difference.mean() < 0.1
 
     def test_the_archive_knows_an_answer_for_each_sample(self) -> None:
-        answers = golden.answers(golden.archive_of(Settings(), "1.0"))
+        answers = golden.answers(archives.built(Settings(), "1.0"))
         assert set(answers) == {path.name for path in golden.SAMPLES.glob("*.png")}
 
     @pytest.mark.parametrize(
         ("answer", "agrees"),
-        [({"A": 0.5005, "B": 0.4995}, True), ({"A": 0.6, "B": 0.4}, False), ({"A": 0.5}, False)],
+        [
+            ({"A": 0.50005, "B": 0.49995}, True),
+            ({"A": 0.5005, "B": 0.4995}, False),
+            ({"A": 0.5}, False),
+        ],
     )
     def test_agreement(self, answer: dict[str, float], agrees: bool) -> None:
         assert golden.agree(answer, {"A": 0.5, "B": 0.5}) is agrees
 
 
-class TestWorkerFailure:
-    def test_one_death_may_pass(self, tmp_path: Path) -> None:
-        log = tmp_path / "torchserve.log"
-        log.write_text("INFO MODEL_LOG - Backend worker process died.\n")
-        assert readiness._worker_failure(log) is None
+class TestWorkerLog:
+    """Why workers die, as TorchServe's log tells it."""
 
-    def test_two_deaths_tell_the_reason(self, tmp_path: Path) -> None:
-        log = tmp_path / "torchserve.log"
-        death = (
-            "INFO MODEL_LOG - Backend worker process died.\n"
-            "INFO MODEL_LOG - ModuleNotFoundError: No module named 'x'\n"
-        )
-        log.write_text(death * 2)
-        assert readiness._worker_failure(log) == "ModuleNotFoundError: No module named 'x'"
+    DIED = "Backend worker process died."
+    LOST = "ModuleNotFoundError: No module named 'x'"
 
-    def test_the_reason_that_torchserve_gives_comes_first(self, tmp_path: Path) -> None:
-        log = tmp_path / "torchserve.log"
-        death = (
-            "INFO MODEL_LOG - Failed to load model bloodcells, exception no - weights.\n"
-            "INFO MODEL_LOG - Backend worker process died.\n"
-            "INFO MODEL_LOG - RuntimeError: 500 - Unknown exception\n"
-        )
-        log.write_text(death * 2)
-        reason = readiness._worker_failure(log)
-        assert reason == "Failed to load model bloodcells, exception no - weights"
+    def log(
+        self, folder: Path, *messages: str, thread: str = "W-9000-bloodcells_2.0-stdout"
+    ) -> None:
+        path = folder / "logs" / "torchserve.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as file:
+            for message in messages:
+                file.write(f"2026-11-24T00:00:00,000 INFO  [{thread}] MODEL_LOG - {message}\n")
+
+    @pytest.fixture
+    def read(self, tmp_path: Path) -> WorkerLog:
+        self.log(tmp_path, *[self.DIED, "ValueError: of an earlier start"] * 2)
+        return WorkerLog(Settings(run_dir=tmp_path))
+
+    def test_one_death_may_pass(self, tmp_path: Path, read: WorkerLog) -> None:
+        self.log(tmp_path, self.DIED, self.LOST)
+        assert read.failure("2.0") is None
+
+    def test_two_deaths_tell_the_reason(self, tmp_path: Path, read: WorkerLog) -> None:
+        self.log(tmp_path, *[self.DIED, self.LOST] * 2)
+        assert read.failure("2.0") == self.LOST
+
+    def test_the_reason_that_torchserve_gives_comes_first(
+        self, tmp_path: Path, read: WorkerLog
+    ) -> None:
+        given = "Failed to load model bloodcells, exception no - weights"
+        self.log(tmp_path, *[f"{given}.", self.DIED, "RuntimeError: 500 - Unknown exception"] * 2)
+        assert read.failure("2.0") == given
+
+    def test_a_worker_may_end_without_a_word(self, tmp_path: Path, read: WorkerLog) -> None:
+        self.log(tmp_path, self.DIED, self.DIED)
+        assert read.failure("2.0") == "it ends without a word"
+
+    @pytest.mark.parametrize("other", ["1.0", "12.0", "2.0.1", "2.0-rc", "2x0"])
+    def test_deaths_of_another_version_are_not_its_own(
+        self, tmp_path: Path, read: WorkerLog, other: str
+    ) -> None:
+        for thread in (f"W-9000-bloodcells_{other}-stdout", f"W-9000-bloodcells_{other}"):
+            self.log(tmp_path, *[self.DIED, self.LOST] * 2, thread=thread)
+        assert read.failure("2.0") is None
+        assert read.failure(other) == self.LOST
+
+    def test_a_log_that_was_begun_anew_is_read_from_its_start(
+        self, tmp_path: Path, read: WorkerLog
+    ) -> None:
+        (tmp_path / "logs" / "torchserve.log").unlink()
+        assert read.failure("2.0") is None
+        self.log(tmp_path, self.DIED, self.DIED)
+        assert read.failure("2.0") == "it ends without a word"

@@ -1,4 +1,4 @@
-"""The command line of the service, without TorchServe behind it."""
+"""The service's start and stop, without TorchServe behind it."""
 
 from __future__ import annotations
 
@@ -10,33 +10,46 @@ from pathlib import Path
 import pytest
 from conftest import environment_of, free_settings
 
-from serving import __main__ as supervisor
-from serving.settings import ROOT
+from serving import supervisor
+from serving.routing import FILE, Routing, RoutingFile
+from serving.settings import ROOT, Settings
 from serving.torchserve import StartError
 
 
 def test_only_one_holds_the_folder(tmp_path: Path) -> None:
     with supervisor._pid_file(tmp_path):
-        assert supervisor._running(tmp_path) == os.getpid()
+        assert supervisor.running(tmp_path) == os.getpid()
         with pytest.raises(StartError, match="already runs"), supervisor._pid_file(tmp_path):
             pass
         assert (tmp_path / "pid").exists()
-    assert supervisor._running(tmp_path) is None
+    assert supervisor.running(tmp_path) is None
 
 
 def test_a_pid_file_left_behind_means_nothing(tmp_path: Path) -> None:
     """Also when another process has that number by now: this one, here."""
     (tmp_path / "pid").write_text(str(os.getpid()))
-    assert supervisor._running(tmp_path) is None
+    assert supervisor.running(tmp_path) is None
     with supervisor._pid_file(tmp_path):
-        assert supervisor._running(tmp_path) == os.getpid()
+        assert supervisor.running(tmp_path) == os.getpid()
+
+
+def test_stop_takes_away_what_a_killed_service_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RoutingFile(tmp_path).publish(Routing("1.0", ("1.0",)))
+    supervisor.stop(Settings(run_dir=tmp_path))
+    assert capsys.readouterr().out == "nothing runs\n"
+    assert not (tmp_path / FILE).exists()
 
 
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
         ("INFERENCE_PORT", "many", "INFERENCE_PORT must be a port number"),
-        ("MODEL_STORE", "nowhere", "bloodcells-2.0.mar is missing in"),
+        ("MODEL_STORE", "nowhere", "bloodcells-1.0.mar is missing: run `make mar`"),
+        ("DEPLOYMENT", "nowhere.yaml", "nowhere.yaml can't be read: No such file"),
+        ("DEPLOYMENT", "README.md", "README.md is not YAML"),
+        ("CONFIG", "nowhere.properties", "nowhere.properties can't be read: No such file"),
     ],
 )
 def test_a_wrong_setting_is_one_clear_sentence(
@@ -54,4 +67,4 @@ def test_a_wrong_setting_is_one_clear_sentence(
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
     assert done.stderr.count("\n") == 1
-    assert supervisor._running(tmp_path / "run") is None
+    assert supervisor.running(tmp_path / "run") is None

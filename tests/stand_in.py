@@ -1,0 +1,222 @@
+"""What stands in for TorchServe in tests: over HTTP, or in place of the management client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+import zipfile
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving import archives, deployment, rollout, tokens
+from serving.client import NotServed, ServiceError
+from serving.deployment import Deployment, Version
+from serving.readiness import NeverReady
+from serving.routing import Routing, RoutingFile
+from serving.settings import MODEL, Settings
+
+ROUTING = Routing("1.0", ("1.0", "2.0"))
+EXPIRY = "2030-01-02T03:04:05.123456789Z"
+
+Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[int, bytes]]
+
+
+def write_keys(run_dir: Path, inference: str = "first") -> None:
+    keys = {
+        "management": {"key": "manager", "expiration time": EXPIRY},
+        "inference": {"key": inference, "expiration time": EXPIRY},
+        "API": {"key": "api"},
+    }
+    (run_dir / tokens.KEY_FILE).write_text(json.dumps(keys))
+
+
+def problem(status: int, kind: str, message: str = "why") -> tuple[int, bytes]:
+    """Return an error as TorchServe answers it."""
+    return status, json.dumps({"code": status, "type": kind, "message": message}).encode()
+
+
+class StandIn:
+    """A TorchServe that answers as a test asks it to, and is ready by its routing."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.answer: Answer = lambda request, body: (200, b"{}")
+        self.requests: list[tuple[str, str]] = []
+        self.routing = RoutingFile(run_dir)
+        self.routing.publish(ROUTING)
+        write_keys(run_dir)
+        stand_in = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                stand_in.requests.append((self.path, self.headers["Authorization"]))
+                status, content = stand_in.answer(self, body)
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+        port = self.server.server_port
+        self.settings = Settings(inference_port=port, management_port=port, run_dir=run_dir)
+
+    def __enter__(self) -> StandIn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+    @property
+    def asked(self) -> list[str]:
+        """Return the version that each request named, in their order."""
+        return [path.rpartition("/")[2] for path, _ in self.requests]
+
+    def refuse(self, status: int, kind: str, message: str = "why") -> None:
+        self.answer = lambda request, body: problem(status, kind, message)
+
+
+class Management:
+    """The management client of a TorchServe that is but a few dictionaries."""
+
+    def __init__(self, default: str, workers: dict[str, int]) -> None:
+        self.workers = dict(workers)
+        self._default = default
+        self.queued: dict[str, int] = {}
+        # What was changed, in order; and the names of changes that are to fail.
+        self.done: list[tuple[Any, ...]] = []
+        self.failing: set[str] = set()
+        # Called before each change, with what will stand in `done`.
+        self.look: Callable[[tuple[Any, ...]], None] = lambda change: None
+
+    def versions(self) -> dict[str, dict[str, Any]]:
+        return {version: self.describe(version) for version in self.workers}
+
+    def describe(self, version: str) -> dict[str, Any]:
+        if version not in self.workers:
+            raise NotServed(version)
+        return {
+            "minWorkers": self.workers[version],
+            # No process has this number, so none is seen to compute.
+            "workers": [{"status": "READY", "pid": -1}] * self.workers[version],
+            "jobQueueStatus": {"pendingRequests": self.queued.get(version, 0)},
+        }
+
+    def default(self) -> str | None:
+        return self._default
+
+    def register(self, version: str, workers: int) -> None:
+        self._change("register", version, workers)
+        self.workers[version] = workers
+
+    def scale(self, version: str, workers: int) -> None:
+        self._change("scale", version, workers)
+        self.workers[version] = workers
+
+    def set_default(self, version: str) -> None:
+        self._change("set_default", version)
+        if version not in self.workers:
+            raise NotServed(version)
+        self._default = version
+
+    def unregister(self, version: str) -> None:
+        self._change("unregister", version)
+        if version == self._default:
+            raise ServiceError(502, "ServiceError", "the default can't be removed")
+        if self.workers.pop(version, None) is None:
+            raise NotServed(version)
+
+    def close(self) -> None:
+        pass
+
+    def _change(self, *change: Any) -> None:
+        self.look(change)
+        if change[0] in self.failing:
+            raise ServiceError(502, "ServiceError", f"{change[0]} fails")
+        self.done.append(change)
+
+
+def write_archive(path: Path, version: str, name: str = MODEL, note: str = "") -> str:
+    """Write a small archive, and its SHA-256 beside it; return that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as file:
+        manifest = {"model": {"modelName": name, "modelVersion": version}}
+        # Fixed times, so that equal contents are equal bytes.
+        for entry, content in (
+            ("MAR-INF/MANIFEST.json", manifest),
+            ("card.json", {"version": version, "note": note}),
+        ):
+            file.writestr(zipfile.ZipInfo(entry), json.dumps(content))
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name(f"{path.name}.sha256").write_text(f"{found}  {path.name}\n")
+    return found
+
+
+class World:
+    """A service of versions 1.0 and 2.0, with an archive of 3.0 to deploy; but no TorchServe."""
+
+    WANTED = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2)})
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.settings = Settings(
+            run_dir=folder / "run",
+            model_store=folder / "store",
+            deployment=folder / "deployment.yaml",
+        )
+        self.settings.run_dir.mkdir()
+        deployment.save(self.WANTED, self.settings.deployment)
+        for version in ("1.0", "2.0", "3.0"):
+            write_archive(archives.built(self.settings, version), version)
+        for version in self.WANTED.versions:
+            archives.provide(self.settings, version, None)
+        self.routing = RoutingFile(self.settings.run_dir)
+        self.routing.publish(Routing.of(self.WANTED))
+        self.management = Management("1.0", {"1.0": 1, "2.0": 2})
+        # What waiting for readiness ends in, where not in readiness.
+        self.never: BaseException | None = None
+        monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)
+        monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
+        monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0.3)
+        monkeypatch.setattr(rollout, "HELD_PATIENCE", 0.3)
+        monkeypatch.setattr(rollout, "REST", 0.02)
+
+    def _wait(self, settings: Settings, workers: dict[str, int], *_: Any, **__: Any) -> None:
+        for version, count in workers.items():
+            self.management.look(("ready", version, count))
+            if self.never:
+                raise self.never
+            # The real one would wait for more workers, and ask what lies there for its answers.
+            if self.management.workers.get(version) != count:
+                raise NeverReady(f"version {version} has not {count} workers")
+            archives.check(archives.deployed(settings, version), version)
+            self.management.done.append(("ready", version, count))
+
+    @property
+    def wanted(self) -> Deployment:
+        return deployment.load(self.settings.deployment)
+
+    @property
+    def state(self) -> tuple[Any, ...]:
+        """Return all that a change that fails must leave as it was."""
+        return (
+            self.wanted,
+            dict(self.management.workers),
+            self.management.default(),
+            self.routing.read(),
+            sorted((path.name, archives.digest(path)) for path in self.settings.archives.iterdir()),
+        )
