@@ -32,8 +32,9 @@ FAILED, NOT_RUNNING, BUSY = 1, 3, 4
 NOTHING_RUNS = "The service does not run: start it with `make run`."
 
 # What was asked for goes to standard output, what happens meanwhile to standard error.
-output = Console(highlight=False)
-progress = Console(stderr=True, highlight=False)
+# Nothing is markup: a path in brackets would look like it.
+output = Console(highlight=False, markup=False)
+progress = Console(stderr=True, highlight=False, markup=False)
 
 
 class Group(click.Group):
@@ -354,7 +355,7 @@ def _print_status(found: dict[str, Any]) -> None:
             f"{each['ready']} of {each['workers']}",
             str(each["queue"]),
             _accuracy(each["test_accuracy"]),
-            each["sha256"][:12] + notes,
+            (each["sha256"] or "lost")[:12] + notes,
         )
     output.print(table)
     if not found["ready"]:

@@ -92,6 +92,21 @@ def take(settings: Settings, archive: Path, version: str, sha256: str | None = N
     return found
 
 
+class Former:
+    """The archive of a version as it lies where it is served from, to be put back."""
+
+    def __init__(self, settings: Settings, version: str) -> None:
+        self._path = deployed(settings, version)
+        self._content = self._path.read_bytes() if self._path.exists() else None
+
+    def put_back(self) -> None:
+        """Let it lie there again, or nothing if nothing did."""
+        if self._content is None:
+            self._path.unlink(missing_ok=True)
+        else:
+            self._path.write_bytes(self._content)
+
+
 def provide(settings: Settings, version: str, sha256: str | None) -> str:
     """Have the archive of a version where it is served from; return its SHA-256.
 

@@ -56,7 +56,7 @@ class WorkerLog:
         # It is shorter than it was if a new one was begun.
         new = content[self._start if self._start <= len(content) else 0 :]
         # Each worker's lines come from threads that bear its name: W-9000-bloodcells_1.0-stdout.
-        own = re.compile(rf"\[W-[0-9]+-{MODEL}_{re.escape(version)}(-[a-z]+)?\]")
+        own = re.compile(rf"\[W-[0-9]+-{MODEL}_{re.escape(version)}(-stdout|-stderr)?\]")
         return [line for line in new.decode(errors="replace").splitlines() if own.search(line)]
 
 

@@ -70,13 +70,16 @@ class Rollout:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
             # Checked before anything is done.
             wanted.with_version(version, Version(workers))
+            # A rollback may want the one that lies there.
+            former = archives.Former(self.settings, version)
             entry["sha256"] = self._take(version, archive, sha256)
             try:
                 self._start(version, workers)
+                self._keep(wanted.with_version(version, Version(workers, entry["sha256"])))
             except BaseException:
-                archives.deployed(self.settings, version).unlink(missing_ok=True)
+                self._drop(version)
+                former.put_back()
                 raise
-            self._keep(wanted.with_version(version, Version(workers, entry["sha256"])))
 
     def promote(self, version: str) -> None:
         """Let a version answer by default; raise Refused."""
@@ -133,7 +136,8 @@ class Rollout:
         with self._change("scale", version) as (wanted, entry):
             self._require(version, wanted)
             entry["workers"] = workers
-            self._keep(self._scale(version, workers, wanted, force))
+            with self._scaled(version, workers, wanted, force) as after:
+                self._keep(after)
 
     def retire(self, version: str, force: bool = False) -> None:
         """Take a version out of service once it is at rest; raise Refused."""
@@ -151,6 +155,10 @@ class Rollout:
         with self._change("apply", agreed=False) as (wanted, _entry):
             done = []
             registered = self._registered()
+            for name in registered.keys() & wanted.versions.keys():
+                # Never exchanged under a version that serves.
+                if sha256 := wanted.versions[name].sha256:
+                    archives.check(archives.deployed(self.settings, name), name, sha256)
             for name, version in wanted.versions.items():
                 if name not in registered:
                     archives.provide(self.settings, name, version.sha256)
@@ -158,7 +166,8 @@ class Rollout:
                     done.append(f"deployed {name}")
                 elif registered[name] != version.workers:
                     now = wanted.with_version(name, Version(registered[name], version.sha256))
-                    self._scale(name, version.workers, now, force)
+                    with self._scaled(name, version.workers, now, force):
+                        pass
                     done.append(f"scaled {name} to {version.workers}")
                 else:
                     self._check_ready(name, wanted)
@@ -168,7 +177,7 @@ class Rollout:
             if self.routing.read() != Routing.of(wanted):
                 self._keep(wanted)
                 done.append("routed")
-            for name in registered.keys() - wanted.versions.keys():
+            for name in sorted(registered.keys() - wanted.versions.keys()):
                 self._retire(name, wanted, wanted, force)
                 done.append(f"retired {name}")
             return done
@@ -185,15 +194,19 @@ class Rollout:
         default = self.management.default()
         routed = self.routing.read()
         entries = History(self.settings.deployment).entries()
+        versions = [
+            self._describe(name, description, routed) for name, description in sorted(found.items())
+        ]
+        # It serves on, from memory; but a restart would not find it.
+        lost = [
+            f"the archive of {each['version']} is lost" for each in versions if not each["sha256"]
+        ]
         return {
             "ready": routed is not None,
             "default": default,
             "canary": deployment.to_document(wanted)["canary"],
-            "versions": [
-                self._describe(name, description, routed)
-                for name, description in sorted(found.items())
-            ],
-            "differences": self.differences(wanted),
+            "versions": versions,
+            "differences": self.differences(wanted) + lost,
             "last_change": entries[-1] if entries else None,
         }
 
@@ -201,6 +214,13 @@ class Rollout:
         self, version: str, description: dict[str, Any], routed: Routing | None
     ) -> dict[str, Any]:
         archive = archives.deployed(self.settings, version)
+        built = archives.noted_digest(archives.built(self.settings, version))
+        sha256: str | None
+        try:
+            sha256 = archives.digest(archive)
+            accuracy = archives.read_json(archive, "card.json").get("test_accuracy")
+        except (OSError, BadArchive):
+            sha256 = accuracy = None
         queue = description["jobQueueStatus"]
         return {
             "version": version,
@@ -208,10 +228,9 @@ class Rollout:
             "workers": description["minWorkers"],
             "ready": sum(worker["status"] == "READY" for worker in description["workers"]),
             "queue": queue["pendingRequests"],
-            "test_accuracy": archives.read_json(archive, "card.json").get("test_accuracy"),
-            "sha256": archives.digest(archive),
-            "other_build": archives.noted_digest(archives.built(self.settings, version))
-            not in (None, archives.digest(archive)),
+            "test_accuracy": accuracy,
+            "sha256": sha256,
+            "other_build": built not in (None, sha256),
         }
 
     # --- What they are made of
@@ -341,17 +360,22 @@ class Rollout:
             self._drop(version)
             raise
 
-    def _scale(self, version: str, workers: int, wanted: Deployment, force: bool) -> Deployment:
+    @contextlib.contextmanager
+    def _scaled(
+        self, version: str, workers: int, wanted: Deployment, force: bool
+    ) -> Iterator[Deployment]:
+        """Scale a version, and scale it back if the block fails."""
         have = wanted.versions[version].workers
         after = wanted.with_version(version, replace(wanted.versions[version], workers=workers))
         log = WorkerLog(self.settings)
         try:
             self._set_workers(version, workers, have, force)
             self._wait(version, workers, log)
-        except NeverReady:
-            self._set_workers(version, have, workers, force)
+            yield after
+        except BaseException:
+            if self._registered().get(version) == workers:
+                self._set_workers(version, have, workers, force=True)
             raise
-        return after
 
     def _set_workers(self, version: str, workers: int, have: int, force: bool) -> None:
         if workers >= have:
@@ -366,11 +390,12 @@ class Rollout:
         self.routing.publish(Routing.of(after))
         try:
             self._drain(version, DRAIN_PATIENCE, force)
+            self._keep(after)
+            # Last, as it alone can't be undone.
+            self.management.unregister(version)
         except BaseException:
-            self.routing.publish(Routing.of(before))
+            self._keep(before)
             raise
-        self.management.unregister(version)
-        self._keep(after)
 
     def _drain(self, version: str, patience: float, force: bool) -> None:
         """Wait until a version is at rest; raise Refused if others keep asking it."""
@@ -401,10 +426,15 @@ class Rollout:
 
     def _keep(self, wanted: Deployment) -> None:
         """Make a deployment the one that is wanted, and let all clients see it."""
+        before = deployment.load(self.settings.deployment)
         deployment.save(wanted, self.settings.deployment)
-        # Without a routing, the service is starting anew: it will publish this by itself.
-        if self.routing.read():
-            self.routing.publish(Routing.of(wanted))
+        try:
+            # Without a routing, the service is starting anew: it will publish this by itself.
+            if self.routing.read():
+                self.routing.publish(Routing.of(wanted))
+        except BaseException:
+            deployment.save(before, self.settings.deployment)
+            raise
 
 
 def _processor_seconds(pid: int) -> float:
