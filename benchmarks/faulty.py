@@ -16,7 +16,9 @@ def remade(source: Path, target: Path, version: str, *faults: Callable[[Contents
     """Write a copy of an archive under another version, with faults, and its SHA-256 beside it."""
     with zipfile.ZipFile(source) as old:
         contents = {name: old.read(name) for name in old.namelist()}
-    _edit_json(contents, "MAR-INF/MANIFEST.json", lambda it: it["model"].update(modelVersion=version))
+    _edit_json(
+        contents, "MAR-INF/MANIFEST.json", lambda it: it["model"].update(modelVersion=version)
+    )
     _edit_json(contents, "card.json", lambda card: card.update(version=version))
     for fault in faults:
         fault(contents)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -326,6 +327,8 @@ def renew_tokens(settings: Settings) -> None:
 @contextmanager
 def _rollout(settings: Settings) -> Iterator[Rollout]:
     """Yield the changes to the service, while a line on the terminal tells what is waited for."""
+    # As Ctrl-C does: a change that is broken off undoes what it did.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress.status("asking the service") as line:
         say: Say = line.update
         rollout = Rollout(settings, say)

@@ -150,9 +150,12 @@ class InferenceClient(_Client):
                     raise
             except ServiceError as error:
                 on_trial = version is None and chosen == routing.canary and error.status >= 500
+                # It may have been retired since the routing was read.
+                retired = version is None and isinstance(error, NotServed)
+                again = isinstance(error, Interrupted) or retired
                 # An image that kills its worker must not kill them all.
-                interruptions += isinstance(error, Interrupted)
-                if not (on_trial or isinstance(error, Interrupted)) or interruptions > 1:
+                interruptions += again
+                if not (on_trial or again) or interruptions > 1:
                     raise
                 who = None
             time.sleep(PAUSE)

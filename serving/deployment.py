@@ -24,6 +24,8 @@ from serving.locks import Held, hold
 from serving.settings import VERSION_NAME, Settings
 
 MAX_WORKERS = 64
+# In RUN_DIR: who changes what is served holds it.
+LOCK = "change.lock"
 HEADER = """\
 # What the service serves. At each start, and by `python -m serving apply`, it is brought to this;
 # the other commands (promote, canary, scale, ...) write here what they have done.
@@ -130,12 +132,12 @@ def from_document(document: Any) -> Deployment:
     try:
         if unknown := document.keys() - {"default", "versions", "canary"}:
             raise DeploymentError(f"It must not hold {', '.join(sorted(map(repr, unknown)))}.")
-        versions = {str(k): Version(**v) for k, v in document["versions"].items()}
+        versions = {_name(name): Version(**each) for name, each in document["versions"].items()}
         canary = document.get("canary")
         return Deployment(
-            default=str(document["default"]),
+            default=_name(document["default"]),
             versions=versions,
-            canary=Canary(**{**canary, "version": str(canary["version"])}) if canary else None,
+            canary=Canary(**{**canary, "version": _name(canary["version"])}) if canary else None,
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise DeploymentError(
@@ -154,6 +156,16 @@ def to_document(deployment: Deployment) -> dict[str, Any]:
         },
         "canary": asdict(deployment.canary) if deployment.canary else None,
     }
+
+
+def _name(version: object) -> str:
+    """Return the name of a version; raise DeploymentError if YAML took it for a number."""
+    if version is None:
+        raise TypeError("a version has no name")
+    if not isinstance(version, str):
+        # 1.10 would have become 1.1.
+        raise DeploymentError(f"A version is named in quotes: '{version}'.")
+    return version
 
 
 def _is_digest(sha256: object) -> bool:
@@ -188,15 +200,35 @@ class History:
                 entries.append(json.loads(line))
         return entries
 
-    def promotions(self) -> list[dict[str, Any]]:
-        """Return the promotions that still stand, oldest first: a rollback undoes the last."""
-        standing: list[dict[str, Any]] = []
+    def defaults(self, now: str) -> list[str]:
+        """Return who answered by default, the present one last; what was undone is left out.
+
+        It is seen from how things stood before and after each change, as the file may also have
+        been edited.
+        """
+        standing: list[str] = []
         for entry in self.entries():
-            if entry["outcome"] == "done" and entry["action"] == "promote":
-                standing.append(entry)
-            elif entry["outcome"] == "done" and entry["action"] == "rollback" and standing:
+            if entry["outcome"] != "done":
+                continue
+            _append_new(standing, entry["before"]["default"])
+            if entry["action"] == "rollback" and standing[-2:-1] == [entry["after"]["default"]]:
                 standing.pop()
+            _append_new(standing, entry["after"]["default"])
+        _append_new(standing, now)
         return standing
+
+    def last_seen(self, version: str) -> Version | None:
+        """Return a version as it was wanted last, or None if it never was."""
+        for entry in reversed(self.entries()):
+            for moment in ("after", "before"):
+                if version in entry[moment]["versions"]:
+                    return from_document(entry[moment]).versions[version]
+        return None
+
+
+def _append_new(names: list[str], name: str) -> None:
+    if names[-1:] != [name]:
+        names.append(name)
 
 
 @contextlib.contextmanager
@@ -214,7 +246,7 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
     started = time.monotonic()
     note = f"`{action}{f' {version}' if version else ''}` by process {os.getpid()}"
     try:
-        with hold(settings.run_dir / "change.lock", note):
+        with hold(settings.run_dir / LOCK, note):
             before = load(settings.deployment)
             try:
                 yield entry

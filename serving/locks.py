@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -14,11 +15,17 @@ class Held(Exception):
 
 
 @contextlib.contextmanager
-def hold(path: Path, note: str) -> Iterator[None]:
-    """Hold a file, with a note in it for whom that turns away; raise Held."""
+def hold(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
+    """Hold a file, with a note in it for whom that turns away; raise Held.
+
+    The patience, in seconds, is never 0: to look who holds a file is to hold it for a moment.
+    """
+    deadline = time.monotonic() + patience
     with path.open("a+") as file:
-        if not _lock(file):
-            raise Held(_note(file))
+        while not _lock(file):
+            if time.monotonic() > deadline:
+                raise Held(_note(file))
+            time.sleep(0.01)
         file.truncate(0)
         file.write(note)
         file.flush()

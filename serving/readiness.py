@@ -35,18 +35,18 @@ class WorkerLog:
         self._start = self._path.stat().st_size if self._path.exists() else 0
 
     def failure(self, version: str) -> str | None:
-        """Return why workers of a version die, once they did so twice, or None.
+        """Return why a worker of a version dies, once it did so twice in a row, or None.
 
-        TorchServe itself would start them again for minutes.
+        TorchServe itself would start it again for minutes.
         """
         lines = self._lines(version)
-        if sum("Backend worker process died" in line for line in lines) < 2:
+        if not any("Auto recovery failed again" in line for line in lines):
             return None
         for mark in ("Failed to load model", "Error: "):
             for line in reversed(lines):
                 if mark in line:
                     return line.partition(" - ")[2].strip().rstrip(".")
-        return "it ends without a word"
+        return f"it ends without a word (see {self._path})"
 
     def _lines(self, version: str) -> list[str]:
         try:

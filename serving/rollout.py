@@ -92,6 +92,7 @@ class Rollout:
         """Let a version answer a share of the clients, on trial; raise Refused."""
         with self._change("canary", canary.version) as (wanted, entry):
             self._require(canary.version, wanted)
+            self._refuse_other_canary(canary.version, wanted)
             entry["sha256"] = self._digest(canary.version)
             entry["percent"] = canary.percent
             self._check_ready(canary.version, wanted)
@@ -116,15 +117,15 @@ class Rollout:
                 entry["action"], entry["version"] = "end canary", wanted.canary.version
                 self._keep(replace(wanted, canary=None))
                 return wanted.default
-            standing = History(self.settings.deployment).promotions()
-            if not standing:
+            history = History(self.settings.deployment)
+            defaults = history.defaults(wanted.default)
+            if len(defaults) < 2:
                 raise Refused("There is no promotion to undo: see `history`.")
-            before = deployment.from_document(standing[-1]["before"])
-            version = entry["version"] = before.default
+            version = entry["version"] = defaults[-2]
             if version in wanted.versions:
                 self._promote(version, wanted)
             else:
-                self._bring_back(version, before, wanted)
+                self._bring_back(version, history.last_seen(version) or Version(1), wanted)
             entry["sha256"] = self._digest(version)
             return version
 
@@ -282,6 +283,13 @@ class Rollout:
         if version not in wanted.versions:
             raise Refused(f"Version {version} does not serve: `deploy {version}` first.")
 
+    def _refuse_other_canary(self, version: str, wanted: Deployment) -> None:
+        if wanted.canary and wanted.canary.version != version:
+            raise Refused(
+                f"Version {wanted.canary.version} is the canary: promote it, or end that by "
+                "`rollback`."
+            )
+
     def _digest(self, version: str) -> str:
         return archives.digest(archives.deployed(self.settings, version))
 
@@ -310,6 +318,8 @@ class Rollout:
 
     def _wait(self, version: str, workers: int, log: WorkerLog) -> None:
         def hopeless(version: str, error: Exception) -> str | None:
+            if self.routing.read() is None:
+                return "The service went down meanwhile."
             if isinstance(error, NotServed):
                 return f"TorchServe has lost version {version}."
             if reason := log.failure(version):
@@ -329,16 +339,15 @@ class Rollout:
                 if version not in self.management.versions():
                     return
                 self.management.unregister(version)
+            # A service that starts anew knows nothing of it.
+            if self.routing.read() is None:
+                return
             time.sleep(0.1)
 
     def _promote(self, version: str, wanted: Deployment) -> None:
         if version == wanted.default:
             raise Refused(f"Version {version} answers by default already.")
-        if wanted.canary and wanted.canary.version != version:
-            raise Refused(
-                f"Version {wanted.canary.version} is a canary: promote it, or end that by "
-                "`rollback`."
-            )
+        self._refuse_other_canary(version, wanted)
         self._check_ready(version, wanted)
         self.management.set_default(version)
         try:
@@ -347,9 +356,8 @@ class Rollout:
             self.management.set_default(wanted.default)
             raise
 
-    def _bring_back(self, version: str, before: Deployment, wanted: Deployment) -> None:
+    def _bring_back(self, version: str, was: Version, wanted: Deployment) -> None:
         """Deploy a version again as it was, and promote it."""
-        was = before.versions[version]
         present = archives.deployed(self.settings, version)
         sha256 = was.sha256 or (archives.digest(present) if present.is_file() else None)
         found = archives.provide(self.settings, version, sha256)

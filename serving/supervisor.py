@@ -21,7 +21,7 @@ import requests
 from serving import archives, deployment
 from serving.archives import BadArchive
 from serving.canary import Watch
-from serving.deployment import Busy, Deployment, DeploymentError
+from serving.deployment import LOCK, Busy, Deployment, DeploymentError
 from serving.local import local_session
 from serving.locks import Held, hold, holder
 from serving.readiness import NeverReady, WorkerLog, wait_until_ready
@@ -96,6 +96,8 @@ class Service:
         self.settings = settings
         self.routing = RoutingFile(settings.run_dir)
         self.tokens = Tokens(settings.run_dir)
+        # What it was started with last.
+        self._deployment: Deployment | None = None
         self._server: TorchServe | None = None
         self._page: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
@@ -108,27 +110,53 @@ class Service:
         """Serve until told to stop; raise StartError."""
         started = time.monotonic()
         try:
-            wanted = self._wanted()
-            for version, each in wanted.versions.items():
-                archives.provide(self.settings, version, each.sha256)
             print("starting TorchServe ...", flush=True)
-            self._start_torchserve(wanted)
+            wanted = self._start_torchserve()
             self._start_page()
             for thread in self._threads:
                 thread.daemon = True
                 thread.start()
             _greet(self.settings, wanted, time.monotonic() - started)
             self._watch()
-        except (BadArchive, DeploymentError, Ended) as error:
+        except (BadArchive, DeploymentError, Ended, OSError) as error:
             raise StartError(str(error)) from error
         finally:
             self._stop()
 
-    def _wanted(self) -> Deployment:
-        return deployment.load(self.settings.deployment)
+    def _start_torchserve(self) -> Deployment:
+        """Start TorchServe, and let clients in once it is ready; return what it serves.
 
-    def _start_torchserve(self, wanted: Deployment) -> None:
-        """Start TorchServe, and let clients in once it is ready; raise StartError or Ended."""
+        Raises StartError, Ended, BadArchive or DeploymentError.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                # A change that was at work when TorchServe ended must have written its end.
+                lock = hold(self.settings.run_dir / LOCK, "the service starts", PATIENCE)
+                stack.enter_context(lock)
+            except Held as change:
+                print(f"{change} does not end: starting all the same", flush=True)
+            wanted = self._wanted()
+            self._serve(wanted)
+        return wanted
+
+    def _wanted(self) -> Deployment:
+        """Return what is to be served, its archives at hand; raise DeploymentError, BadArchive."""
+        before = self._deployment
+        try:
+            wanted = deployment.load(self.settings.deployment)
+        except DeploymentError as error:
+            if before is None:
+                raise
+            print(f"{error} It starts as it was.", flush=True)
+            wanted = before
+        for version, each in wanted.versions.items():
+            # What served until just now is not exchanged for a newer build.
+            if before is None or not archives.deployed(self.settings, version).is_file():
+                archives.provide(self.settings, version, each.sha256)
+        self._deployment = wanted
+        return wanted
+
+    def _serve(self, wanted: Deployment) -> None:
         server = self._server = TorchServe(self.settings, wanted)
         log = WorkerLog(self.settings)
         server.start()
@@ -205,7 +233,7 @@ class Service:
         if self._server.exit_code() is not None:
             self.routing.withdraw()
             self._server.stop()
-            self._start_torchserve(self._wanted())
+            self._start_torchserve()
         if self._page.poll() is not None:
             self._start_page()
 

@@ -28,6 +28,7 @@ from serving.deployment import (
     History,
     Version,
     change,
+    to_document,
 )
 from serving.locks import Held, hold, holder
 from serving.settings import Settings
@@ -111,7 +112,11 @@ class TestFile:
             ("default: '1.0'\nversions: {'1.0': {worker: 1}}", "It must hold `default`"),
             ("default: '1.0'\nversions: {}", "The default, 1.0, is none of the versions"),
             (VALID.replace("default: '1.0'", "default: '3.0'"), "The default, 3.0, is none"),
-            (VALID.replace("default: '1.0'", "default:"), "The default, None, is none"),
+            # YAML reads a number: 1.10 would be 1.1.
+            (VALID.replace("default: '1.0'", "default: 1.0"), "named in quotes: '1.0'"),
+            (VALID.replace("  '2.0':", "  2.0:"), "named in quotes: '2.0'"),
+            (f"{VALID}canary: {{version: 2.0, percent: 5}}", "named in quotes: '2.0'"),
+            (VALID.replace("default: '1.0'", "default:"), "It must hold `default`"),
             (VALID + "canaries: {version: '2.0'}", "It must not hold 'canaries'"),
             (VALID + "canary: '2.0'", "It must hold `default`"),
             (VALID + "canary: {version: '2.0'}", "It must hold `default`"),
@@ -212,7 +217,8 @@ class TestHistory:
 
     def test_begins_empty(self, history: History) -> None:
         assert history.entries() == []
-        assert history.promotions() == []
+        assert history.defaults("1.0") == ["1.0"]
+        assert history.last_seen("1.0") is None
 
     def test_a_line_that_was_cut_off_is_passed_over(self, history: History) -> None:
         first, second, third = ({"action": str(i), "outcome": "done"} for i in range(3))
@@ -230,24 +236,58 @@ class TestHistory:
     @pytest.mark.parametrize(
         ("actions", "standing"),
         [
-            ("promote:a", "a"),
-            ("promote:a promote:b", "a b"),
-            ("promote:a promote:b rollback", "a"),
-            ("promote:a promote:b rollback rollback", ""),
-            ("promote:a rollback promote:b", "b"),
-            ("promote:a rollback rollback promote:b", "b"),
-            ("promote:a promote:b:failed", "a"),
-            ("promote:a rollback:x:failed", "a"),
-            ("promote:a canary:b end-canary:b scale:a retire:b deploy:b apply", "a"),
+            ("", "a"),
+            ("promote:ab", "a b"),
+            ("promote:ab promote:bc", "a b c"),
+            ("promote:ab promote:bc rollback:cb", "a b"),
+            ("promote:ab promote:bc rollback:cb rollback:ba", "a"),
+            ("promote:ab rollback:ba promote:ac", "a c"),
+            # Forth and back again is no rollback.
+            ("promote:ab promote:ba", "a b a"),
+            ("promote:ab promote:bb:failed", "a b"),
+            ("promote:ab rollback:ba:failed", "a b"),
+            ("promote:ab canary:bb scale:bb retire:bb deploy:bb apply:bb", "a b"),
+            # The file was edited: `apply` found it so, or a start did.
+            ("promote:ab apply:aa", "a b a"),
+            ("promote:ab scale:cc", "a b c"),
         ],
     )
-    def test_a_rollback_undoes_the_last_promotion_that_stands(
+    def test_knows_who_answered_by_default(
         self, history: History, actions: str, standing: str
     ) -> None:
+        now = "a"
         for each in actions.split():
-            action, version, outcome, *_ = [*each.split(":"), "", ""]
-            history.add({"action": action, "version": version, "outcome": outcome or "done"})
-        assert [each["version"] for each in history.promotions()] == standing.split()
+            action, (before, after), outcome = [*each.split(":"), "done"][:3]
+            history.add(
+                {
+                    "action": action,
+                    "outcome": outcome,
+                    "before": {"default": before},
+                    "after": {"default": after},
+                }
+            )
+            now = after if outcome == "done" else now
+        found = history.defaults(now if "failed" not in actions else "b")
+        assert found == standing.split()
+
+    def test_an_edit_since_the_last_change_counts(self, history: History) -> None:
+        history.add(
+            {
+                "action": "promote",
+                "outcome": "done",
+                "before": {"default": "a"},
+                "after": {"default": "b"},
+            }
+        )
+        assert history.defaults("c") == ["a", "b", "c"]
+
+    def test_remembers_a_version_as_it_was_wanted_last(self, history: History) -> None:
+        for workers in (1, 3):
+            wanted = TWO.with_version("3.0", Version(workers, "0" * 64))
+            history.add({"before": to_document(TWO), "after": to_document(wanted)})
+        history.add({"before": to_document(wanted), "after": to_document(TWO)})
+        assert history.last_seen("3.0") == Version(3, "0" * 64)
+        assert history.last_seen("4.0") is None
 
 
 class TestChange:

@@ -304,8 +304,10 @@ class TestPromote:
     def test_a_canary_stands_in_the_way_of_another(self, world: World, rollout: Rollout) -> None:
         rollout.deploy("3.0", 1)
         rollout.canary(TRIAL)
-        said = "Version 2.0 is a canary: promote it, or end that"
+        rollout.canary(replace(TRIAL, percent=30.0))
+        said = "Version 2.0 is the canary: promote it, or end that"
         refused(world, rollout, lambda it: it.promote("3.0"), said)
+        refused(world, rollout, lambda it: it.canary(Canary("3.0", 5)), said)
 
     @pytest.mark.parametrize(
         ("version", "said"),
