@@ -80,7 +80,7 @@ def keep_fresh(settings: Settings, tokens: Tokens, stop: threading.Event) -> Non
     due = {kind: _due(tokens, kind) for kind in KINDS}
     failing = False
     # The wait is short, as its clock stands still while the machine sleeps. The tokens' does not.
-    while not stop.wait(min(30.0, max(0.0, min(due.values()) - time.time()))):
+    while not stop.wait(min(1.0, max(0.0, min(due.values()) - time.time()))):
         for kind in (kind for kind in KINDS if due[kind] <= time.time()):
             try:
                 renew(settings, tokens, kind)
