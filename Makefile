@@ -8,9 +8,12 @@ VERSION ?= 2.0
 VERSIONS := $(patsubst models/%/golden.json,%,$(wildcard models/*/golden.json))
 PYTHON ?= python3
 BIN := .venv/bin
+# What answers people is changed only to a version that was named.
+NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=2.0),$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop setup mar data train sweep curve evaluate served test screenshot lint clean
+.PHONY: help run stop status deploy promote canary rollback apply doctor setup mar data train sweep \
+	curve evaluate served drill test screenshot lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +23,28 @@ run: .venv/run.stamp mar  ## set up, build the archives, start TorchServe and th
 
 stop:  ## stop what `make run` started elsewhere
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m serving stop; else echo "nothing runs"; fi
+
+status: .venv/run.stamp  ## tell which versions serve, and how they fare
+	@$(BIN)/python -m serving status
+
+deploy: .venv/run.stamp  ## let VERSION serve beside the others, once it answers rightly
+	@$(MAKE) --no-print-directory model_store/bloodcells-$(NAMED).mar
+	@$(BIN)/python -m serving deploy $(NAMED)
+
+promote: .venv/run.stamp  ## let VERSION answer by default
+	@$(BIN)/python -m serving promote $(NAMED)
+
+canary: .venv/run.stamp  ## let VERSION answer PERCENT of the clients, on trial
+	@$(BIN)/python -m serving canary $(NAMED) $(if $(PERCENT),--percent $(PERCENT))
+
+rollback: .venv/run.stamp  ## end the canary, or undo the last promotion
+	@$(BIN)/python -m serving rollback
+
+apply: .venv/run.stamp  ## bring the service to deployment.yaml, as after editing it
+	@$(BIN)/python -m serving apply
+
+doctor: .venv/run.stamp  ## look at everything that can be wrong, and tell what to do
+	@$(BIN)/python -m serving doctor
 
 setup: .venv/run.stamp  ## make the virtual environment of the service
 
@@ -48,6 +73,9 @@ curve: .venv/dev.stamp  ## measure how many cells of its own a laboratory must t
 
 served: .venv/dev.stamp  ## measure VERSION as the running service answers it
 	@$(BIN)/python -m training.served --version $(VERSION)
+
+drill: .venv/dev.stamp mar  ## change versions and break things under load; write what users saw
+	@$(BIN)/python -m benchmarks.drill
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest

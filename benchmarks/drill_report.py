@@ -16,8 +16,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Seconds before a step that are compared with it.
-BEFORE = 10.0
+# Seconds before a step that are compared with it, and after it that count as its own.
+BEFORE, AFTER = 10.0, 5.0
 
 
 @dataclass
@@ -29,6 +29,8 @@ class Step:
     lossless: bool = True
     started: float = 0.0
     ended: float = 0.0
+    # From when until when it is to be told who was answered by which version.
+    watched: tuple[float, float] | None = None
     seen: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -122,8 +124,8 @@ def summary(
     """Return all figures of a drill as one document."""
     rows, problems = [], []
     for step in steps:
-        during = between(requests, step.started, step.ended)
-        before = figures(between(requests, step.started - BEFORE, step.started))
+        during = between(requests, step.started, step.ended + AFTER)
+        before = figures([each for each in requests if 0 <= step.started - each.ended <= BEFORE])
         row: dict[str, Any] = {
             "step": step.name,
             "seconds": round(step.ended - step.started, 1),
@@ -131,8 +133,8 @@ def summary(
             "during": figures(during),
             "before": before,
         }
-        if "watched" in step.name:
-            row["split"] = split(during)
+        if step.watched:
+            row["split"] = split(between(requests, *step.watched))
         problems += [f"{step.name}: {problem}" for problem in step.problems]
         if step.lossless and row["during"]["failed"]:
             problems.append(f"{step.name}: {row['during']['failed']} requests failed")
@@ -154,7 +156,9 @@ def summary(
 def calm_requests(steps: Sequence[Step], requests: Sequence[Request]) -> list[Request]:
     """Return the requests that no step touched."""
     touched = {
-        id(request) for step in steps for request in between(requests, step.started, step.ended)
+        id(request)
+        for step in steps
+        for request in between(requests, step.started, step.ended + AFTER)
     }
     return [request for request in requests if id(request) not in touched]
 
@@ -172,8 +176,9 @@ def page(document: dict[str, Any]) -> str:
         "",
         f"**{total['failed']} of {total['requests']:,} requests failed.** Milliseconds at the "
         f"user; in calm seconds p50 {document['calm']['p50']}, p99 {document['calm']['p99']}. "
-        f"Before: the {BEFORE:g} s that precede a step. A token lived "
-        f"{document['token_life_seconds']:g} s; there were {document['tokens']} of them.",
+        f"Before: the {BEFORE:g} s that precede a step; to a step belong the {AFTER:g} s after it. "
+        f"A token lived {document['token_life_seconds']:g} s; there were {document['tokens']} of "
+        "them.",
         "",
         "![Latency and load over time](drill.png)",
         "",
@@ -189,7 +194,6 @@ def page(document: dict[str, Any]) -> str:
     for row in document["steps"]:
         seen = dict(row["seen"])
         said = " ".join(str(seen.pop("said", "")).split()).replace("|", "\\|")
-        seen.pop("command", None)
         lines += [f"| {row['step']} | {said} |"] if said else []
         lines += [f"| {row['step']} | {key}: {value} |" for key, value in seen.items()]
         if "split" in row:
@@ -271,7 +275,8 @@ def plot(path: Path, steps: Sequence[Step], requests: Sequence[Request]) -> None
         )
     above.set_yscale("log")
     above.set_ylabel("milliseconds at the user")
-    above.set_ylim(top=above.get_ylim()[1] * 8)
+    # Room for the names of the steps.
+    above.set_ylim(top=above.get_ylim()[1] * 30)
     above.legend(loc="lower right", ncols=len(colours) + 1, fontsize=8, markerscale=3)
     seconds = np.arange(0, int(requests[-1].ended - first) + 2)
     below.stackplot(

@@ -41,6 +41,10 @@ class Visitor(User):
 
     wait_time = constant_throughput(RATE)
 
+    def on_start(self) -> None:
+        """Begin at another moment than the others, who all would go on in step."""
+        time.sleep(random.uniform(0, 1 / RATE))
+
     @task
     def ask(self) -> None:
         """Ask once, and write down what came of it."""

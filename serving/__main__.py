@@ -88,7 +88,10 @@ def changes(command: Callable[..., str]) -> Callable[..., None]:
 @main.command()
 @click.pass_obj
 def run(settings: Settings) -> None:
-    """Start TorchServe and the page, and watch over them until Ctrl-C."""
+    """Start TorchServe and the page, and watch over them.
+
+    Ctrl-C stops them all.
+    """
     supervisor.run(settings)
 
 
@@ -103,7 +106,10 @@ def stop(settings: Settings) -> None:
 @as_json
 @click.pass_obj
 def status(settings: Settings, as_json: bool) -> None:
-    """Tell which versions serve, how they fare, and what is not as wanted (exit code 1 then)."""
+    """Tell which versions serve, and how they fare.
+
+    Exit code 1 if anything is not as deployment.yaml wants it.
+    """
     with _rollout(settings) as rollout:
         found = rollout.status()
     if as_json:
@@ -127,7 +133,10 @@ def status(settings: Settings, as_json: bool) -> None:
 def deploy(
     rollout: Rollout, version: str, workers: int, archive: Path | None, sha256: str | None
 ) -> str:
-    """Let VERSION serve beside the others, once it was seen to answer rightly."""
+    """Let VERSION serve beside the others.
+
+    It gets no client before it was seen to answer rightly; if it does not, nothing of it is left.
+    """
     rollout.deploy(version, workers, archive, sha256)
     return (
         f"version {version} serves beside the others: try it on some by `canary {version}`, "
@@ -167,7 +176,10 @@ def promote(rollout: Rollout, version: str) -> str:
 def canary(
     rollout: Rollout, version: str, percent: float, max_errors: float, max_p95: float
 ) -> str:
-    """Let VERSION answer a share of the clients; out of bounds, it goes back by itself."""
+    """Let VERSION answer a share of the clients.
+
+    If it breaks its bounds, it goes back by itself. Again, with another percentage, it goes on.
+    """
     rollout.canary(Canary(version, percent, max_errors, max_p95))
     return f"version {version} answers {percent:g} % of the clients; `promote {version}` goes on"
 
@@ -187,7 +199,7 @@ def rollback(rollout: Rollout) -> str:
 def scale(rollout: Rollout, version: str, workers: int, force: bool) -> str:
     """Give VERSION more workers, or fewer."""
     rollout.scale(version, workers, force)
-    return f"version {version} has {workers} workers"
+    return f"version {version} has {workers} worker{'' if workers == 1 else 's'}"
 
 
 @main.command()
@@ -195,7 +207,10 @@ def scale(rollout: Rollout, version: str, workers: int, force: bool) -> str:
 @forced
 @changes
 def retire(rollout: Rollout, version: str, force: bool) -> str:
-    """Take VERSION out of service, once it is at rest."""
+    """Take VERSION out of service.
+
+    Once it is at rest: nothing that is in flight is lost.
+    """
     rollout.retire(version, force)
     return f"version {version} is retired; `deploy {version}` brings it back"
 
@@ -204,7 +219,10 @@ def retire(rollout: Rollout, version: str, force: bool) -> str:
 @forced
 @changes
 def apply(rollout: Rollout, force: bool) -> str:
-    """Bring the service to deployment.yaml, as after editing it."""
+    """Bring the service to deployment.yaml.
+
+    As after editing it.
+    """
     return "\n".join(rollout.apply(force) or ["nothing to do"])
 
 
@@ -243,7 +261,10 @@ def predict_images(
     version: str | None,
     jobs: int,
 ) -> None:
-    """Tell what images show: files, or folders with images anywhere in them."""
+    """Tell what images show.
+
+    IMAGE is a file, or a folder with images anywhere in it.
+    """
     files = predict.find_images(images)
     if not files:
         raise click.UsageError("There is no image in what was named.")
@@ -296,7 +317,10 @@ def history(settings: Settings, as_json: bool) -> None:
 @as_json
 @click.pass_obj
 def examine(settings: Settings, as_json: bool) -> None:
-    """Look at everything that can be wrong, and tell what to do (exit code 1 if anything is)."""
+    """Look at everything that can be wrong.
+
+    Tells what to do; exit code 1 if anything is wrong.
+    """
     with progress.status("looking"):
         findings = doctor.examine(settings)
     problems = sum(finding.state == doctor.PROBLEM for finding in findings)
@@ -312,7 +336,10 @@ def examine(settings: Settings, as_json: bool) -> None:
 @main.command("renew-tokens")
 @click.pass_obj
 def renew_tokens(settings: Settings) -> None:
-    """Replace the tokens now, as when one was seen by others; no request is lost."""
+    """Replace the tokens now.
+
+    As when one was seen by others; no request is lost.
+    """
     tokens = Tokens(settings.run_dir)
     try:
         for kind in KINDS:

@@ -312,7 +312,7 @@ def _error(response: requests.Response) -> ServiceError:
         return ServiceError(response.status_code, kind, message)
     if response.status_code == 404:
         return NotServed(response.url.rpartition("/")[2])
-    if response.status_code == 500 and kind == "InternalServerException":
+    if response.status_code in (500, 507) and kind == "InternalServerException":
         return Interrupted(message)
     if response.status_code == 413:
         return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe takes.")
