@@ -14,14 +14,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from locust import User, constant_throughput, events, task
+from locust import User, between, events, task
 
 from serving import golden
 from serving.client import InferenceClient, ServiceError
 from serving.settings import Settings
 
-# Requests per second of each user; they take turns in playing so many people.
-RATE = 1.5
+# Seconds between two requests of a user. At random, as users of one pace would fall into step
+# whenever the service makes them wait.
+PAUSE = (0.2, 1.1)
+# The users take turns in playing so many people.
 PEOPLE = 500
 IMAGES = [path.read_bytes() for path in sorted(golden.SAMPLES.glob("*.png"))]
 
@@ -39,11 +41,7 @@ def open_log(environment: Any, **_: Any) -> None:
 class Visitor(User):
     """One connection's worth of people."""
 
-    wait_time = constant_throughput(RATE)
-
-    def on_start(self) -> None:
-        """Begin at another moment than the others, who all would go on in step."""
-        time.sleep(random.uniform(0, 1 / RATE))
+    wait_time = between(*PAUSE)
 
     @task
     def ask(self) -> None:
