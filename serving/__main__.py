@@ -376,7 +376,7 @@ def _opened(target: Path | None) -> AbstractContextManager[TextIO]:
 
 
 def _print_status(found: dict[str, Any]) -> None:
-    table = _table("version", "clients", "workers ready", "queue", "TEST accuracy", "archive")
+    table = _table("version", "clients", "workers", "queue", "TEST accuracy", "archive")
     for each in found["versions"]:
         notes = " (another build lies in the model store)" if each["other_build"] else ""
         table.add_row(
@@ -428,7 +428,7 @@ def _accuracy(measured: dict[str, Any] | None) -> str:
     if measured is None:
         return "not measured"
     low, high = measured["interval"]
-    return f"{measured['value']:.1%} ({low:.1%} to {high:.1%})"
+    return f"{measured['value']:.1%} ({100 * low:.1f} to {100 * high:.1f})"
 
 
 def _table(*columns: str) -> Table:
