@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import environment_of
 from stand_in import StandIn, World, write_archive, write_keys
 
+from benchmarks.service import environment_of
 from serving import archives, deployment
 from serving.__main__ import main
 from serving.deployment import History, change

@@ -21,9 +21,10 @@ from typing import Any
 import psutil
 import pytest
 from click.testing import CliRunner
-from conftest import Service, environment_of, free_settings
+from conftest import free_settings
 from stand_in import StandIn
 
+from benchmarks.service import Service, environment_of
 from serving import archives, deployment, doctor, golden, locks, readiness, tokens, torchserve
 from serving.__main__ import main
 from serving.client import ServiceError

@@ -18,30 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
 import requests
-from conftest import (
-    CARDS,
-    SERVED,
-    Service,
-    environment_of,
-    free_settings,
-    run_service,
-    start,
-)
+from conftest import CARDS, SERVED, free_settings
 from PIL import Image
 
+from benchmarks.service import Service, environment_of, run_service, start
 from handler.network import CLASSES
 from scripts.draw_cells import draw_cell
-from serving import golden, tokens
+from serving import archives, golden, tokens
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.readiness import wait_until_ready
 from serving.settings import ROOT, Settings
 from serving.tokens import Tokens
-from serving.torchserve import TorchServe
 from training import data
 
 BYTES = {"Content-Type": "application/octet-stream"}
@@ -213,9 +204,26 @@ class TestManagement:
         assert description["maxBatchDelay"] == 1
         assert description["responseTimeout"] == 60
 
-    def test_the_model_api_is_closed(self, service: Service) -> None:
-        assert manage(service, "POST", "/models", url="bloodcells-1.0.mar").status_code == 405
-        assert manage(service, "DELETE", "/models/bloodcells/1.0").status_code == 405
+    @pytest.mark.parametrize("kind", [None, "inference"])
+    def test_the_model_api_asks_for_the_management_token(
+        self, service: Service, kind: Literal["inference"] | None
+    ) -> None:
+        header = Tokens(service.settings.run_dir).header(kind) if kind else {}
+        models = f"{service.settings.management_url}/models"
+        for method, url, parameters in (
+            ("POST", models, {"url": f"bloodcells-{SERVED[0]}.mar", "model_name": "other"}),
+            ("DELETE", f"{models}/bloodcells/{SERVED[-1]}", {}),
+            ("PUT", f"{models}/bloodcells/{SERVED[-1]}/set-default", {}),
+        ):
+            response = requests.request(method, url, params=parameters, headers=header, timeout=30)
+            assert response.status_code == 400
+        assert set(ManagementClient(service.settings).versions()) == set(SERVED)
+        assert ManagementClient(service.settings).default() == SERVED[0]
+
+    @pytest.mark.parametrize("url", ["http://127.0.0.1/x.mar", "file:///x.mar", "../x.mar"])
+    def test_archives_from_elsewhere_are_refused(self, service: Service, url: str) -> None:
+        assert manage(service, "POST", "/models", url=url).status_code >= 400
+        assert set(ManagementClient(service.settings).versions()) == set(SERVED)
 
     def test_no_workflow_can_be_loaded(self, service: Service) -> None:
         for url in ("http://127.0.0.1/x.war", "../model_store/bloodcells-1.0.mar"):
@@ -358,7 +366,7 @@ class TestStop:
         assert output.rstrip().endswith("stopped")
         assert_gone(processes, own.settings)
         left = {path.name for path in own.settings.run_dir.iterdir()}
-        assert left == {"config.properties", "logs", "pid"}
+        assert left == {"archives", "change.lock", "config.properties", "logs", "pid"}
         assert (own.settings.run_dir / "pid").read_text() == ""
 
     def test_kill_minus_nine_leaves_no_process_behind(self, own: Service) -> None:
@@ -390,8 +398,8 @@ class TestFailingStart:
         store = tmp_path / "store"
         store.mkdir()
         for version in SERVED:
-            shutil.copy(golden.archive_of(Settings(), version), store)
-        damage(golden.archive_of(Settings(), "1.0"), store / "bloodcells-1.0.mar")
+            shutil.copy(archives.built(Settings(), version), store)
+        damage(archives.built(Settings(), "1.0"), store / "bloodcells-1.0.mar")
         settings = free_settings(tmp_path / "run")
         failing = start(replace(settings, model_store=store))
         children: list[psutil.Process] = []
@@ -409,20 +417,12 @@ class TestFailingStart:
         self, tmp_path: Path, sample_image: Path
     ) -> None:
         """Tokens live for six seconds here; the load lasts until each was renewed thrice."""
-        settings = free_settings(tmp_path / "run")
-        server = TorchServe(settings)
-        server.config["token_expiration_min"] = "0.1"
-        ending = threading.Event()
-        read = Tokens(settings.run_dir)
-        keeper = threading.Thread(target=tokens.keep_fresh, args=(settings, read, ending))
+        config = tmp_path / "config.properties"
+        usual = (ROOT / "config.properties").read_text()
+        config.write_text(usual.replace("token_expiration_min=60", "token_expiration_min=0.1"))
+        running = run_service(replace(free_settings(tmp_path / "run"), config=config))
         try:
-            server.start()
-            while not (settings.run_dir / tokens.KEY_FILE).exists():
-                assert server.exit_code() is None
-                time.sleep(0.1)
-            keeper.start()
-            wait_until_ready(server)
-            client = InferenceClient(settings)
+            client = InferenceClient(running.settings)
             seen = set()
             with steady_load(client, sample_image.read_bytes()) as failures:
                 deadline = time.monotonic() + 120
@@ -430,10 +430,7 @@ class TestFailingStart:
                     seen.add(client.tokens.header("inference")["Authorization"])
                     time.sleep(0.1)
         finally:
-            ending.set()
-            if keeper.is_alive():
-                keeper.join()
-            server.stop()
+            running.stop()
         assert failures == []
         assert len(seen) >= 4
 

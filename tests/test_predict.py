@@ -18,9 +18,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from conftest import Service, environment_of, free_settings
+from conftest import free_settings
 from stand_in import StandIn
 
+from benchmarks.service import Service, environment_of
 from handler import preprocessing
 from serving import golden, locks, predict
 from serving.__main__ import main

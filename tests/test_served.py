@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SERVED, Service, environment_of
+from conftest import SERVED
 
+from benchmarks.service import Service, environment_of
 from handler.network import CLASSES
 from serving.golden import SAMPLES
 from serving.settings import ROOT, Settings

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import environment_of, free_settings
+from conftest import free_settings
 
+from benchmarks.service import environment_of
 from serving import supervisor
 from serving.routing import FILE, Routing, RoutingFile
 from serving.settings import ROOT, Settings
