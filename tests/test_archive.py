@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import requests
-from conftest import free_ports
 
+from benchmarks.service import free_ports
 from serving import archives, golden
 from serving.settings import ROOT, Settings
 from serving.torchserve import find_java
