@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stand_in import StandIn
 
 from benchmarks import service as of_its_own
 from benchmarks.service import Service, run_service
@@ -46,6 +47,13 @@ def sample_image() -> Path:
 def free_settings(run_dir: Path) -> Settings:
     """Return settings with free ports, and with a folder and a deployment of their own."""
     return of_its_own.free_settings(run_dir, DEPLOYMENT)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[StandIn]:
+    """Run what answers in place of TorchServe."""
+    with StandIn(tmp_path) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

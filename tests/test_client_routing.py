@@ -23,12 +23,6 @@ DIED = problem(500, "InternalServerException", "Worker died.")
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> Iterator[StandIn]:
-    with StandIn(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
 def client(stand_in: StandIn) -> Iterator[InferenceClient]:
     made = InferenceClient(stand_in.settings, patience=20)
     yield made

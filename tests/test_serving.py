@@ -35,12 +35,6 @@ from serving.torchserve import StartError
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path) -> Iterator[StandIn]:
-    with StandIn(tmp_path) as running:
-        yield running
-
-
-@pytest.fixture
 def client(stand_in: StandIn) -> Iterator[InferenceClient]:
     made = InferenceClient(stand_in.settings, timeout=(0.5, 0.5))
     yield made
