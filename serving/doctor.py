@@ -385,17 +385,17 @@ def check_tokens(patient: Patient) -> Iterator[Finding]:
     run_dir = patient.settings.run_dir
     tokens = Tokens(run_dir)
     for kind in KINDS:
-        left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds() / 60
+        left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
         if left <= 0:
             yield Finding(PROBLEM, f"{kind}: expired", "start the service anew")
-        elif left < OVERDUE * _life(run_dir):
+        elif left < OVERDUE * torchserve.token_life(run_dir / "config.properties"):
             yield Finding(
                 PROBLEM,
-                f"{kind}: expires in {left:.1f} minutes, and was not renewed",
+                f"{kind}: expires in {left / 60:.1f} minutes, and was not renewed",
                 "try `renew-tokens`; see what `run` printed",
             )
         else:
-            yield Finding(OK, f"{kind}: valid for {left:.0f} minutes, renewed before")
+            yield Finding(OK, f"{kind}: valid for {left / 60:.0f} minutes, renewed before")
     yield from _token_files(run_dir, tokens)
 
 
@@ -588,12 +588,6 @@ def _listeners(pid: int) -> set[tuple[str, int]]:
     except psutil.Error as error:
         raise Unchecked(f"process {pid} can't be looked at ({type(error).__name__})") from error
     return found
-
-
-def _life(run_dir: Path) -> float:
-    """Return for how many minutes a new token is valid."""
-    config = torchserve.read_properties(run_dir / "config.properties")
-    return float(config.get("token_expiration_min", 60))
 
 
 def _token_files(run_dir: Path, tokens: Tokens) -> Iterator[Finding]:

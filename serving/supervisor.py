@@ -35,6 +35,7 @@ from serving.torchserve import (
     check_ports,
     die_with_parent,
     remove_leftovers,
+    token_life,
 )
 
 PATIENCE = 30.0
@@ -102,8 +103,11 @@ class Service:
         self._page: subprocess.Popen[bytes] | None = None
         self._ending = threading.Event()
         self._threads = [
-            threading.Thread(target=keep_fresh, args=(settings, self.tokens, self._ending)),
-            threading.Thread(target=watch_canary, args=(settings, self._ending)),
+            threading.Thread(target=each, args=arguments, daemon=True)
+            for each, arguments in (
+                (keep_fresh, (settings, self.tokens, token_life(settings.config), self._ending)),
+                (watch_canary, (settings, self._ending)),
+            )
         ]
 
     def run(self) -> None:
@@ -113,9 +117,6 @@ class Service:
             print("starting TorchServe ...", flush=True)
             wanted = self._start_torchserve()
             self._start_page()
-            for thread in self._threads:
-                thread.daemon = True
-                thread.start()
             _greet(self.settings, wanted, time.monotonic() - started)
             self._watch()
         except (BadArchive, DeploymentError, Ended, OSError) as error:
@@ -160,6 +161,10 @@ class Service:
         server = self._server = TorchServe(self.settings, wanted)
         log = WorkerLog(self.settings)
         server.start()
+        for thread in self._threads:
+            # Already now: to be ready may take longer than a token lives.
+            if thread.ident is None:
+                thread.start()
 
         def hopeless(version: str, error: Exception) -> str | None:
             if server.exit_code() is not None:

@@ -75,32 +75,25 @@ def write_header(run_dir: Path, tokens: Tokens) -> None:
     partial.replace(path)
 
 
-def keep_fresh(settings: Settings, tokens: Tokens, stop: threading.Event) -> None:
-    """Renew each token when four fifths of its life are over, until told to stop."""
-    due = {kind: _due(tokens, kind) for kind in KINDS}
+def keep_fresh(settings: Settings, tokens: Tokens, life: float, stop: threading.Event) -> None:
+    """Renew each token when four fifths of its life (in seconds) are over, until told to stop."""
     failing = False
-    # The wait is short, as its clock stands still while the machine sleeps. The tokens' does not.
-    while not stop.wait(min(1.0, max(0.0, min(due.values()) - time.time()))):
-        for kind in (kind for kind in KINDS if due[kind] <= time.time()):
+    # Looked at so often, as our clock stands still while the machine sleeps. The tokens' does not.
+    while not stop.wait(min(1.0, life / 20)):
+        for kind in KINDS:
             try:
+                if tokens.expires(kind).timestamp() - time.time() > life / 5:
+                    continue
                 renew(settings, tokens, kind)
                 write_header(settings.run_dir, tokens)
-                due[kind] = _due(tokens, kind)
                 failing = False
-            except (requests.RequestException, TokenError, OSError, KeyError, ValueError) as error:
+            except TokenError:
+                # TorchServe starts, or starts anew.
+                continue
+            except (requests.RequestException, OSError, KeyError, ValueError) as error:
                 if not failing:
                     print(f"the {kind} token can't be renewed, trying on: {type(error).__name__}")
                 failing = True
-                due[kind] = time.time() + 1
-
-
-def _due(tokens: Tokens, kind: Kind) -> float:
-    now = time.time()
-    try:
-        return now + 0.8 * max(0.0, tokens.expires(kind).timestamp() - now)
-    except (TokenError, KeyError, ValueError):
-        # Half written, as can be at the start.
-        return now + 1
 
 
 def _time(text: str) -> datetime:

@@ -185,8 +185,17 @@ def read_properties(path: Path) -> dict[str, str]:
     except OSError as error:
         raise StartError(f"{path} can't be read: {error.strerror}.") from error
     lines = (line.strip() for line in text.splitlines())
-    pairs = (line.split("=", 1) for line in lines if line and not line.startswith("#"))
-    return {key.strip(): value.strip() for key, value in pairs}
+    pairs = (line.partition("=") for line in lines if line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def token_life(config: Path) -> float:
+    """Return for how many seconds a new token is valid, as a config says; raise StartError."""
+    minutes = read_properties(config).get("token_expiration_min", "60")
+    try:
+        return 60 * float(minutes)
+    except ValueError:
+        raise StartError(f"{config}: token_expiration_min is no number: {minutes!r}.") from None
 
 
 def to_properties(config: dict[str, str]) -> str:
