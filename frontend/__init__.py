@@ -15,7 +15,7 @@ from flask_wtf import CSRFProtect
 from serving.client import InferenceClient
 from serving.settings import Settings
 
-from . import errors, headers, languages, versions, views
+from . import api, errors, headers, languages, limits, models, versions, views
 
 FORM_ALLOWANCE = 64 * 1024
 
@@ -49,6 +49,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_IMAGE_BYTES=8 * 1024 * 1024,
         MAX_FORM_PARTS=8,
+        MAX_IMAGES=1000,
+        RATE_LIMIT="3000 per minute",
         # A token lasts as long as its session: a page left open overnight still works.
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,
@@ -60,6 +62,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         app.config["CLIENT"] = InferenceClient(Settings.from_environment())
 
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    limits.init_app(app)
     CSRFProtect(app)
     Bootstrap5(app)
     languages.init_app(app)
@@ -67,4 +70,6 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     errors.init_app(app)
     headers.init_app(app)
     app.register_blueprint(views.bp)
+    app.register_blueprint(api.bp)
+    app.register_blueprint(models.bp)
     return app

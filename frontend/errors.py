@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from flask import Flask, current_app, render_template
+from flask import Flask, current_app, render_template, request
 from flask.typing import ResponseReturnValue
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
@@ -17,7 +17,15 @@ class Problem(NamedTuple):
     advice: Any
 
 
-# What can be wrong with an upload: the types of ServiceError, and two of the form itself.
+class UploadError(Exception):
+    """An upload got no answer: one of the kinds in UPLOAD."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(kind)
+        self.kind = kind if kind in UPLOAD else "ServiceError"
+
+
+# What can be wrong with an upload: the types of ServiceError, and those of the page itself.
 UPLOAD = {
     "NoImage": Problem(400, _l("No image was chosen"), _l("Choose an image first, then send it.")),
     "ExpiredForm": Problem(
@@ -48,6 +56,11 @@ UPLOAD = {
         _l("This version no longer answers"),
         _l("Send the image again: unless you choose another one, the recommended version answers."),
     ),
+    "TooManyRequests": Problem(
+        429,
+        _l("Too many images at once"),
+        _l("Wait a minute, then send the next one."),
+    ),
     "ServiceUnavailable": Problem(
         503,
         _l("The model is not available at the moment"),
@@ -62,6 +75,11 @@ UPLOAD = {
         504,
         _l("The model took too long to answer"),
         _l("Try again in a moment. A smaller image may help."),
+    ),
+    "PageUnreachable": Problem(
+        503,
+        _l("The server of this page cannot be reached"),
+        _l("Check the connection, then try again. What is answered already stays."),
     ),
     "ServiceError": Problem(
         502,
@@ -90,27 +108,23 @@ BAD_REQUEST = Problem(
 
 def init_app(app: Flask) -> None:
     """Show a friendly page for each error of `app`."""
-    app.register_error_handler(CSRFError, expired_form)
-    app.register_error_handler(413, too_large)
+    app.register_error_handler(UploadError, lambda error: upload_problem(error.kind))
+    app.register_error_handler(CSRFError, lambda error: upload_problem("ExpiredForm"))
+    app.register_error_handler(413, lambda error: upload_problem("ImageTooLarge"))
     app.register_error_handler(HTTPException, error_page)
 
 
-def upload_problem(kind: str) -> ResponseReturnValue:
-    """Return the form again, under what was wrong with the upload."""
-    problem = UPLOAD.get(kind, UPLOAD["ServiceError"])
-    page = render_template("page/index.html", problem=problem)
-    return page, problem.status, {"Retry-After": "5"} if problem.status == 503 else {}
+def upload_problem(kind: str, seconds: int = 5) -> ResponseReturnValue:
+    """Return what was wrong with an upload: its kind for the script, else the form under it.
 
-
-def expired_form(error: CSRFError) -> ResponseReturnValue:
-    """Return a renewed form in place of one without a valid token."""
-    current_app.logger.info("refused a form without a valid CSRF token")
-    return upload_problem("ExpiredForm")
-
-
-def too_large(error: HTTPException) -> ResponseReturnValue:
-    """Return the form again after a body over the limit."""
-    return upload_problem("ImageTooLarge")
+    What may go better after some seconds says so.
+    """
+    current_app.logger.info("refused an upload: %s", kind)
+    problem = UPLOAD[kind]
+    headers = {"Retry-After": str(seconds)} if problem.status in (429, 503) else {}
+    if request.blueprint == "api":
+        return {"type": kind}, problem.status, headers
+    return render_template("page/index.html", problem=problem), problem.status, headers
 
 
 def error_page(error: HTTPException) -> ResponseReturnValue:

@@ -2,11 +2,32 @@
 
 from base64 import b64encode
 from io import BytesIO
+from typing import NamedTuple
 
 from PIL import Image
 
 MAX_PIXELS = 16_000_000
 SIDE = 640
+# EXIF's orientations from here on lie on their side.
+ORIENTATION, LYING = 0x0112, 5
+
+
+class Shown(NamedTuple):
+    """The address of a picture, None if there is none, and the upright upload's size in pixels."""
+
+    address: str | None
+    size: tuple[int, int] | None
+    original: bool
+
+
+def shown(image: bytes) -> Shown:
+    """Return how a browser shows an upload that the service has read."""
+    size = upright_size(image)
+    kind = media_type(image)
+    if kind is not None:
+        return Shown(data_uri(image, kind), size, True)
+    png = thumbnail(image)
+    return Shown(data_uri(png, "image/png") if png else None, size, False)
 
 
 def media_type(image: bytes) -> str | None:
@@ -25,6 +46,18 @@ def media_type(image: bytes) -> str | None:
 def data_uri(image: bytes, kind: str) -> str:
     """Return an image as an address that holds all of it."""
     return f"data:{kind};base64,{b64encode(image).decode('ascii')}"
+
+
+def upright_size(image: bytes) -> tuple[int, int] | None:
+    """Return width and height as the image is shown, from its header alone; None if unreadable."""
+    try:
+        with Image.open(BytesIO(image), formats=["JPEG", "PNG", "WEBP", "BMP", "TIFF"]) as header:
+            lying = header.format != "TIFF" and header.getexif().get(ORIENTATION, 1) >= LYING
+            width, height = header.size
+            return (height, width) if lying else (width, height)
+    except Exception:
+        # As with thumbnails: the answer matters, the outlines on its picture do not.
+        return None
 
 
 def thumbnail(image: bytes) -> bytes | None:

@@ -19,7 +19,7 @@ def init_app(app: Flask) -> None:
     """Translate the pages of `app`."""
     Babel(app, locale_selector=choose)
     app.jinja_env.globals.update(
-        LANGUAGES=LANGUAGES, language=current, html_tag=html_tag, percent=percent
+        CELLS=CELLS, LANGUAGES=LANGUAGES, language=current, html_tag=html_tag, percent=percent
     )
 
 

@@ -1,37 +1,33 @@
 """The addresses of the page."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
-from flask import Blueprint, abort, current_app, redirect, render_template, request, url_for
+from flask import (
+    Blueprint,
+    abort,
+    current_app,
+    redirect,
+    render_template,
+    request,
+    send_file,
+    url_for,
+)
 from flask.typing import ResponseReturnValue
 
 from serving.client import ServiceError
-from serving.settings import VERSION_NAME
 
-from . import images, versions
-from .errors import upload_problem
-from .languages import CELLS, COOKIE, LANGUAGES
+from . import images, samples, texts, uploads
+from .languages import COOKIE, LANGUAGES
 
 bp = Blueprint("page", __name__)
 
 YEAR = 365 * 24 * 3600
 
 
-class Row(NamedTuple):
-    """One line of the table of probabilities."""
-
-    name: Any
-    share: float
-
-
-class Answer(NamedTuple):
-    """What the model said of an image, ready to be shown."""
-
-    verdict: str
-    name: Any
-    rows: list[Row]
-    model: str
-    version: str
+@bp.app_context_processor
+def words() -> dict[str, Any]:
+    """Give the templates the samples and what is said of answers."""
+    return {"samples": samples, "texts": texts}
 
 
 @bp.get("/")
@@ -43,70 +39,45 @@ def index() -> str:
 @bp.post("/")
 def classify() -> ResponseReturnValue:
     """Ask the model about the uploaded image and show its answer beside it."""
-    upload = request.files.get("image")
-    if upload is None or not upload.filename:
-        return upload_problem("NoImage")
-    image = upload.read()
-    if not image:
-        return upload_problem("EmptyImage")
-    if len(image) > current_app.config["MAX_IMAGE_BYTES"]:
-        return upload_problem("ImageTooLarge")
-    version = versions.chosen()
-    if version and not VERSION_NAME.fullmatch(version):
-        return upload_problem("NotServed")
-    try:
-        answer = read_answer(
-            current_app.config["CLIENT"].predict(
-                image, version=version or None, client=versions.person()
-            )
-        )
-    except ServiceError as error:
-        current_app.logger.warning("no prediction: %s %s", error.status, error.type)
-        return upload_problem(error.type)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        current_app.logger.exception("the service answered out of contract")
-        return upload_problem("ServiceError")
+    upload = uploads.read()
+    answer = uploads.predict(upload.image)
     page = render_template(
-        "page/result.html", answer=answer, file_name=upload.filename, **picture(image)
+        "page/result.html",
+        answer=answer,
+        file_name=upload.name,
+        picture=images.shown(upload.image),
     )
-    named = VERSION_NAME.fullmatch(answer.version)
-    return page, {"X-Model-Version": answer.version} if named else {}
+    return page, answer.headers
 
 
-def read_answer(answer: dict[str, Any]) -> Answer:
-    """Return the answer of the service with its cells named and the likeliest first."""
-    verdict = answer["verdict"]
-    if verdict not in ("confident", "uncertain", "rejected"):
-        raise ValueError(f"unknown verdict {verdict!r}")
-    rows = [Row(CELLS[label], float(share)) for label, share in answer["probabilities"].items()]
-    if any(not 0 <= row.share <= 1 for row in rows):
-        raise ValueError("a probability outside 0 to 1")
-    return Answer(
-        verdict=verdict,
-        name=None if verdict == "rejected" else CELLS[answer["label"]],
-        rows=sorted(rows, key=lambda row: -row.share),
-        model=str(answer["model"]),
-        version=str(answer["version"]),
-    )
-
-
-def picture(image: bytes) -> dict[str, Any]:
-    """Return the address under which the browser shows the image, and whether that is all of it."""
-    kind = images.media_type(image)
-    if kind is not None:
-        return {"picture": images.data_uri(image, kind), "original": True}
-    png = images.thumbnail(image)
-    return {"picture": images.data_uri(png, "image/png") if png else None, "original": False}
+@bp.get("/samples/<name>")
+def sample(name: str) -> ResponseReturnValue:
+    """Return an image of the data set that the gallery offers."""
+    found = samples.find(name)
+    if found is None:
+        abort(404)
+    return send_file(found.path)
 
 
 @bp.get("/language/<code>")
 def language(code: str) -> ResponseReturnValue:
-    """Remember a language and return to the form."""
+    """Remember a language and return to the page that the reader came from."""
     if code not in LANGUAGES:
         abort(404)
-    response = redirect(url_for("page.index"), 303)
+    response = redirect(came_from(), 303)
     response.set_cookie(COOKIE, code, max_age=YEAR, httponly=True, samesite="Lax")
     return response
+
+
+def came_from() -> str:
+    """Return the address of a page of this application: never one that the request spells out."""
+    version = request.args.get("version")
+    match request.args.get("to"):
+        case "models.index":
+            return url_for("models.index")
+        case "models.version" if version:
+            return url_for("models.version", version=version)
+    return url_for("page.index")
 
 
 @bp.get("/healthz")

@@ -1,16 +1,18 @@
-"""Draw the project's own sample pictures: one white blood cell among red cells, per class.
+"""Draw the project's own sample pictures: white blood cells among red cells.
 
 These are drawings, not data. Each looks like a stained blood smear under a microscope, so
 that a page, a demonstration or a test has a picture to show without anybody's photograph.
 No pixel comes from a real image. They are not for training, nor for measuring a model.
 
-    python scripts/draw_cells.py OUT_DIR [--seed N] [--size 640x480]
+    python scripts/draw_cells.py OUT_DIR [--seed N] [--size 640x480]    one cell of each class
+    python scripts/draw_cells.py --gallery [FOLDER]                     what the page offers to try
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,6 +34,24 @@ ROSE: Colour = (206, 118, 138)
 CORAL: Colour = (220, 134, 126)
 RED_CELL_TRANSMITS: Colour = (0.865, 0.725, 0.73)  # of the light, through one cell's rim
 RED_CELL_RADIUS = 0.074  # of the picture's width, like every radius of a whole cell
+
+Disc = tuple[float, float, float]  # x, y and radius in the canvas's pixels
+Placed = tuple[str, float, float]  # a class and where its cell lies: shares of width and height
+GALLERY = (
+    ("EOSINOPHIL", 1, 5),
+    ("EOSINOPHIL", 2, 3),
+    ("LYMPHOCYTE", 1, 2),
+    ("MONOCYTE", 1, 3),
+    ("NEUTROPHIL", 1, 1),
+    ("NEUTROPHIL", 2, 4),
+)
+FIELD: tuple[Placed, ...] = (
+    ("NEUTROPHIL", 0.24, 0.3),
+    ("LYMPHOCYTE", 0.72, 0.27),
+    ("EOSINOPHIL", 0.5, 0.75),
+)
+FIELD_SEED, FIELD_SCALE = 3, 0.6
+GALLERY_FOLDER = Path(__file__).resolve().parent.parent / "frontend" / "static" / "samples"
 
 
 @dataclass(frozen=True)
@@ -72,9 +92,9 @@ WHITE_CELLS: dict[str, WhiteCell] = {
         overlay=Granules(28, 0.05, (ROSE, CORAL), 0.35),
     ),
     "LYMPHOCYTE": WhiteCell(
-        radius=0.118, wobble=0.03, cytoplasm=(182, 195, 221), nucleus=(102, 76, 170),
-        lobes=(1, 1), lobe_radius=0.82, arc=0.0, arc_radius=0.08, strand=0.0,
-        lace=0.3, looseness=0.0,
+        radius=0.118, wobble=0.03, cytoplasm=(176, 190, 222), nucleus=(108, 71, 171),
+        lobes=(1, 1), lobe_radius=0.91, arc=0.0, arc_radius=0.05, strand=0.0,
+        lace=0.12, looseness=0.0,
     ),
     "MONOCYTE": WhiteCell(
         radius=0.182, wobble=0.06, cytoplasm=(178, 180, 204), nucleus=(142, 112, 196),
@@ -145,17 +165,19 @@ def add_red_cell(stain: Array, rng: np.random.Generator, x: float, y: float, r: 
     view += rng.uniform(0.6, 1.2) * soft_step(1 - rho, 0.05) * (1 + rim + slope - centre)
 
 
-def draw_red_cells(canvas: Array, rng: np.random.Generator, keep_clear: float) -> None:
-    """Scatter red cells over the canvas, some overlapping, round the white cell's place."""
+def draw_red_cells(
+    canvas: Array, rng: np.random.Generator, white: Sequence[Disc], scale: float
+) -> None:
+    """Scatter red cells over the canvas, some overlapping, round the white cells' places."""
     height, width = canvas.shape[:2]
-    radius = RED_CELL_RADIUS * width
+    radius = scale * RED_CELL_RADIUS * width
     stain = np.zeros((height, width))
     placed: list[tuple[float, float]] = []
-    for _ in range(120):
+    for _ in range(round(120 / scale**2)):
         x = rng.uniform(-0.8 * radius, width + 0.8 * radius)
         y = rng.uniform(-0.8 * radius, height + 0.8 * radius)
         gap = radius * rng.choice([1.0, 1.5, 2.05])
-        if math.hypot(x - width / 2, y - height / 2) < keep_clear + 0.9 * radius:
+        if any(math.hypot(x - a, y - b) < r + 0.9 * radius for a, b, r in white):
             continue
         if all(math.hypot(x - a, y - b) > gap for a, b in placed):
             placed.append((x, y))
@@ -165,14 +187,14 @@ def draw_red_cells(canvas: Array, rng: np.random.Generator, keep_clear: float) -
     canvas *= np.asarray(RED_CELL_TRANSMITS) ** overlapped[..., None]
 
 
-def draw_platelets(canvas: Array, rng: np.random.Generator, keep_clear: float) -> None:
+def draw_platelets(canvas: Array, rng: np.random.Generator, white: Sequence[Disc]) -> None:
     """Drop a few small purple platelets between the cells."""
     height, width = canvas.shape[:2]
     wanted = 4
     for _ in range(100):  # a crowded field may have room for fewer
         x, y = rng.uniform(0.05, 0.95) * width, rng.uniform(0.06, 0.94) * height
         on_background = canvas[int(y), int(x), 1] > 0.93 * BACKGROUND[1]
-        if on_background and math.hypot(x - width / 2, y - height / 2) > 1.15 * keep_clear:
+        if on_background and all(math.hypot(x - a, y - b) > 1.15 * r for a, b, r in white):
             r = width * rng.uniform(0.011, 0.019)
             view, u, v = window(canvas, x, y, 2 * r)
             depth = outline(rng, u, v, 0.06) - np.hypot(u, v) / r
@@ -233,11 +255,12 @@ def draw_specks(
         paint(spot, specks.strength * soft_step(1 - rho, 0.2), colour * shade[..., None])
 
 
-def draw_white_cell(canvas: Array, rng: np.random.Generator, cell: WhiteCell) -> None:
-    """Paint a white cell near the canvas's middle: cytoplasm, granules, nucleus, vacuoles."""
+def draw_white_cell(canvas: Array, rng: np.random.Generator, cell: WhiteCell, place: Disc) -> None:
+    """Paint a white cell near its place: cytoplasm, granules, nucleus, vacuoles."""
     height, width = canvas.shape[:2]
-    radius = cell.radius * width
+    middle_x, middle_y, radius = place
     x, y = np.array([width, height]) * rng.uniform(0.48, 0.52, 2)
+    x, y = x + middle_x - width / 2, y + middle_y - height / 2
     view, u, v = window(canvas, x, y, 1.25 * radius)
     u, v = u / radius, v / radius
     depth = outline(rng, u, v, cell.wobble) - np.hypot(u, v)
@@ -266,17 +289,35 @@ def finish(canvas: Array, rng: np.random.Generator, size: tuple[int, int]) -> Im
     return Image.fromarray(np.clip(tones, 0, 255).astype(np.uint8))
 
 
-def draw_cell(label: str, seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
-    """Draw one white cell of the class among red cells; the same seed gives the same picture."""
-    cell = WHITE_CELLS[label]
-    rng = np.random.default_rng([seed, *label.encode()])
+def draw_field(
+    cells: Sequence[Placed], seed: Sequence[int], size: tuple[int, int], scale: float = 1.0
+) -> Image.Image:
+    """Draw white cells among red ones, `scale` times as large as usual."""
+    rng = np.random.default_rng(seed)
     width, height = OVERSAMPLE * size[0], OVERSAMPLE * size[1]
+    white = [
+        (x * width, y * height, scale * WHITE_CELLS[label].radius * width) for label, x, y in cells
+    ]
     canvas = np.full((height, width, 3), BACKGROUND, np.float64)
     canvas += 1.5 * smooth_noise(rng, canvas.shape, width / 5)[..., None]
-    draw_red_cells(canvas, rng, cell.radius * width)
-    draw_platelets(canvas, rng, cell.radius * width)
-    draw_white_cell(canvas, rng, cell)
+    draw_red_cells(canvas, rng, white, scale)
+    draw_platelets(canvas, rng, white)
+    for (label, _x, _y), place in zip(cells, white, strict=True):
+        draw_white_cell(canvas, rng, WHITE_CELLS[label], place)
     return finish(canvas, rng, size)
+
+
+def draw_cell(label: str, seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
+    """Draw one white cell of the class among red cells; the same seed gives the same picture."""
+    return draw_field([(label, 0.5, 0.5)], [seed, *label.encode()], size)
+
+
+def draw_gallery() -> Iterator[tuple[str, Image.Image]]:
+    """Draw what the page offers to try: names, and pictures."""
+    for label, number, seed in GALLERY:
+        yield f"{label.lower()}-{number}", draw_cell(label, seed)
+    yield "field-1", draw_field(FIELD, [FIELD_SEED], (640, 480), FIELD_SCALE)
+    yield "red-cells-1", draw_field([], [FIELD_SEED], (640, 480))
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -286,16 +327,26 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def main() -> None:
-    """Write one PNG per class into a folder, and print the paths."""
-    parser = argparse.ArgumentParser(description="Draw one sample picture per white-cell class.")
-    parser.add_argument("out_dir", type=Path, metavar="OUT_DIR")
+    """Write the pictures into a folder, and print their paths."""
+    parser = argparse.ArgumentParser(description="Draw sample pictures of white blood cells.")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="OUT_DIR")
+    parser.add_argument("--gallery", action="store_true", help="what the page offers to try")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="(default: %(default)s)")
     parser.add_argument("--size", type=parse_size, default=(640, 480), help="(default: 640x480)")
     options = parser.parse_args()
-    options.out_dir.mkdir(parents=True, exist_ok=True)
-    for label in WHITE_CELLS:
-        path = options.out_dir / f"{label.lower()}.png"
-        draw_cell(label, options.seed, options.size).save(path, optimize=True)
+    if options.gallery:
+        folder, drawn = options.folder or GALLERY_FOLDER, draw_gallery()
+    elif options.folder:
+        folder = options.folder
+        drawn = (
+            (each.lower(), draw_cell(each, options.seed, options.size)) for each in WHITE_CELLS
+        )
+    else:
+        parser.error("name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in drawn:
+        path = folder / f"{name}.{'jpg' if options.gallery else 'png'}"
+        picture.save(path, quality=88, optimize=True)
         print(path)
 
 

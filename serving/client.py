@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import requests
@@ -138,38 +139,15 @@ class InferenceClient(_Client):
         name of whoever asks; this object is one by itself. What a dying worker or a restart
         interrupts, and what a canary fails at, is sent again, and then to the default.
         """
-        deadline = time.monotonic() + self._patience
-        who: str | None = client or self._name
-        interruptions = 0
-        while True:
-            routing, chosen = self._wait_for_route(version, who, deadline)
-            try:
-                return self._observed(routing, image, chosen)
-            except Unreachable:
-                if time.monotonic() >= deadline:
-                    raise
-            except ServiceError as error:
-                on_trial = version is None and chosen == routing.canary and error.status >= 500
-                # It may have been retired since the routing was read.
-                retired = version is None and isinstance(error, NotServed)
-                again = isinstance(error, Interrupted) or retired
-                # An image that kills its worker must not kill them all.
-                interruptions += again
-                if not (on_trial or again) or interruptions > 1:
-                    raise
-                who = None
-            time.sleep(PAUSE)
+        return self._patiently(self._observed, image, version, client)
+
+    def explain(self, image: bytes, version: str) -> dict[str, Any]:
+        """Return a version's answer with its heat map (docs: POST /explanations), as `predict`."""
+        return self._patiently(self._explained, image, version, None)
 
     def ask(self, image: bytes, version: str) -> dict[str, Any]:
         """Return a version's answer, whatever the routing says; raise ServiceError."""
-        response = self._request(
-            "POST",
-            f"{self.settings.inference_url}/predictions/{MODEL}/{version}",
-            data=image,
-            headers={"Content-Type": "application/octet-stream"},
-        )
-        answer: dict[str, Any] = _document(response)
-        return answer
+        return self._post("predictions", image, version)
 
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless it is answered at once, and rightly."""
@@ -186,6 +164,35 @@ class InferenceClient(_Client):
             raise Unreachable(str(error)) from error
         if not golden.agree(answer["probabilities"], self._known[version]):
             raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
+
+    def _patiently(
+        self,
+        send: Callable[[Routing, bytes, str], dict[str, Any]],
+        image: bytes,
+        version: str | None,
+        client: str | None,
+    ) -> dict[str, Any]:
+        deadline = time.monotonic() + self._patience
+        who: str | None = client or self._name
+        interruptions = 0
+        while True:
+            routing, chosen = self._wait_for_route(version, who, deadline)
+            try:
+                return send(routing, image, chosen)
+            except Unreachable:
+                if time.monotonic() >= deadline:
+                    raise
+            except ServiceError as error:
+                on_trial = version is None and chosen == routing.canary and error.status >= 500
+                # It may have been retired since the routing was read.
+                retired = version is None and isinstance(error, NotServed)
+                again = isinstance(error, Interrupted) or retired
+                # An image that kills its worker must not kill them all.
+                interruptions += again
+                if not (on_trial or again) or interruptions > 1:
+                    raise
+                who = None
+            time.sleep(PAUSE)
 
     def _wait_for_route(
         self, version: str | None, client: str | None, deadline: float
@@ -216,6 +223,19 @@ class InferenceClient(_Client):
                 # A full disk is no reason to refuse an answer.
                 with contextlib.suppress(OSError):
                     canary.note(self.settings.run_dir, version, failed, time.monotonic() - started)
+
+    def _explained(self, routing: Routing, image: bytes, version: str) -> dict[str, Any]:
+        return self._post("explanations", image, version)
+
+    def _post(self, kind: str, image: bytes, version: str) -> dict[str, Any]:
+        response = self._request(
+            "POST",
+            f"{self.settings.inference_url}/{kind}/{MODEL}/{version}",
+            data=image,
+            headers={"Content-Type": "application/octet-stream"},
+        )
+        answer: dict[str, Any] = _document(response)
+        return answer
 
 
 class ManagementClient(_Client):

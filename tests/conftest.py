@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pytest
 from stand_in import StandIn
@@ -15,6 +18,9 @@ from benchmarks.service import Service, run_service
 from serving import deployment
 from serving.settings import ROOT, Settings
 from training import data
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 DEPLOYMENT = deployment.load(ROOT / "deployment.yaml")
 # The versions that the service loads: the first answers by default.
@@ -63,3 +69,78 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     yield running
     if running.process.poll() is None:
         running.stop()
+
+
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+# Chromium says this of every answer above 399, and of none at all, also of those that are meant.
+STATUS_LINE = "Failed to load resource: "
+
+Open = Callable[..., "Page"]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Start the Chromium of this machine."""
+    playwright_api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not program:
+        reason = "no Chromium: install it, or set CHROMIUM to its path"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with playwright_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def open_address(browser: Browser) -> Iterator[Open]:
+    """Return a function that opens an address in a fresh browser profile.
+
+    When the test is over, nothing may have gone wrong in a console, or gone to another host.
+    """
+    complaints: list[str] = []
+    hosts: set[str] = set()
+    own: set[str] = set()
+    contexts = []
+
+    def note(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning") and not message.text.startswith(STATUS_LINE):
+            complaints.append(message.text)
+
+    def open_one(address: str, locale: str = "en-US", **options: Any) -> Page:
+        context = browser.new_context(locale=locale, **options)
+        context.set_default_timeout(30_000)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", note)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.goto(address)
+        own.add(urlsplit(address).netloc)
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert not complaints
+    # Pictures in data: and blob: addresses have no host.
+    assert hosts - {""} == own
+
+
+@pytest.fixture
+def open_page(open_address: Open, service: Service) -> Open:
+    """Return a function that opens the page of the running service."""
+
+    def open_one(locale: str = "en-US", path: str = "/", **options: Any) -> Page:
+        return open_address(service.frontend_url + path, locale, **options)
+
+    return open_one

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from html import unescape
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,33 +24,21 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from flask import Flask
 from flask.testing import FlaskClient
+from page_stand_in import SECRET, StandIn, encoded, failure, picture, token
 from PIL import Image
 from werkzeug.datastructures import FileStorage
-from werkzeug.test import TestResponse, encode_multipart
+from werkzeug.test import TestResponse
 
 import frontend
 from frontend import create_app, images
 from frontend.__main__ import bind
-from serving.client import NotServed, ServiceError
+from serving.client import NotServed
 from serving.routing import Routing
 
 ROOT = Path(frontend.__file__).parent
 CATALOG = ROOT / "translations" / "pt_BR" / "LC_MESSAGES"
 MEBIBYTE = 1024 * 1024
-SECRET = "upstream said: /srv/secret/model.py line 7"
 
-CONFIDENT = {
-    "model": "bloodcells",
-    "version": "1.0",
-    "label": "NEUTROPHIL",
-    "verdict": "confident",
-    "probabilities": {
-        "EOSINOPHIL": 0.0213,
-        "LYMPHOCYTE": 0.0007,
-        "MONOCYTE": 0.0101,
-        "NEUTROPHIL": 0.9679,
-    },
-}
 PROBLEMS = [
     ("EmptyImage", 400, "The file is empty", "O arquivo está vazio"),
     ("CorruptImage", 400, "The image cannot be read", "Não foi possível ler a imagem"),
@@ -91,47 +78,6 @@ PROBLEMS = [
 ]
 
 
-class StandIn:
-    """A client of the inference service that answers what it is told to."""
-
-    def __init__(self) -> None:
-        self.answer: dict[str, Any] = dict(CONFIDENT)
-        self.error: Exception | None = None
-        self.images: list[bytes] = []
-        self.versions: list[str | None] = []
-        self.clients: list[str | None] = []
-        self.serves: Routing | None = Routing("1.0", ("1.0",))
-        self.routing = SimpleNamespace(read=lambda: self.serves)
-
-    def predict(
-        self, image: bytes, version: str | None = None, client: str | None = None
-    ) -> dict[str, Any]:
-        """Return the answer, or raise the error."""
-        self.images.append(image)
-        self.versions.append(version)
-        self.clients.append(client)
-        if self.error:
-            raise self.error
-        return self.answer
-
-    def check_ready(self) -> None:
-        """Raise the error, if any."""
-        if self.error:
-            raise self.error
-
-
-def failure(kind: str) -> ServiceError:
-    """Return an error of a kind, whose status and message must never reach a person."""
-    return ServiceError(599, kind, SECRET)
-
-
-def picture(kind: str = "PNG", size: tuple[int, int] = (80, 60)) -> bytes:
-    """Return a small image of a kind."""
-    file = BytesIO()
-    Image.new("RGB", size, (200, 170, 190)).save(file, kind)
-    return file.getvalue()
-
-
 @pytest.fixture
 def stand_in() -> StandIn:
     return StandIn()
@@ -158,13 +104,6 @@ def address(app: Flask) -> Iterator[str]:
     server.close()
 
 
-def token(page: str) -> str:
-    """Return the CSRF token of a page."""
-    match = re.search(r'name="csrf_token" value="([^"]+)"', page)
-    assert match
-    return match[1]
-
-
 def send(
     client: FlaskClient,
     image: bytes | None,
@@ -178,10 +117,7 @@ def send(
     data: dict[str, Any] = fields | {"csrf_token": token(client.get("/", headers=headers).text)}
     if image is not None:
         data["image"] = FileStorage(BytesIO(image), filename=name, content_type=kind)
-    # Encoded here: the test client would put a large body into a temporary file.
-    boundary, body = encode_multipart(data)
-    form = f'multipart/form-data; boundary="{boundary}"'
-    return client.post("/", data=body, content_type=form, headers=headers)
+    return client.post("/", headers=headers, **encoded(data))
 
 
 def text(page: str) -> str:
@@ -265,7 +201,8 @@ def test_verdicts(
 
 def options(page: str) -> list[tuple[str, str]]:
     """Return the versions that the form offers: value and name, a star at what is selected."""
-    found = re.findall(r'<option value="(.*?)" ?(selected)?>(.*?)</option>', page)
+    choice = page.partition('<select id="version"')[2].partition("</select>")[0]
+    found = re.findall(r'<option value="(.*?)" ?(selected)?>(.*?)</option>', choice)
     return [(value, name + "*" * bool(selected)) for value, selected, name in found]
 
 
@@ -296,7 +233,7 @@ def test_without_a_choice_of_versions_none_is_offered(
     stand_in.serves = serves
     for page in (client.get("/").text, send(client, picture()).text):
         assert 'type="file"' in page
-        assert "<select" not in page
+        assert not options(page)
 
 
 def test_the_routing_decides_unless_a_version_is_chosen(
@@ -531,7 +468,7 @@ def test_unforeseen_error(client: FlaskClient, stand_in: StandIn) -> None:
     assert "Traceback" not in response.text
 
 
-@pytest.mark.parametrize("path", ["/", "/nowhere", "/healthz", "/static/page.js"])
+@pytest.mark.parametrize("path", ["/", "/nowhere", "/healthz", "/static/js/page.js"])
 def test_headers(client: FlaskClient, path: str) -> None:
     with client.get(path) as response:
         headers = response.headers
@@ -544,7 +481,7 @@ def test_headers(client: FlaskClient, path: str) -> None:
     assert headers["Referrer-Policy"] == "same-origin"
     assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
     assert "camera=()" in headers["Permissions-Policy"]
-    assert (headers["Cache-Control"] == "no-store") == (path != "/static/page.js")
+    assert (headers["Cache-Control"] == "no-store") == (path != "/static/js/page.js")
 
 
 def test_result_is_not_cached(client: FlaskClient) -> None:
@@ -561,7 +498,9 @@ def test_cookies(client: FlaskClient) -> None:
 
 def test_nothing_inline_and_nothing_from_elsewhere(client: FlaskClient) -> None:
     for page in (client.get("/").text, send(client, picture()).text, client.get("/no").text):
-        assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?![^>]*\ssrc=)", page)
+        assert not re.search(
+            r"<style|\sstyle=|\son\w+=|<script(?![^>]*\s(?:src=|type=\"application/json\"))", page
+        )
         assert not re.search(r"""(?:src|href|action)=["'](?:https?:)?//""", page)
 
 
