@@ -13,7 +13,7 @@ NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VE
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop status deploy promote canary rollback apply doctor setup mar data train sweep \
-	curve evaluate served drill test screenshot lint clean
+	curve evaluate served drill page test screenshots lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,8 +80,11 @@ drill: .venv/dev.stamp mar  ## change versions and break things under load; writ
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest
 
-screenshot: .venv/dev.stamp  ## photograph the running page for the README
-	@$(BIN)/python scripts/screenshot.py
+screenshots: .venv/dev.stamp mar  ## photograph every state of the page for the docs
+	@$(BIN)/python -m scripts.screenshots
+
+page: .venv/dev.stamp mar  ## measure the page: a hundred images at once, memory, first load
+	@$(BIN)/python -m benchmarks.page
 
 lint: .venv/dev.stamp
 	@$(BIN)/ruff check .

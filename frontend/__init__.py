@@ -50,7 +50,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         MAX_IMAGE_BYTES=8 * 1024 * 1024,
         MAX_FORM_PARTS=8,
         MAX_IMAGES=1000,
-        RATE_LIMIT="3000 per minute",
+        RATE_LIMIT=os.environ.get("FRONTEND_RATE_LIMIT") or "3000 per minute",
         # A token lasts as long as its session: a page left open overnight still works.
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,

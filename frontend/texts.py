@@ -8,6 +8,7 @@ from flask_babel import lazy_gettext as _l
 
 from .errors import UPLOAD
 from .languages import CELLS
+from .uploads import Cell
 
 
 class Verdict(NamedTuple):
@@ -36,8 +37,19 @@ VERDICTS = {
 }
 
 
-def heading(label: str | None, verdict: str) -> str:
+NOTHING = _l("The model found no white blood cell in this image.")
+
+
+def meaning(cell: Cell) -> str:
+    """Return what an answer means."""
+    return str(VERDICTS[cell.verdict].meaning if cell.found else NOTHING)
+
+
+def heading(cell: Cell) -> str:
     """Return an answer as a headline."""
+    label, verdict = cell.label, cell.verdict
+    if not cell.found:
+        return str(_("No white blood cell"))
     if verdict == "rejected" or label is None:
         return str(_("None of the four cells"))
     name = CELLS[label]
@@ -52,6 +64,9 @@ def for_script() -> dict[str, Any]:
         "verdicts": {name: each._asdict() for name, each in VERDICTS.items()},
         "perhaps": _("%(name)s, perhaps", name="{}"),
         "none": _("None of the four cells"),
+        "nothing": _("No white blood cell"),
+        "nothingFound": NOTHING,
+        "report": _("Report of %(date)s", date="{}"),
         "problems": {
             kind: {
                 "title": each.title,

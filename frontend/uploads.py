@@ -27,13 +27,14 @@ class Cell(NamedTuple):
     """What the model said of one cell: `label` is None where it is none of the four.
 
     `box` is (left, top, right, bottom) in pixels of the upright upload; None for a version that
-    reads the field as a whole.
+    reads the field as a whole. Not `found` means that no cell was: the rest is the field's.
     """
 
     label: str | None
     verdict: str
     probabilities: dict[str, float]
     box: tuple[float, ...] | None = None
+    found: bool = True
 
 
 class Answer(NamedTuple):
@@ -107,13 +108,13 @@ def _ask(question: Callable[[], dict[str, Any]]) -> Answer:
 
 def parse(answer: dict[str, Any]) -> Answer:
     """Return the service's answer; raise one of the errors of a wrong type if it is none."""
-    best = _cell(answer)
     heat_map = answer.get("heat_map")
+    # A version that does not look for cells apart lists none.
+    best = _cell(answer)._replace(found=answer.get("cells") != [])
     return Answer(
         model=str(answer["model"]),
         version=str(answer["version"]),
         best=best,
-        # A version that finds no cells apart says the same of all of the field.
         cells=[_cell(each) for each in answer.get("cells", ())] or [best],
         heat_map=None if heat_map is None else str(heat_map),
     )

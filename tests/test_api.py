@@ -17,6 +17,7 @@ from frontend.languages import CELLS
 from serving.client import INPUT_ERRORS
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
+FIELD = "red-cells-1.jpg"
 TWO_CELLS = [
     {
         "box": [10, 20, 30.5, 44],
@@ -66,6 +67,7 @@ def test_one_cell(client: FlaskClient, stand_in: StandIn) -> None:
                 "verdict": "confident",
                 "probabilities": stand_in.answer["probabilities"],
                 "box": None,
+                "found": True,
             }
         ],
     }
@@ -76,7 +78,7 @@ def test_cells_of_a_field(client: FlaskClient, stand_in: StandIn) -> None:
     stand_in.answer["cells"] = TWO_CELLS
     answer = ask(client, picture()).json
     assert answer
-    assert answer["cells"] == TWO_CELLS
+    assert answer["cells"] == [cell | {"found": True} for cell in TWO_CELLS]
 
 
 def test_a_field_without_cells_is_one_rejected_answer(
@@ -85,7 +87,11 @@ def test_a_field_without_cells_is_one_rejected_answer(
     stand_in.answer |= {"cells": [], "label": None, "verdict": "rejected"}
     answer = ask(client, picture()).json
     assert answer
-    assert [(cell["label"], cell["box"]) for cell in answer["cells"]] == [(None, None)]
+    [cell] = answer["cells"]
+    assert (cell["label"], cell["box"], cell["found"]) == (None, None, False)
+    page = client.post("/", data={"csrf_token": token(client.get("/").text), "sample": FIELD}).text
+    assert "The model found no white blood cell in this image." in page
+    assert 'class="percent"' not in page
 
 
 def test_what_browsers_cannot_show_comes_with_a_picture(client: FlaskClient) -> None:

@@ -264,6 +264,8 @@ def test_fits_every_screen(
     )
 
     def check() -> None:
+        # Without the script, an answer is there before its style.
+        page.wait_for_load_state()
         assert page.evaluate(OVERFLOW) == 0
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         shade = sum(map(int, re.findall(r"\d+", background)[:3])) / 3

@@ -1,7 +1,6 @@
 // The images of this visit, the cells found in them, and the labels that a person gave. It asks
 // about a few images at a time, so that TorchServe can answer them in batches and nobody else waits.
 
-import { cropToAddress } from "./pictures.js";
 import { Problem, predict } from "./service.js";
 
 const PARALLEL = 6;
@@ -57,10 +56,7 @@ export class Collection extends EventTarget {
 
   clear() {
     this.cancel(this.open);
-    for (const image of this.images) {
-      URL.revokeObjectURL(image.address);
-      for (const cell of image.cells) URL.revokeObjectURL(cell.crop);
-    }
+    for (const image of this.images) URL.revokeObjectURL(image.address);
     this.images = [];
     this.#changed();
   }
@@ -83,8 +79,7 @@ export class Collection extends EventTarget {
     const { signal } = image.abort;
     try {
       const answer = await predict(image.file, image.version, signal);
-      const cells = await this.#cells(image, answer);
-      if (!signal.aborted) Object.assign(image, { state: "done", cells, version: answer.version });
+      if (!signal.aborted) this.#answered(image, answer);
     } catch (error) {
       if (!signal.aborted) this.#failed(image, error);
     }
@@ -92,16 +87,18 @@ export class Collection extends EventTarget {
     this.#start();
   }
 
-  async #cells(image, answer) {
-    image.shownAddress = answer.picture === undefined ? image.address : answer.picture;
-    image.size = answer.size ?? null;
+  #answered(image, answer) {
     const found = answer.cells.toSorted((a, b) => (a.box?.[0] ?? 0) - (b.box?.[0] ?? 0));
-    const cells = found.map((cell, index) => ({
-      ...cell, id: `${image.id}c${index}`, image, index, own: null, crop: null,
-      confidence: Math.max(...Object.values(cell.probabilities)),
-    }));
-    for (const cell of cells) cell.crop = await cropToAddress(cell);
-    return cells;
+    Object.assign(image, {
+      state: "done",
+      version: answer.version,
+      shownAddress: answer.picture === undefined ? image.address : answer.picture,
+      size: answer.size ?? null,
+      cells: found.map((cell, index) => ({
+        ...cell, id: `${image.id}c${index}`, image, index, own: null,
+        confidence: Math.max(...Object.values(cell.probabilities)),
+      })),
+    });
   }
 
   #failed(image, error) {

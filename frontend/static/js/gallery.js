@@ -3,6 +3,7 @@
 
 import { groupOf } from "./collection.js";
 import { countGroups } from "./differential.js";
+import { drawTile } from "./pictures.js";
 
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
 
@@ -77,11 +78,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     if (!tiles.has(entry.id)) {
       const tile = template.content.firstElementChild.cloneNode(true);
       tile.dataset.id = entry.id;
-      const picture = tile.querySelector("img");
-      picture.addEventListener("error", () => picture.setAttribute("hidden", ""));
-      const address = entry.cells ? entry.address : entry.crop;
-      if (address) picture.src = address;
-      else picture.hidden = true;
+      drawTile(tile.querySelector("canvas"), entry);
       tile.addEventListener("click", () => choose(entry, true));
       tiles.set(entry.id, tile);
     }
@@ -91,6 +88,9 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   const fill = (tile, entry) => {
     const [label, note] = describe(entry, texts, percent);
     const isChosen = entry.id === view.chosen;
+    const state = [label, note, entry.state ?? entry.own, isChosen].join();
+    if (tile.dataset.shown === state) return tile;
+    tile.dataset.shown = state;
     tile.className = `tile ${entry.cells ? entry.state : entry.own ? "labelled" : entry.verdict}`;
     tile.querySelector(".tile-label").textContent = label;
     tile.querySelector(".tile-note").textContent = note;
@@ -141,7 +141,7 @@ function describe(entry, texts, percent) {
     if (entry.state === "failed") return [texts.notRead, texts.problems[entry.problem].title];
     return [texts[entry.state], ""];
   }
-  const said = entry.label ? texts.cells[entry.label] : texts.cells.OTHER;
+  const said = entry.label ? texts.cells[entry.label] : entry.found ? texts.cells.OTHER : texts.nothing;
   if (entry.own) {
     const same = entry.own === (entry.label ?? "OTHER");
     return [`✓ ${texts.cells[entry.own]}`, same ? percent(entry.confidence) : texts.model.replace("{}", said)];

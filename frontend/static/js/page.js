@@ -10,6 +10,8 @@ import { headingOf, mountViewer } from "./viewer.js";
 const collection = new Collection();
 const view = { filter: "all", sort: "order", chosen: null };
 
+const BETWEEN_DRAWINGS = 200;
+
 // Bring the page to life; again after its texts were replaced by those of another language.
 function mount() {
   const listening = new AbortController();
@@ -73,12 +75,21 @@ function mount() {
     note.textContent = "";
   };
 
-  let wasOpen = 0;
-  collection.addEventListener("change", () => {
+  let wasOpen = 0, timer = null;
+  const showChange = () => {
+    timer = null;
     show();
     const open = collection.open.length;
     if (wasOpen && !open) announceAnswer();
     wasOpen = open;
+  };
+  // Answers come faster than a person reads: drawing each would take longer than the answers.
+  collection.addEventListener("change", () => {
+    if (collection.open.length) timer ??= setTimeout(showChange, BETWEEN_DRAWINGS);
+    else {
+      clearTimeout(timer);
+      showChange();
+    }
   }, { signal });
 
   act("cancel", () => collection.cancel(collection.open));
@@ -97,6 +108,10 @@ function mount() {
     else note.textContent = texts.noLabels;
   });
   bench.addEventListener("keydown", viewer.onKey);
+  window.addEventListener("beforeprint", () => {
+    const date = new Date().toLocaleString(document.documentElement.lang, { dateStyle: "long", timeStyle: "short" });
+    find(".printed").textContent = texts.report.replace("{}", date);
+  }, { signal });
   window.addEventListener("beforeunload", (event) => {
     if (collection.entries.some((entry) => entry.own)) event.preventDefault();
   }, { signal });

@@ -1,28 +1,35 @@
 // Pictures of single cells, cut out of the images in the browser.
 
-const TILE = 200;
 // Of the longer side of a cell's box: enough around it to tell it, and to teach it.
 const TILE_WINDOW = 1.5;
 const TRAINING_WINDOW = 2.5;
 
-// A small picture for the gallery; null where a browser can't show the image.
-export async function cropToAddress(cell) {
-  const picture = await load(cell.image.shownAddress);
-  if (!picture) return null;
-  const { x, y, side } = windowOf(cell, picture, TILE_WINDOW);
+// Draw a cell, or an image that has no answer yet; nothing where a browser can't show it.
+export async function drawTile(canvas, entry) {
+  const picture = await load(addressOf(entry));
+  if (!picture) return;
+  const { x, y, side } = windowOf(entry, picture, TILE_WINDOW);
   const { naturalWidth: width, naturalHeight: height } = picture;
   // Moved to show as much as there is.
-  const within = { x: clamp(x, width - side), y: clamp(y, height - side), side };
-  return URL.createObjectURL(await toBlob(crop(picture, within, TILE), "image/jpeg"));
+  draw(canvas, picture, { x: clamp(x, width - side), y: clamp(y, height - side), side });
+  canvas.dataset.drawn = "";
 }
 
 // The cell in the middle of a picture in full resolution, or the file itself if no box is known.
 export async function toTrainingImage(cell) {
-  const { file, shownAddress } = cell.image;
-  const picture = cell.box && (await load(shownAddress));
-  if (!picture) return file;
+  const picture = cell.box && (await load(addressOf(cell)));
+  if (!picture) return cell.image.file;
   const window = windowOf(cell, picture, TRAINING_WINDOW);
-  return toBlob(crop(picture, window, Math.round(window.side)), "image/png");
+  const canvas = document.createElement("canvas");
+  canvas.width = canvas.height = Math.max(1, Math.round(window.side));
+  draw(canvas, picture, window);
+  return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+}
+
+// Where a browser finds the picture of an entry; null where it can't show it.
+export function addressOf(entry) {
+  const image = entry.image ?? entry;
+  return image.cells.length ? image.shownAddress : image.address;
 }
 
 async function load(address) {
@@ -32,25 +39,21 @@ async function load(address) {
 }
 
 // A square around the cell in pixels of the picture; it may reach beyond its border.
-function windowOf({ box, image }, picture, zoom) {
+function windowOf(entry, picture, zoom) {
   const { naturalWidth: width, naturalHeight: height } = picture;
   // The server's picture of a TIFF may be smaller than the upload that the box is of.
-  const scale = image.size ? width / image.size[0] : 1;
-  const [left, top, right, bottom] = box ? box.map((edge) => edge * scale) : [0, 0, width, height];
+  const scale = entry.image?.size ? width / entry.image.size[0] : 1;
+  const box = entry.box?.map((edge) => edge * scale);
+  const [left, top, right, bottom] = box ?? [0, 0, width, height];
   const side = box ? Math.max(right - left, bottom - top) * zoom : Math.min(width, height);
   return { x: (left + right - side) / 2, y: (top + bottom - side) / 2, side };
 }
 
 // What lies beyond the picture's border is black, as where the model itself cuts cells out.
-function crop(picture, { x, y, side }, size) {
-  const canvas = document.createElement("canvas");
-  canvas.width = canvas.height = Math.max(1, size);
+function draw(canvas, picture, { x, y, side }) {
   const context = canvas.getContext("2d", { alpha: false });
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, x, y, side, side, 0, 0, canvas.width, canvas.height);
-  return canvas;
 }
 
 const clamp = (value, high) => Math.min(Math.max(value, 0), Math.max(high, 0));
-
-const toBlob = (canvas, type) => new Promise((resolve) => canvas.toBlob(resolve, type, 0.9));

@@ -2,6 +2,7 @@
 // person's own label.
 
 import { nameOf } from "./gallery.js";
+import { addressOf } from "./pictures.js";
 import { explain } from "./service.js";
 
 const KEYS = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL", "OTHER"];
@@ -32,7 +33,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   };
 
   const showPicture = (image, entry) => {
-    const address = image.cells.length ? image.shownAddress : image.address;
+    const address = addressOf(image);
     if (picture.dataset.of !== `${image.id}${address}`) {
       picture.dataset.of = `${image.id}${address}`;
       showPlaceholder(!address);
@@ -75,7 +76,8 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     const verdict = texts.verdicts[cell.verdict];
     part(".badge").textContent = verdict.badge;
     part("#verdict").textContent = headingOf(cell, texts);
-    part(".meaning").textContent = verdict.meaning;
+    part(".meaning").textContent = cell.found ? verdict.meaning : texts.nothingFound;
+    part(".bars").hidden = part(".looked").hidden = !cell.found;
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
     shares.forEach(([label, share], index) => {
       rows[index].querySelector("th").textContent = texts.cells[label];
@@ -137,6 +139,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
 }
 
 export function headingOf(cell, texts) {
+  if (!cell.found) return texts.nothing;
   if (!cell.label) return texts.none;
   const name = texts.cells[cell.label];
   return cell.verdict === "confident" ? name : texts.perhaps.replace("{}", name);

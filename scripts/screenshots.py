@@ -1,0 +1,139 @@
+"""Photograph every state of the page for the docs: `make screenshots`, to docs/screenshots/.
+
+It runs a service of its own, and shows it drawn cells only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+from tqdm import tqdm
+
+from benchmarks.service import free_settings, run_service
+from scripts.draw_cells import WHITE_CELLS, draw_cell
+from serving import deployment
+from serving.settings import ROOT
+
+TARGET = ROOT / "docs" / "screenshots"
+SAMPLES = ROOT / "frontend" / "static" / "samples"
+DESK, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
+# Of each class; the seeds of the drawings.
+MANY = 9
+
+
+def main() -> int:
+    """Photograph every state; return the exit code."""
+    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    if not program:
+        print("error: no Chromium: install it, or set CHROMIUM to its path.", file=sys.stderr)
+        return 1
+    # With the data set, the page would offer its photographs.
+    os.environ.pop("BLOOD_CELLS_DATA", None)
+    TARGET.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        cells = draw_many(Path(scratch))
+        wanted = deployment.load(ROOT / "deployment.yaml")
+        service = run_service(free_settings(Path(scratch) / "run", wanted))
+        try:
+            with sync_playwright() as playwright:
+                browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+                for name in photograph(browser, service.frontend_url, cells):
+                    print(f"wrote {TARGET / name}.jpg")
+        finally:
+            service.stop()
+    return 0
+
+
+def draw_many(folder: Path) -> list[Path]:
+    """Draw many cells, and one file that is no image."""
+    paths: list[Path] = []
+    for seed in tqdm(range(MANY), desc="drawing cells", unit="field"):
+        for label in WHITE_CELLS:
+            # More of the cells that blood has more of.
+            if seed < {"NEUTROPHIL": 9, "LYMPHOCYTE": 6, "MONOCYTE": 3, "EOSINOPHIL": 2}[label]:
+                path = folder / f"slide-{len(paths) + 1:02}.png"
+                draw_cell(label, 100 + seed, (320, 240)).save(path)
+                paths.append(path)
+    broken = folder / "broken.png"
+    broken.write_bytes(paths[0].read_bytes()[:2000])
+    return [*paths[:7], broken, *paths[7:], SAMPLES / "field-1.jpg", SAMPLES / "red-cells-1.jpg"]
+
+
+def photograph(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
+    """Bring the page into each state, save what it shows, and yield the state's name."""
+    one, field, none = (SAMPLES / f"{name}-1.jpg" for name in ("neutrophil", "field", "red-cells"))
+
+    @contextmanager
+    def opened(path: str = "/", **options: Any) -> Iterator[Page]:
+        context = browser.new_context(**{"viewport": DESK, "locale": "en-GB", **options})
+        page = context.new_page()
+        page.goto(address + path)
+        yield page
+        context.close()
+
+    def save(page: Page, name: str, whole: bool = True) -> str:
+        # Whatever moves comes to rest.
+        page.mouse.move(0, 0)
+        if whole:
+            page.evaluate("window.scrollTo(0, 0)")
+        page.wait_for_timeout(500)
+        page.screenshot(path=TARGET / f"{name}.jpg", full_page=whole, type="jpeg", quality=82)
+        return name
+
+    def ask(page: Page, *images: Path) -> None:
+        page.set_input_files("#image", list(images))
+        page.wait_for_selector("[data-do=cancel]", state="hidden")
+
+    with opened() as page:
+        yield save(page, "empty")
+        ask(page, one)
+        page.click("[data-do=explain]")
+        page.wait_for_selector(".heat:not([hidden])")
+        yield save(page, "one")
+    with opened() as page:
+        page.select_option("#version", "1.0")
+        ask(page, SAMPLES / "eosinophil-1.jpg")
+        yield save(page, "doubtful")
+    with opened() as page:
+        ask(page, none)
+        yield save(page, "none-of-the-four")
+    with opened() as page:
+        ask(page, *cells, field)
+        page.select_option("#version", "1.0")
+        ask(page, SAMPLES / "eosinophil-1.jpg", SAMPLES / "eosinophil-2.jpg")
+        page.click(".tile.confident >> nth=1")
+        page.keyboard.press("4")
+        yield save(page, "many")
+        page.click("[data-filter=open]")
+        yield save(page, "failed", whole=False)
+        page.click("[data-filter=all]")
+        page.emulate_media(color_scheme="dark")
+        yield save(page, "dark", whole=False)
+        page.emulate_media(color_scheme="light", media="print")
+        yield save(page, "print")
+    with opened(locale="pt-BR", viewport=PHONE, is_mobile=True, has_touch=True) as page:
+        yield save(page, "phone-empty")
+        ask(page, *cells[:9])
+        yield save(page, "phone")
+    with opened(java_script_enabled=False) as page:
+        page.set_input_files("#image", field)
+        page.click("button[type=submit]")
+        yield save(page, "without-script")
+    with opened("/models") as page:
+        yield save(page, "models")
+    with opened("/models/2.0") as page:
+        yield save(page, "model")
+    with opened("/nowhere", locale="pt-BR") as page:
+        yield save(page, "error")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
