@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +25,7 @@ Array = NDArray[np.float64]
 Colour = tuple[float, float, float]
 
 DEFAULT_SEED = 24
+SIZE = (640, 480)
 OVERSAMPLE = 2  # the picture is drawn this many times larger, then reduced
 TONE_STEP = 4  # tones are rounded to multiples of this, which keeps the noisy PNG small
 
@@ -37,20 +38,6 @@ RED_CELL_RADIUS = 0.074  # of the picture's width, like every radius of a whole 
 
 Disc = tuple[float, float, float]  # x, y and radius in the canvas's pixels
 Placed = tuple[str, float, float]  # a class and where its cell lies: shares of width and height
-GALLERY = (
-    ("EOSINOPHIL", 1, 5),
-    ("EOSINOPHIL", 2, 3),
-    ("LYMPHOCYTE", 1, 2),
-    ("MONOCYTE", 1, 3),
-    ("NEUTROPHIL", 1, 1),
-    ("NEUTROPHIL", 2, 4),
-)
-FIELD: tuple[Placed, ...] = (
-    ("NEUTROPHIL", 0.24, 0.3),
-    ("LYMPHOCYTE", 0.72, 0.27),
-    ("EOSINOPHIL", 0.5, 0.75),
-)
-FIELD_SEED, FIELD_SCALE = 3, 0.6
 GALLERY_FOLDER = Path(__file__).resolve().parent.parent / "frontend" / "static" / "samples"
 
 
@@ -79,6 +66,10 @@ class WhiteCell:
     strand: float  # half the thickness of what joins the lobes
     lace: float  # how much the chromatin's density varies
     looseness: float  # how much the lobes differ in size and place
+    taper: float = 0.0  # how much thicker a strand is where it meets a lobe
+    knobs: int = 0  # the bulges on each lobe
+    bend: float = 0.035  # how far the nucleus's outline strays from discs
+    grain: float = 0.16  # the size of the chromatin's clumps
     granules: Granules | None = None
     overlay: Granules | None = None  # specks above the nucleus too: vacuoles, stray granules
 
@@ -110,6 +101,72 @@ WHITE_CELLS: dict[str, WhiteCell] = {
         granules=Granules(1300, 0.017, ((192, 152, 192), (208, 164, 186)), 0.38),
     ),
 }  # fmt: skip
+
+# For the gallery, closer to nature. WHITE_CELLS stays as it is: the tests and golden samples
+# (serving/samples) know its pictures.
+NATURAL_CELLS: dict[str, WhiteCell] = {
+    "EOSINOPHIL": replace(
+        WHITE_CELLS["EOSINOPHIL"], wobble=0.035, cytoplasm=(214, 166, 176), nucleus=(104, 80, 168),
+        lobe_radius=0.36, taper=0.2, knobs=3, bend=0.05, grain=0.12, lace=0.55, looseness=0.07,
+        granules=Granules(1300, 0.038, (ROSE, (214, 134, 132), (196, 112, 136)), 0.55),
+        overlay=Granules(40, 0.034, (ROSE, CORAL), 0.25),
+    ),
+    "LYMPHOCYTE": replace(
+        WHITE_CELLS["LYMPHOCYTE"], radius=0.104, wobble=0.035, cytoplasm=(168, 180, 212),
+        nucleus=(98, 66, 158), lobe_radius=0.86, arc_radius=0.07, grain=0.2, lace=0.17,
+    ),
+    "MONOCYTE": replace(
+        WHITE_CELLS["MONOCYTE"], wobble=0.08, nucleus=(134, 106, 188), bend=0.05, grain=0.13,
+        lace=0.7,
+        overlay=Granules(14, 0.035, ((206, 206, 222),), 0.5),
+    ),
+    "NEUTROPHIL": replace(
+        WHITE_CELLS["NEUTROPHIL"], wobble=0.035, nucleus=(104, 78, 170), lobe_radius=0.25,
+        taper=0.16, knobs=3, bend=0.05, grain=0.12, lace=0.55, looseness=0.1,
+        granules=Granules(1600, 0.018, ((186, 146, 190), (208, 160, 184), (228, 212, 222)), 0.38),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Smear:
+    """How a laboratory's smears look: lamp, stain, and how thinly they are spread."""
+
+    light: Colour = BACKGROUND
+    dye: Colour = (1.0, 1.0, 1.0)  # how strong the stain is, for each channel of the light
+    gaps: tuple[float, ...] = (1.0, 1.5, 2.05)  # between red cells' centres, in their radii
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A picture of the gallery."""
+
+    name: str
+    seed: int
+    smear: Smear
+    cells: tuple[Placed, ...] = ()  # the white ones
+    scale: float = 1.0
+
+
+FIELD: tuple[Placed, ...] = (
+    ("NEUTROPHIL", 0.24, 0.3),
+    ("LYMPHOCYTE", 0.72, 0.27),
+    ("EOSINOPHIL", 0.5, 0.75),
+)
+GREY = Smear((224, 222, 214), gaps=(1.3, 1.8, 2.1))
+WARM = Smear((242, 229, 206), (1.1, 1.05, 1.0), (1.6, 2.1))
+COOL = Smear((224, 225, 230), (1.0, 1.05, 1.0), (1.3, 1.8, 2.1))
+ROSY = Smear((234, 222, 222), (0.9, 1.0, 0.9), (1.3, 1.8, 2.1))
+GALLERY = (
+    Drawing("eosinophil-1", 13, ROSY, (("EOSINOPHIL", 0.48, 0.5),)),
+    Drawing("eosinophil-2", 4, WARM, (("EOSINOPHIL", 0.55, 0.47),)),
+    Drawing("field-1", 2, COOL, FIELD, scale=0.6),
+    Drawing("lymphocyte-1", 3, COOL, (("LYMPHOCYTE", 0.47, 0.5),)),
+    Drawing("monocyte-1", 6, ROSY, (("MONOCYTE", 0.5, 0.5),)),
+    Drawing("neutrophil-1", 7, GREY, (("NEUTROPHIL", 0.52, 0.5),)),
+    Drawing("neutrophil-2", 5, WARM, (("NEUTROPHIL", 0.45, 0.52),)),
+    Drawing("red-cells-1", 4, GREY),
+)
 
 
 def soft_step(depth: Array, width: float) -> Array:
@@ -166,7 +223,11 @@ def add_red_cell(stain: Array, rng: np.random.Generator, x: float, y: float, r: 
 
 
 def draw_red_cells(
-    canvas: Array, rng: np.random.Generator, white: Sequence[Disc], scale: float
+    canvas: Array,
+    rng: np.random.Generator,
+    white: Sequence[Disc],
+    scale: float,
+    gaps: Sequence[float],
 ) -> None:
     """Scatter red cells over the canvas, some overlapping, round the white cells' places."""
     height, width = canvas.shape[:2]
@@ -176,7 +237,7 @@ def draw_red_cells(
     for _ in range(round(120 / scale**2)):
         x = rng.uniform(-0.8 * radius, width + 0.8 * radius)
         y = rng.uniform(-0.8 * radius, height + 0.8 * radius)
-        gap = radius * rng.choice([1.0, 1.5, 2.05])
+        gap = radius * rng.choice(gaps)
         if any(math.hypot(x - a, y - b) < r + 0.9 * radius for a, b, r in white):
             continue
         if all(math.hypot(x - a, y - b) > gap for a, b in placed):
@@ -205,8 +266,8 @@ def draw_platelets(canvas: Array, rng: np.random.Generator, white: Sequence[Disc
             break
 
 
-def nucleus_discs(cell: WhiteCell, rng: np.random.Generator) -> list[tuple[float, float, float]]:
-    """Return the discs (x, y, radius) that make up a nucleus: its lobes, then its strands."""
+def nucleus_discs(cell: WhiteCell, rng: np.random.Generator) -> list[Disc]:
+    """Return the discs (x, y, radius) that make up a nucleus: lobes, strands and knobs."""
     count = int(rng.integers(cell.lobes[0], cell.lobes[1], endpoint=True))
     start = rng.uniform(0, 2 * math.pi)
     lobes = []
@@ -216,11 +277,23 @@ def nucleus_discs(cell: WhiteCell, rng: np.random.Generator) -> list[tuple[float
         radius = cell.lobe_radius * (1 + cell.looseness * rng.normal())
         lobes.append((distance * math.cos(angle), distance * math.sin(angle), radius))
     strands = [
-        (a[0] + t * (b[0] - a[0]), a[1] + t * (b[1] - a[1]), cell.strand)
+        (
+            a[0] + t * (b[0] - a[0]),
+            a[1] + t * (b[1] - a[1]),
+            cell.strand + cell.taper * (2 * t - 1) ** 2,
+        )
         for a, b in pairwise(lobes)
         for t in np.linspace(0, 1, 14)
     ]
-    return lobes + strands
+    return lobes + strands + [knob(rng, lobe) for lobe in lobes for _ in range(cell.knobs)]
+
+
+def knob(rng: np.random.Generator, lobe: Disc) -> Disc:
+    """Return a disc that bulges from a lobe."""
+    x, y, radius = lobe
+    angle, share = rng.uniform(0, 2 * math.pi), rng.uniform(0.6, 0.85)
+    distance = (1.2 - share) * radius
+    return x + distance * math.cos(angle), y + distance * math.sin(angle), share * radius
 
 
 def draw_nucleus(
@@ -228,11 +301,12 @@ def draw_nucleus(
 ) -> None:
     """Paint the nucleus: a union of discs, bent by noise, with mottled chromatin."""
     unit = 1 / float(u[0, 1] - u[0, 0])  # pixels in the cell's radius
-    bent_u = u + 0.035 * smooth_noise(rng, u.shape, 0.36 * unit)
-    bent_v = v + 0.035 * smooth_noise(rng, v.shape, 0.36 * unit)
+    bent_u = u + cell.bend * smooth_noise(rng, u.shape, 0.36 * unit)
+    bent_v = v + cell.bend * smooth_noise(rng, v.shape, 0.36 * unit)
     discs = nucleus_discs(cell, rng)
     depth = np.max([r - np.hypot(bent_u - x, bent_v - y) for x, y, r in discs], axis=0)
-    clumps = smooth_noise(rng, u.shape, 0.16 * unit) + 0.7 * smooth_noise(rng, u.shape, 0.07 * unit)
+    clumps = smooth_noise(rng, u.shape, cell.grain * unit)
+    clumps += 0.7 * smooth_noise(rng, u.shape, 0.07 * unit)
     edge = 0.6 * np.exp(-((depth / 0.05) ** 2))  # chromatin gathers at the membrane
     light = np.clip(cell.lace * (0.35 * clumps - edge), -0.25, 0.55)
     tone = np.asarray(cell.nucleus) + light[..., None] * (np.asarray(cell.cytoplasm) - cell.nucleus)
@@ -290,34 +364,51 @@ def finish(canvas: Array, rng: np.random.Generator, size: tuple[int, int]) -> Im
 
 
 def draw_field(
-    cells: Sequence[Placed], seed: Sequence[int], size: tuple[int, int], scale: float = 1.0
+    cells: Sequence[Placed],
+    seed: int | Sequence[int],
+    size: tuple[int, int],
+    recipes: Mapping[str, WhiteCell] = WHITE_CELLS,
+    smear: Smear = Smear(),
+    scale: float = 1.0,
 ) -> Image.Image:
-    """Draw white cells among red ones, `scale` times as large as usual."""
+    """Draw white cells among red ones, `scale` times as large as usual.
+
+    The recipes tell how each class is painted.
+    """
     rng = np.random.default_rng(seed)
     width, height = OVERSAMPLE * size[0], OVERSAMPLE * size[1]
     white = [
-        (x * width, y * height, scale * WHITE_CELLS[label].radius * width) for label, x, y in cells
+        (x * width, y * height, scale * recipes[label].radius * width) for label, x, y in cells
     ]
     canvas = np.full((height, width, 3), BACKGROUND, np.float64)
     canvas += 1.5 * smooth_noise(rng, canvas.shape, width / 5)[..., None]
-    draw_red_cells(canvas, rng, white, scale)
+    draw_red_cells(canvas, rng, white, scale, smear.gaps)
     draw_platelets(canvas, rng, white)
     for (label, _x, _y), place in zip(cells, white, strict=True):
-        draw_white_cell(canvas, rng, WHITE_CELLS[label], place)
+        draw_white_cell(canvas, rng, recipes[label], place)
+    restain(canvas, smear)
     return finish(canvas, rng, size)
 
 
-def draw_cell(label: str, seed: int, size: tuple[int, int] = (640, 480)) -> Image.Image:
+def restain(canvas: Array, smear: Smear) -> None:
+    """Change the lamp's light, and what the dyes leave of it, to those of the smear."""
+    # In this order, the default smear changes no bit.
+    change = (canvas / BACKGROUND) ** np.subtract(smear.dye, 1)
+    canvas *= np.divide(smear.light, BACKGROUND) * change
+
+
+def draw_cell(label: str, seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
     """Draw one white cell of the class among red cells; the same seed gives the same picture."""
     return draw_field([(label, 0.5, 0.5)], [seed, *label.encode()], size)
 
 
 def draw_gallery() -> Iterator[tuple[str, Image.Image]]:
     """Draw what the page offers to try: names, and pictures."""
-    for label, number, seed in GALLERY:
-        yield f"{label.lower()}-{number}", draw_cell(label, seed)
-    yield "field-1", draw_field(FIELD, [FIELD_SEED], (640, 480), FIELD_SCALE)
-    yield "red-cells-1", draw_field([], [FIELD_SEED], (640, 480))
+    for each in GALLERY:
+        yield (
+            each.name,
+            draw_field(each.cells, each.seed, SIZE, NATURAL_CELLS, each.smear, each.scale),
+        )
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -332,7 +423,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?", metavar="OUT_DIR")
     parser.add_argument("--gallery", action="store_true", help="what the page offers to try")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="(default: %(default)s)")
-    parser.add_argument("--size", type=parse_size, default=(640, 480), help="(default: 640x480)")
+    parser.add_argument("--size", type=parse_size, default=SIZE, help="(default: 640x480)")
     options = parser.parse_args()
     if options.gallery:
         folder, drawn = options.folder or GALLERY_FOLDER, draw_gallery()
@@ -346,7 +437,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in drawn:
         path = folder / f"{name}.{'jpg' if options.gallery else 'png'}"
-        picture.save(path, quality=88, optimize=True)
+        picture.save(path, quality=90, optimize=True)
         print(path)
 
 

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
 from benchmarks.service import free_settings, run_service
-from scripts.draw_cells import WHITE_CELLS, draw_cell
+from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
 from serving import deployment
 from serving.settings import ROOT
 
@@ -56,11 +56,12 @@ def draw_many(folder: Path) -> list[Path]:
     """Draw many cells, and one file that is no image."""
     paths: list[Path] = []
     for seed in tqdm(range(MANY), desc="drawing cells", unit="field"):
-        for label in WHITE_CELLS:
+        for label in NATURAL_CELLS:
             # More of the cells that blood has more of.
             if seed < {"NEUTROPHIL": 9, "LYMPHOCYTE": 6, "MONOCYTE": 3, "EOSINOPHIL": 2}[label]:
                 path = folder / f"slide-{len(paths) + 1:02}.png"
-                draw_cell(label, 100 + seed, (320, 240)).save(path)
+                picture = draw_field([(label, 0.5, 0.5)], seed, (320, 240), NATURAL_CELLS, GREY)
+                picture.save(path)
                 paths.append(path)
     broken = folder / "broken.png"
     broken.write_bytes(paths[0].read_bytes()[:2000])

@@ -13,7 +13,8 @@ const ORDERS = {
   class: (a, b) => groupOf(a).localeCompare(groupOf(b)),
 };
 
-// `view` outlives a change of language: { filter, sort, chosen }.
+// `view` outlives a change of language: { filter, sort, chosen }. `onChange` is told whether a cell
+// was chosen.
 export function mountGallery(section, template, texts, percent, view, onChange) {
   const list = section.querySelector(".tiles");
   const filters = [...section.querySelectorAll("[data-filter]")];
@@ -23,7 +24,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
 
   const choose = (entry, focus = false) => {
     view.chosen = entry.id;
-    onChange();
+    onChange(true);
     if (focus) tiles.get(entry.id)?.focus({ preventScroll: false });
   };
 
@@ -119,12 +120,12 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   for (const button of filters) {
     button.addEventListener("click", () => {
       view.filter = button.dataset.filter;
-      onChange();
+      onChange(false);
     });
   }
   sort.addEventListener("change", () => {
     view.sort = sort.value;
-    onChange();
+    onChange(false);
   });
   return { show, confirmable };
 }

@@ -38,9 +38,10 @@ function mount() {
   const announce = (text) => { announcement.textContent = text; };
 
   const differential = mountDifferential(find(".differential"), percent);
-  const gallery = mountGallery(find(".gallery"), find("#tile"), texts, percent, view, () => {
+  const gallery = mountGallery(find(".gallery"), find("#tile"), texts, percent, view, (chosen) => {
     show();
-    if (getComputedStyle(find(".bench")).display === "block") find(".viewer").scrollIntoView();
+    // On a phone the viewer lies above the gallery.
+    if (chosen && getComputedStyle(find(".bench")).display === "block") find(".viewer").scrollIntoView();
   });
   const viewer = mountViewer(find(".viewer"), texts, percent, collection, (cell) => {
     Object.assign(view, { chosen: cell.id, filter: "all" });
@@ -56,12 +57,11 @@ function mount() {
     find("[data-do=clear]").hidden = done < total;
   };
 
-  const announceAnswer = () => {
-    if (collection.open.length || !collection.images.length) return;
+  const announceAnswers = () => {
     const [first, ...others] = collection.entries;
     if (others.length) announce(`${texts.allAnswered} ${find(".answered").textContent}`);
-    else if (first.cells) announce(texts.problems[first.problem]?.title ?? texts.cancelled);
-    else announce(`${headingOf(first, texts)}. ${texts.verdicts[first.verdict].badge}. ${percent(first.confidence)}`);
+    else if (first?.cells) announce(texts.problems[first.problem]?.title ?? texts.cancelled);
+    else if (first) announce(`${headingOf(first, texts)}. ${texts.verdicts[first.verdict].badge}. ${percent(first.confidence)}`);
   };
 
   const show = () => {
@@ -75,21 +75,22 @@ function mount() {
     note.textContent = "";
   };
 
-  let wasOpen = 0, timer = null;
-  const showChange = () => {
+  let asking = false, timer = null;
+  const draw = () => {
+    clearTimeout(timer);
     timer = null;
     show();
-    const open = collection.open.length;
-    if (wasOpen && !open) announceAnswer();
-    wasOpen = open;
   };
-  // Answers come faster than a person reads: drawing each would take longer than the answers.
   collection.addEventListener("change", () => {
-    if (collection.open.length) timer ??= setTimeout(showChange, BETWEEN_DRAWINGS);
-    else {
-      clearTimeout(timer);
-      showChange();
+    if (collection.open.length) {
+      asking = true;
+      // Answers come faster than a person reads: drawing each would take longer than the answers.
+      timer ??= setTimeout(draw, BETWEEN_DRAWINGS);
+      return;
     }
+    draw();
+    if (asking) announceAnswers();
+    asking = false;
   }, { signal });
 
   act("cancel", () => collection.cancel(collection.open));
@@ -121,7 +122,12 @@ function mount() {
       if (!collection.images.length) return;
       event.preventDefault();
       const version = form.querySelector("#version")?.value;
-      await replaceTexts(link.href);
+      try {
+        await replaceTexts(link.href);
+      } catch {
+        announce(texts.problems.PageUnreachable.title);
+        return;
+      }
       listening.abort();
       mount();
       if (version) find("#version").value = version;
