@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -60,6 +61,22 @@ LOADED = """() => {
 }"""
 
 
+ONE_AFTER_ANOTHER = """async (files) => {
+    const token = document.getElementsByName("csrf_token")[0].value;
+    const images = files.map((file) => Uint8Array.from(atob(file), (byte) => byte.charCodeAt(0)));
+    const start = performance.now();
+    for (const image of images) {
+        const body = new FormData();
+        body.set("image", new File([image], "image.jpeg"));
+        const headers = { "X-CSRFToken": token };
+        const response = await fetch("/api/predictions", { method: "POST", body, headers });
+        if (!response.ok) throw new Error(response.status);
+        await response.json();
+    }
+    return (performance.now() - start) / 1000;
+}"""
+
+
 def main() -> int:
     """Measure, write the results, and return the exit code."""
     program = os.environ.get("CHROMIUM") or shutil.which("chromium")
@@ -99,6 +116,7 @@ def measure(browser: Browser, service: Service, images: Sequence[Path]) -> dict[
     page = open_page(browser, service)
     single = one_after_another(service, images)
     alone, together = (through_page(service, images, at_a_time) for at_a_time in (1, PARALLEL))
+    in_browser = one_after_another_in_browser(page, images)
     at_once = [drop(page, images) for _ in tqdm(range(REPEATS), desc="100 at once", unit="drop")]
     process = page_process(service)
     before = process.memory_info().rss
@@ -111,6 +129,7 @@ def measure(browser: Browser, service: Service, images: Sequence[Path]) -> dict[
         "images": len(images),
         "seconds": {
             "at_once": sorted(at_once),
+            "one_after_another_in_browser": in_browser,
             "together_without_browser": together,
             "one_after_another_through_page": alone,
             "one_after_another_to_torchserve": single,
@@ -192,6 +211,13 @@ def through_page(service: Service, images: Sequence[Path], at_a_time: int) -> fl
         return time.perf_counter() - start
 
 
+def one_after_another_in_browser(page: Page, images: Sequence[Path]) -> float:
+    """Return the seconds of single requests of the browser, which shows nothing of them."""
+    files = [b64encode(image.read_bytes()).decode() for image in images]
+    seconds: float = page.evaluate(ONE_AFTER_ANOTHER, files)
+    return seconds
+
+
 def page_process(service: Service) -> psutil.Process:
     """Return the process that serves the page."""
     children = psutil.Process(service.process.pid).children(recursive=True)
@@ -207,6 +233,10 @@ def write(found: dict[str, Any]) -> None:
         (
             "100 images dropped at once, until all are counted",
             f"{middle:.2f} s ({min(seconds['at_once']):.2f} to {max(seconds['at_once']):.2f})",
+        ),
+        (
+            "the same in the browser, one request after another, nothing shown",
+            f"{seconds['one_after_another_in_browser']:.2f} s",
         ),
         (
             "the same without a browser, six requests at a time",

@@ -10,7 +10,7 @@ import { headingOf, mountViewer } from "./viewer.js";
 const collection = new Collection();
 const view = { filter: "all", sort: "order", chosen: null };
 
-const BETWEEN_DRAWINGS = 200;
+const BETWEEN_DRAWINGS = 300;
 
 // Bring the page to life; again after its texts were replaced by those of another language.
 function mount() {

@@ -11,7 +11,8 @@ export async function drawTile(canvas, entry) {
   const { x, y, side } = windowOf(entry, picture, TILE_WINDOW);
   const { naturalWidth: width, naturalHeight: height } = picture;
   // Moved to show as much as there is.
-  draw(canvas, picture, { x: clamp(x, width - side), y: clamp(y, height - side), side });
+  const window = { x: clamp(x, width - side), y: clamp(y, height - side), side };
+  draw(canvas.getContext("2d"), picture, window);
   canvas.dataset.drawn = "";
 }
 
@@ -22,7 +23,8 @@ export async function toTrainingImage(cell) {
   const window = windowOf(cell, picture, TRAINING_WINDOW);
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = Math.max(1, Math.round(window.side));
-  draw(canvas, picture, window);
+  // What lies beyond the picture's border is black, as where the model itself cuts cells out.
+  draw(canvas.getContext("2d", { alpha: false }), picture, window);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
@@ -49,11 +51,10 @@ function windowOf(entry, picture, zoom) {
   return { x: (left + right - side) / 2, y: (top + bottom - side) / 2, side };
 }
 
-// What lies beyond the picture's border is black, as where the model itself cuts cells out.
-function draw(canvas, picture, { x, y, side }) {
-  const context = canvas.getContext("2d", { alpha: false });
+function draw(context, picture, { x, y, side }) {
+  const { width, height } = context.canvas;
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, x, y, side, side, 0, 0, canvas.width, canvas.height);
+  context.drawImage(picture, x, y, side, side, 0, 0, width, height);
 }
 
 const clamp = (value, high) => Math.min(Math.max(value, 0), Math.max(high, 0));
