@@ -19,8 +19,8 @@ def predict() -> ResponseReturnValue:
         "version": answer.version,
         "cells": [cell._asdict() for cell in answer.cells],
     }
-    shown = images.shown(upload.image)
-    if not shown.original:
+    if images.media_type(upload.image) is None:
+        shown = images.shown(upload.image)
         said |= {"picture": shown.address, "size": shown.size}
     return said, answer.headers
 

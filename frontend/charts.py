@@ -77,10 +77,10 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Chart:
         )
         for each in bins
     ]
-    tenths = [value / 5 for value in range(6)]
+    fifths = [value / 5 for value in range(6)]
     return Chart(
-        [Tick(frame.x(value), value) for value in tenths],
-        [Tick(frame.y(value), value) for value in tenths],
+        [Tick(frame.x(value), value) for value in fifths],
+        [Tick(frame.y(value), value) for value in fifths],
         [frame.line("ideal", [(0, 0), (1, 1)])],
         dots,
     )

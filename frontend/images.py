@@ -17,17 +17,14 @@ class Shown(NamedTuple):
 
     address: str | None
     size: tuple[int, int] | None
-    original: bool
 
 
 def shown(image: bytes) -> Shown:
     """Return how a browser shows an upload that the service has read."""
-    size = upright_size(image)
     kind = media_type(image)
-    if kind is not None:
-        return Shown(data_uri(image, kind), size, True)
-    png = thumbnail(image)
-    return Shown(data_uri(png, "image/png") if png else None, size, False)
+    picture = image if kind else thumbnail(image)
+    address = data_uri(picture, kind or "image/png") if picture else None
+    return Shown(address, upright_size(image))
 
 
 def media_type(image: bytes) -> str | None:

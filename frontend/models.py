@@ -19,7 +19,7 @@ bp = Blueprint("models", __name__, url_prefix="/models")
 logger = logging.getLogger(__name__)
 
 # In the card and the figures; the others are there for some versions only.
-NEEDED = ("card", "metrics", "golden")
+NEEDED = ("card", "metrics")
 OPTIONAL = ("history", "served", "locator")
 
 
@@ -30,7 +30,6 @@ class Model(NamedTuple):
     weights_bytes: int
     card: dict[str, Any]
     metrics: dict[str, Any]
-    golden: dict[str, Any]
     history: dict[str, Any]
     served: dict[str, Any]
     locator: dict[str, Any]
@@ -63,6 +62,7 @@ def version(version: str) -> str:
 def found() -> list[Model]:
     """Return the finished versions, newest first; one whose files are broken is left out."""
     folder = Path(current_app.config.get("MODELS_DIR") or ROOT / "models")
+    # Written last: a version without it is not finished.
     finished = sorted(folder.glob("*/golden.json"), key=lambda path: age(path.parent.name))
     models = [_read(path.parent) for path in reversed(finished)]
     return [model for model in models if model]

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from flask import Flask
+from flask.testing import FlaskClient
 from stand_in import StandIn
 
 from benchmarks import service as of_its_own
 from benchmarks.service import Service, run_service
+from frontend import create_app
 from serving import deployment
 from serving.settings import ROOT, Settings
 from training import data
@@ -43,6 +46,17 @@ def blood_cells() -> Path:
         if os.environ.get("CI"):
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture
+def app(stand_in: Any) -> Flask:
+    """Build the page in front of what stands in for its service: a file of tests says what."""
+    return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
 
 
 @pytest.fixture(scope="session")

@@ -34,16 +34,6 @@ def stand_in() -> StandIn:
     return StandIn()
 
 
-@pytest.fixture
-def app(stand_in: StandIn) -> Flask:
-    return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
 def ask(
     client: FlaskClient, image: bytes | None, what: str = "predictions", **fields: str
 ) -> TestResponse:

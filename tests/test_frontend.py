@@ -85,16 +85,6 @@ def stand_in() -> StandIn:
 
 
 @pytest.fixture
-def app(stand_in: StandIn) -> Flask:
-    return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
-
-
-@pytest.fixture
 def address(app: Flask) -> Iterator[str]:
     """Serve the page by waitress, as `python -m frontend` does."""
     server = bind(app, 0)

@@ -12,23 +12,13 @@ from flask import Flask
 from flask.testing import FlaskClient
 from page_stand_in import StandIn, failure
 
-from frontend import charts, create_app
+from frontend import charts
 from serving.routing import Routing
 
 
 @pytest.fixture
 def stand_in() -> StandIn:
     return StandIn()
-
-
-@pytest.fixture
-def app(stand_in: StandIn) -> Flask:
-    return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
-
-
-@pytest.fixture
-def client(app: Flask) -> FlaskClient:
-    return app.test_client()
 
 
 @pytest.fixture
