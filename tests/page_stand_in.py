@@ -1,13 +1,19 @@
 """What stands in for the service behind the page, and what its tests send."""
 
 import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from types import SimpleNamespace
 from typing import Any
 
+from flask import Flask
 from PIL import Image
+from waitress import wasyncore
 from werkzeug.test import encode_multipart
 
+from frontend.__main__ import bind
 from serving.client import ServiceError
 from serving.routing import Routing
 
@@ -84,3 +90,16 @@ def encoded(data: dict[str, Any]) -> dict[str, Any]:
     """Return a form as the test client takes it, whose own would put large ones into files."""
     boundary, body = encode_multipart(data)
     return {"data": body, "content_type": f'multipart/form-data; boundary="{boundary}"'}
+
+
+@contextmanager
+def serving(app: Flask) -> Iterator[str]:
+    """Serve a page by waitress, as `python -m frontend` does; yield its address."""
+    server = bind(app, 0)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.effective_port}"
+    # By the thread that waits on these connections: it would fail if another closed them.
+    server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))
+    thread.join(timeout=30)
+    server.task_dispatcher.shutdown()

@@ -25,14 +25,13 @@ from babel.messages.mofile import read_mo
 from babel.messages.pofile import read_po
 from flask import Flask
 from flask.testing import FlaskClient
-from page_stand_in import SECRET, StandIn, encoded, failure, picture, token
+from page_stand_in import SECRET, StandIn, encoded, failure, picture, serving, token
 from PIL import Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 import frontend
 from frontend import create_app, images
-from frontend.__main__ import bind
 from serving.client import NotServed
 from serving.routing import Routing
 
@@ -86,13 +85,9 @@ def stand_in() -> StandIn:
 
 @pytest.fixture
 def address(app: Flask) -> Iterator[str]:
-    """Serve the page by waitress, as `python -m frontend` does."""
-    server = bind(app, 0)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.effective_port}"
-    server.task_dispatcher.shutdown()
-    server.close()
+    """Serve the page."""
+    with serving(app) as address:
+        yield address
 
 
 def send(

@@ -3,9 +3,9 @@
 import csv
 import json
 import re
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from math import sqrt
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open, free_settings
+from page_stand_in import serving
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 from stand_in import StandIn as TorchServeStandIn
@@ -21,7 +22,6 @@ from stand_in import problem, write_keys
 from test_browser import BADGES, CELLS, LANGUAGES, check_answer, choose
 
 from frontend import create_app, samples
-from frontend.__main__ import bind
 from handler.network import CLASSES
 from serving.client import InferenceClient
 from serving.settings import Settings
@@ -455,20 +455,14 @@ def torchserve(tmp_path: Path) -> Iterator[TorchServeStandIn]:
 @pytest.fixture
 def serve_page() -> Iterator[Serve]:
     """Return a function that serves the page in front of some TorchServe, or of none."""
-    servers = []
+    with ExitStack() as until_then:
 
-    def serve(settings: Settings) -> str:
-        client = InferenceClient(settings, patience=0.5)
-        server = bind(create_app({"CLIENT": client}), 0)
-        threading.Thread(target=server.run, daemon=True).start()
-        servers.append((server, client))
-        return f"http://127.0.0.1:{server.effective_port}/"
+        def serve(settings: Settings) -> str:
+            client = InferenceClient(settings, patience=0.5)
+            until_then.callback(client.close)
+            return until_then.enter_context(serving(create_app({"CLIENT": client})))
 
-    yield serve
-    for server, client in servers:
-        server.task_dispatcher.shutdown()
-        server.close()
-        client.close()
+        yield serve
 
 
 @pytest.mark.parametrize(("locale", "language"), LANGUAGES)

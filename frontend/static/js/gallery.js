@@ -22,10 +22,10 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   const tiles = new Map();
   let shown = [];
 
-  const choose = (entry, focus = false) => {
+  const choose = (entry) => {
     view.chosen = entry.id;
     onChange(true);
-    if (focus) tiles.get(entry.id)?.focus({ preventScroll: false });
+    tiles.get(entry.id).focus();
   };
 
   const show = (entries) => {
@@ -45,6 +45,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     const focused = list.contains(document.activeElement);
     keepChosen(before);
     replaceTiles();
+    forgetTiles(new Set(entries.map((entry) => entry.id)));
     if (focused && !list.contains(document.activeElement)) tiles.get(view.chosen)?.focus();
     list.hidden = !shown.length;
     section.querySelector(".nothing").hidden = Boolean(shown.length);
@@ -75,12 +76,17 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     }
   };
 
+  // Of images that were answered, or cleared away.
+  const forgetTiles = (kept) => {
+    for (const id of tiles.keys()) if (!kept.has(id)) tiles.delete(id);
+  };
+
   const tileOf = (entry) => {
     if (!tiles.has(entry.id)) {
       const tile = template.content.firstElementChild.cloneNode(true);
       tile.dataset.id = entry.id;
       drawTile(tile.querySelector("canvas"), entry);
-      tile.addEventListener("click", () => choose(entry, true));
+      tile.addEventListener("click", () => choose(entry));
       tiles.set(entry.id, tile);
     }
     return tiles.get(entry.id);
@@ -115,7 +121,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     if (step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
     event.preventDefault();
     const from = shown.findIndex((entry) => entry.id === view.chosen);
-    choose(shown[Math.min(Math.max(from + step, 0), shown.length - 1)], true);
+    choose(shown[Math.min(Math.max(from + step, 0), shown.length - 1)]);
   });
   for (const button of filters) {
     button.addEventListener("click", () => {
