@@ -3,6 +3,9 @@
 
 import { Problem, predict } from "./service.js";
 
+// In the model's order.
+export const CLASSES = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"];
+
 const PARALLEL = 6;
 // An image fails alone; but without a model or a server the next ones would only fail later.
 const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
@@ -45,9 +48,8 @@ export class Collection extends EventTarget {
     this.#start();
   }
 
-  cancel(images) {
-    for (const image of images) {
-      if (!["waiting", "asking"].includes(image.state)) continue;
+  cancel() {
+    for (const image of this.open) {
       image.abort?.abort();
       image.state = "cancelled";
     }
@@ -55,7 +57,7 @@ export class Collection extends EventTarget {
   }
 
   clear() {
-    this.cancel(this.open);
+    this.cancel();
     for (const image of this.images) URL.revokeObjectURL(image.address);
     this.images = [];
     this.#changed();

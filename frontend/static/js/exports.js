@@ -1,13 +1,13 @@
 // What a person takes along: a table of all cells, and the labelled ones as folders that
 // `make train CELLS=...` reads.
 
+import { CLASSES } from "./collection.js";
 import { toTrainingImage } from "./pictures.js";
 import { zip } from "./zip.js";
 
-const LABELS = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"];
 const COLUMNS = [
   "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
-  ...LABELS.map((label) => label.toLowerCase()), "your_label", "problem",
+  ...CLASSES.map((label) => label.toLowerCase()), "your_label", "problem",
 ];
 
 export function saveTable(entries) {
@@ -36,7 +36,7 @@ function toRow(entry) {
     return [image.name, ...Array(blank).fill(""), entry.problem ?? entry.state];
   }
   const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
-  const shares = LABELS.map((label) => entry.probabilities[label].toFixed(6));
+  const shares = CLASSES.map((label) => entry.probabilities[label].toFixed(6));
   return [
     image.name, entry.index + 1, ...box, image.version, entry.label ?? "", entry.verdict,
     ...shares, entry.own ?? "", "",

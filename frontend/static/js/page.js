@@ -93,7 +93,7 @@ function mount() {
     asking = false;
   }, { signal });
 
-  act("cancel", () => collection.cancel(collection.open));
+  act("cancel", () => collection.cancel());
   act("retry", () => collection.retry(collection.failed));
   act("clear", () => {
     Object.assign(view, { filter: "all", chosen: null });

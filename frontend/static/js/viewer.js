@@ -1,11 +1,12 @@
 // One cell in large: its picture with the outlines, what the model said, where it looked, and a
 // person's own label.
 
+import { CLASSES } from "./collection.js";
 import { nameOf } from "./gallery.js";
 import { addressOf } from "./pictures.js";
 import { explain } from "./service.js";
 
-const KEYS = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL", "OTHER"];
+const KEYS = [...CLASSES, "OTHER"];
 const SVG = "http://www.w3.org/2000/svg";
 
 export function mountViewer(card, texts, percent, collection, onChoose) {
