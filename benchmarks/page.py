@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ import requests
 from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
+from benchmarks import chromium
 from benchmarks.service import Service, free_settings, run_service
 from serving import deployment
 from serving.client import InferenceClient
@@ -79,9 +79,9 @@ ONE_AFTER_ANOTHER = """async (files) => {
 
 def main() -> int:
     """Measure, write the results, and return the exit code."""
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    program = chromium.find()
     if not program:
-        print("error: no Chromium: install it, or set CHROMIUM to its path.", file=sys.stderr)
+        print(f"error: {chromium.MISSING}.", file=sys.stderr)
         return 1
     try:
         images = choose_images(data.data_root())

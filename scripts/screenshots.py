@@ -6,7 +6,6 @@ It runs a service of its own, and shows it drawn cells only.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
+from benchmarks import chromium
 from benchmarks.service import free_settings, run_service
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
 from serving import deployment
@@ -31,9 +31,9 @@ MANY = 9
 
 def main() -> int:
     """Photograph every state; return the exit code."""
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    program = chromium.find()
     if not program:
-        print("error: no Chromium: install it, or set CHROMIUM to its path.", file=sys.stderr)
+        print(f"error: {chromium.MISSING}.", file=sys.stderr)
         return 1
     # With the data set, the page would offer its photographs.
     os.environ.pop("BLOOD_CELLS_DATA", None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
 
+from benchmarks import chromium
 from benchmarks import service as of_its_own
 from benchmarks.service import Service, run_service
 from frontend import create_app
@@ -103,12 +103,11 @@ Open = Callable[..., "Page"]
 def browser() -> Iterator[Browser]:
     """Start the Chromium of this machine."""
     playwright_api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
-    program = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    program = chromium.find()
     if not program:
-        reason = "no Chromium: install it, or set CHROMIUM to its path"
         if os.environ.get("CI"):
-            pytest.fail(reason)
-        pytest.skip(reason)
+            pytest.fail(chromium.MISSING)
+        pytest.skip(chromium.MISSING)
     with playwright_api.sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
         yield started
