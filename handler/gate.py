@@ -52,6 +52,18 @@ def _neighbours(size: int) -> Plane:
 
 _ALONG_WIDTH, _ALONG_HEIGHT = (_neighbours(side) for side in SIZE)
 _AREAS = np.array([(2 * radius + 1) ** 2 for radius in RADII], np.float32)[:, None, None]
+# Of a tone from 0 to 255, the logarithm that its density is a difference of.
+_LOG = np.log(np.arange(256, dtype=np.float32) + DARK)
+
+
+def _sums(planes: Plane) -> tuple[Plane, Plane]:
+    """Sum planes (N, H, W) over the squares round each place: (N, squares, H, W).
+
+    Over those of RADII, and over those three times as wide.
+    """
+    rows = _ALONG_HEIGHT.reshape(-1, SIZE[1]) @ planes
+    sums = rows.reshape(len(planes), -1, *SIZE[::-1]) @ _ALONG_WIDTH
+    return sums[:, : len(RADII)], sums[:, len(RADII) :]
 
 
 def stain(pixels: Pixels) -> float:
@@ -63,32 +75,26 @@ def stain(pixels: Pixels) -> float:
     # The gap of 1 averages whole pixels first, which is quicker and no worse here.
     small = Image.fromarray(pixels).resize(SIZE, Image.Resampling.BOX, reducing_gap=1)
     # One plane for each channel; as a view it would be slower than the copy and all that follows.
-    light = np.ascontiguousarray(np.asarray(small, np.float32).transpose(2, 0, 1))
+    light = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
     brightest = light.max(0)
     field = brightest >= BLACK * brightest.max()
     red, green, blue = _density(light, field)
     # Less the difference of red and green: neither the red of granules nor the blue of skies.
-    nucleus = np.clip((green - blue - abs(green - red)) / DEEP, 0, 1)
-    foreign = np.maximum((red + blue) / 2 - green, 0)
-    return float(
-        _best_spot(nucleus * field, field) - FOREIGN * (foreign * field).sum() / field.sum()
-    )
+    nucleus = np.minimum(np.maximum((green - blue - abs(green - red)) / DEEP, 0), 1) * field
+    foreign = np.maximum((red + blue) / 2 - green, 0) * field
+    inside, around = _sums(np.stack([nucleus, field]))
+    held, area = around - inside
+    # The most that any square holds on average, less a part of what surrounds it.
+    best = (inside[0] / _AREAS - SURROUNDINGS * held / np.maximum(area, 1)).max()
+    return float(best - FOREIGN * foreign.sum() / np.count_nonzero(field))
 
 
 def _density(light: Plane, field: Plane) -> Plane:
-    """Return the optical density of each channel against the background."""
+    """Return the optical density of each channel (3, H, W) against the background."""
     # All that is stained takes green.
-    greens = np.sort(light[1][field])
-    clear = field & (light[1] >= greens[int(CROWDED * len(greens))])
-    background = (light * clear).sum((1, 2)) / clear.sum()
+    greens = light[1][field]
+    place = int(CROWDED * len(greens))
+    clear = field & (light[1] >= np.partition(greens, place)[place])
+    background = light[:, clear].mean(1, dtype=np.float32)
     background = np.maximum(background, background.max() / TINT)
-    return np.log((background + DARK)[:, None, None] / (light + DARK))
-
-
-def _best_spot(nucleus: Plane, field: Plane) -> Plane:
-    """Return the most that any square holds on average, less a part of what surrounds it."""
-    # Of nucleus and field, in the square round each place: (2, squares, height, width).
-    sums = _ALONG_HEIGHT @ np.stack([nucleus, field])[:, None] @ _ALONG_WIDTH
-    inside, around = sums[:, : len(RADII)], sums[:, len(RADII) :]
-    held, area = around - inside
-    return (inside[0] / _AREAS - SURROUNDINGS * held / np.maximum(area, 1)).max()
+    return np.log(background + DARK)[:, None, None] - _LOG[light]

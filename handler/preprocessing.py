@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -107,7 +108,7 @@ def decode(data: bytes, fit: Callable[[Size], Size] = squashed) -> Picture:
     area averaging, which is what the decoder's scaling amounts to. Transparency lies on white.
     Grey of more than 8 bits is scaled to 8. Of several frames or pages the first is taken.
     """
-    return _shrink(_open(data, MAX_PIXELS), fit)
+    return _common_jpeg(data, fit, MAX_PIXELS) or _shrink(_open(data, MAX_PIXELS), fit)
 
 
 def decode_all(
@@ -121,9 +122,14 @@ def decode_all(
         try:
             if isinstance(data, InputError):
                 raise data
-            image = _open(data, min(MAX_PIXELS, max_pixels))
-            max_pixels -= _pixels(image)
-            decoded.append(_shrink(image, fit))
+            bound = min(MAX_PIXELS, max_pixels)
+            if picture := _common_jpeg(data, fit, bound):
+                max_pixels -= picture.width * picture.height
+            else:
+                image = _open(data, bound)
+                max_pixels -= _pixels(image)
+                picture = _shrink(image, fit)
+            decoded.append(picture)
         except InputError as error:
             # A traceback holds the frames, and so the pixels, of what failed.
             error.__cause__ = error.__context__ = None
@@ -156,6 +162,41 @@ def to_planes(pixels: Pixels) -> torch.Tensor:
 def scale(planes: torch.Tensor) -> torch.Tensor:
     """Scale uint8 to float32 in [0, 1]."""
     return planes.float().div_(255)
+
+
+def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> Picture | None:
+    """Decode a JPEG as most are, in half the time that Pillow takes, to the very same pixels.
+
+    None is for Pillow to read, or to say what is wrong with it: another kind of image, one that is
+    too large, other colours, a note of how to turn it, or the slightest damage.
+    """
+    if not data.startswith(_SIGNATURES["JPEG"]) or len(data) > MAX_BYTES:
+        return None
+    # In EXIF, or in XMP. Pillow decides what the notes say.
+    if data.find(b"Exif\0\0") >= 0 or data.find(b"tiff:Orientation") >= 0:
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        if colours not in ("YCbCr", "Gray") or not 0 < width * height <= max_pixels:
+            return None
+        size = fit((width, height))
+        scale = _decoder_scale((width, height), size)
+        scaled = -(-width // scale), -(-height // scale)
+        # Of all scales in eighths it takes the smallest that reaches these: ours.
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=scaled[0], min_height=scaled[1])
+    except (ValueError, MemoryError):
+        return None
+    if pixels.shape != (*scaled[::-1], 3):
+        return None
+    if scaled != size:
+        pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
+    return Picture(pixels, width, height)
+
+
+def _decoder_scale(size: Size, wanted: Size) -> int:
+    """Return by what Pillow has a JPEG's decoder divide a size that is wanted smaller."""
+    most = min(size[0] // wanted[0], size[1] // wanted[1])
+    return next((scale for scale in (8, 4, 2) if scale <= most), 1)
 
 
 def _kind(data: bytes) -> str:

@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving import archives, routing
+from serving import archives, batching, routing
 from serving.deployment import Deployment
 from serving.settings import HOST, MODEL, Settings
 from serving.tokens import HEADER_FILE, KEY_FILE
@@ -99,6 +99,9 @@ class TorchServe:
         if package is None or package.origin is None:
             raise StartError("torchserve is not installed: run `make setup`.")
         home = Path(package.origin).parent.parent
+        jars, classes = home / "ts" / "frontend", self._scratch / "classes"
+        if not batching.put_impatient_class(jars, classes):
+            print("This TorchServe is not known: a lone request will wait for company.", flush=True)
         return [
             str(find_java()),
             f"-Dmodel_server_home={home}",
@@ -106,7 +109,7 @@ class TorchServe:
             f"-Djava.io.tmpdir={self._scratch}",
             *self.config.get("vmargs", "").split(),
             "-cp",
-            f"{home}/ts/frontend/*",
+            os.pathsep.join([str(classes), str(jars / "*")]),
             "org.pytorch.serve.ModelServer",
             "--python",
             sys.executable,

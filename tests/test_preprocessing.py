@@ -3,6 +3,7 @@
 import gc
 import struct
 import zlib
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any
 
@@ -28,6 +29,7 @@ from handler.preprocessing import (
     cut,
     decode_all,
     empty,
+    squashed,
     to_input,
     too_large,
     unsupported,
@@ -640,3 +642,68 @@ def test_the_input_is_a_copy() -> None:
     pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     to_input([pixels]).fill_(1)
     assert not pixels.any()
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    width=st.integers(1, 500),
+    height=st.integers(1, 500),
+    mode=st.sampled_from(["RGB", "L"]),
+    quality=st.integers(30, 95),
+    subsampling=st.sampled_from([0, 1, 2]),
+    progressive=st.booleans(),
+    fit=st.sampled_from([squashed, within_field]),
+)
+def test_common_jpeg_is_read_to_the_pixels_that_pillow_reads(
+    width: int,
+    height: int,
+    mode: str,
+    quality: int,
+    subsampling: int,
+    progressive: bool,
+    fit: Callable[[Size], Size],
+) -> None:
+    data = encode(
+        noise(width, height).convert(mode),
+        "JPEG",
+        quality=quality,
+        subsampling=subsampling,
+        progressive=progressive,
+    )
+    fast = preprocessing._common_jpeg(data, fit, MAX_PIXELS)
+    slow = preprocessing._shrink(preprocessing._open(data, MAX_PIXELS), fit)
+    assert fast
+    assert (fast.width, fast.height) == (slow.width, slow.height)
+    np.testing.assert_array_equal(fast.pixels, slow.pixels)
+
+
+@settings(max_examples=80, deadline=None)
+@given(place=st.floats(0, 0.999), value=st.integers(0, 255))
+def test_a_jpeg_with_a_wrong_byte_is_read_as_pillow_reads_it(place: float, value: int) -> None:
+    damaged = bytearray(encode(noise(200, 150), "JPEG", quality=90))
+    damaged[int(place * len(damaged))] = value
+    fast = preprocessing._common_jpeg(bytes(damaged), squashed, MAX_PIXELS)
+    if fast:
+        slow = preprocessing._shrink(preprocessing._open(bytes(damaged), MAX_PIXELS), squashed)
+        np.testing.assert_array_equal(fast.pixels, slow.pixels)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        solid("RGB", WHITE, "PNG"),
+        solid("CMYK", (0, 0, 0, 0), "JPEG"),
+        solid("RGB", WHITE, "JPEG", exif=b"Exif\0\0MM\0*"),
+        solid("RGB", WHITE, "JPEG", xmp=b'<x tiff:Orientation="6"/>'),
+        encode(noise(64, 48), "JPEG")[:-20],
+        b"\xff\xd8\xff",
+    ],
+)
+def test_what_is_no_common_jpeg_is_left_to_pillow(data: bytes) -> None:
+    assert preprocessing._common_jpeg(data, squashed, MAX_PIXELS) is None
+
+
+def test_a_common_jpeg_of_too_many_pixels_is_left_to_pillow() -> None:
+    data = encode(noise(64, 48), "JPEG")
+    assert preprocessing._common_jpeg(data, squashed, 64 * 48)
+    assert preprocessing._common_jpeg(data, squashed, 64 * 48 - 1) is None
