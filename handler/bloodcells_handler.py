@@ -13,8 +13,6 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.preprocessing import InputError, Picture, decode_all
@@ -37,13 +35,15 @@ class BloodCellHandler:
         logging.getLogger("ts.service").setLevel(logging.WARNING)
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
-        torch.set_num_threads(context.model_yaml_config["handler"]["threads"])
         self.model_name = context.manifest["model"]["modelName"]
         self.card = json.loads((model_dir / "card.json").read_text())
-        gpu = properties.get("gpu_id")
-        device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
-        batch_size = int(properties.get("batch_size") or 1)
-        self.version = load(model_dir, self.card, device, batch_size)
+        self.version = load(
+            model_dir,
+            self.card,
+            batch_size=int(properties.get("batch_size") or 1),
+            threads=context.model_yaml_config["handler"]["threads"],
+            gpu=properties.get("gpu_id"),
+        )
         self.version.warm_up()
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Where the white cells are: a small network that marks their centres and sizes.
+"""Where the white cells are: what a small network's marks of centres and sizes mean.
 
-A feature pyramid with a heat map of centres and, at each, the box's size (CenterNet: Zhou et al.
-2019). It sees the field within 128x128; what it says is in pixels of the field.
+The network (handler/networks.py) sees the field within 128x128; what is said here is in pixels of
+the field.
 """
 
 from __future__ import annotations
@@ -11,19 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
-from torch.nn import functional as F
 
-from handler.preprocessing import Box, Pixels, to_input
+from handler.engine import Network
+from handler.preprocessing import Box, Floats, Pixels
 
 CANVAS = 128
 # Pixels of the canvas between two places where a centre can be.
 STRIDE = 4
 # A cell whose size the network calls 0 (it answers in logarithms), in pixels of the canvas.
 UNIT = 32.0
-CONTRAST = 4.0
 MAX_CELLS = 32
 # Peaks lower than this are no cells; of two boxes that overlap by more (intersection over union),
 # the lower is dropped.
@@ -39,54 +36,9 @@ class Located:
     score: float
 
 
-class Locator(nn.Module):
-    """Map canvases (N, 3, 128, 128) in [0, 1] to (N, 5, 32, 32): see the names of `channels`."""
-
-    channels = ("centre's logit", "shift right", "shift down", "log width", "log height")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.down4 = nn.Sequential(_block(3, 16, 2), _block(16, 32, 2))
-        self.down8 = nn.Sequential(_block(32, 48, 2), _block(48, 48))
-        self.down16 = nn.Sequential(_block(48, 64, 2), _block(64, 64))
-        self.down32 = nn.Sequential(_block(64, 64, 2), _block(64, 64))
-        self.side4, self.side8 = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 64, 1)
-        self.side16 = nn.Conv2d(64, 64, 1)
-        self.up8, self.up4 = _block(64, 48), _block(48, 32)
-        self.head = nn.Conv2d(32, len(self.channels), 1)
-        # Centres are rare.
-        self.head.bias = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
-
-    def forward(self, canvases: torch.Tensor) -> torch.Tensor:
-        # Less its own mean colour, so that lamp, exposure and white balance matter less.
-        canvases = (canvases - canvases.mean((2, 3), keepdim=True)) * CONTRAST
-        quarter = self.down4(canvases)
-        eighth = self.down8(quarter)
-        sixteenth = self.down16(eighth)
-        context = self.side16(sixteenth) + _double(self.down32(sixteenth))
-        eighth = self.up8(self.side8(eighth) + _double(context))
-        located: torch.Tensor = self.head(self.up4(self.side4(quarter) + _double(eighth)))
-        return located
-
-
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    # GroupNorm does not remember the training laboratory's colours, as BatchNorm would.
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.GroupNorm(outputs // 8, outputs),
-        nn.ReLU(),
-    )
-
-
-def _double(features: torch.Tensor) -> torch.Tensor:
-    return F.interpolate(features, scale_factor=2.0, mode="nearest")
-
-
-@torch.inference_mode()
-def locate(locator: Locator, fields: Sequence[Pixels], device: torch.device) -> list[list[Located]]:
+def locate(locator: Network, fields: Sequence[Pixels]) -> list[list[Located]]:
     """Find the white cells in each field (H, W, 3), the surest first, at most MAX_CELLS."""
-    canvases = to_input(to_canvas(field) for field in fields)
-    output = locator(canvases.to(device)).cpu()
+    output = locator(np.stack([to_canvas(field) for field in fields]))
     return [
         _within(each, field, CANVAS / max(field.shape))
         for each, field in zip(decode(output), fields, strict=True)
@@ -103,24 +55,11 @@ def to_canvas(field: Pixels) -> Pixels:
     return canvas
 
 
-def decode(output: torch.Tensor) -> list[list[Located]]:
+def decode(output: Floats) -> list[list[Located]]:
     """Read the locator's output (N, 5, 32, 32): for each canvas its cells, in its pixels."""
-    heat = output[:, :1].sigmoid()
-    peaks = torch.where(F.max_pool2d(heat, 3, 1, 1) == heat, heat, 0.0).flatten(1)
-    scores, places = peaks.topk(MAX_CELLS)
-    across = output.shape[3]
-    found = []
-    for row, (marks, spots) in enumerate(zip(scores.tolist(), places.tolist(), strict=True)):
-        cells: list[Located] = []
-        for score, spot in zip(marks, spots, strict=True):
-            if score < MIN_SCORE:
-                break
-            down, right = divmod(spot, across)
-            box = _box(right, down, output[row, 1:, down, right].tolist())
-            if all(overlap(box, cell.box) <= MAX_OVERLAP for cell in cells):
-                cells.append(Located(box, score))
-        found.append(cells)
-    return found
+    heat: Floats = 1 / (1 + np.exp(-output[:, 0]))
+    peaks = np.where(_highest_around(heat) == heat, heat, 0)
+    return [_cells(*each) for each in zip(peaks, output[:, 1:], strict=True)]
 
 
 def overlap(one: Box, other: Box) -> float:
@@ -133,6 +72,29 @@ def overlap(one: Box, other: Box) -> float:
 
 def area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
+
+
+def _highest_around(heat: Floats) -> Floats:
+    """Return, for each place of heat (N, H, W), the highest of it and its eight neighbours."""
+    for axis in (1, 2):
+        padded = np.pad(heat, [(int(each == axis),) * 2 for each in range(3)])
+        before, here, after = (
+            padded.take(range(start, start + heat.shape[axis]), axis) for start in range(3)
+        )
+        heat = np.maximum(np.maximum(before, after), here)
+    return heat
+
+
+def _cells(peaks: Floats, shapes: Floats) -> list[Located]:
+    """Return the cells of peaks (H, W) with shapes (4, H, W), the surest first."""
+    places = np.flatnonzero(peaks >= MIN_SCORE)
+    surest = places[np.argsort(-peaks.flat[places], kind="stable")][:MAX_CELLS]
+    cells: list[Located] = []
+    for down, right in zip(*np.unravel_index(surest, peaks.shape), strict=True):
+        box = _box(int(right), int(down), shapes[:, down, right].tolist())
+        if all(overlap(box, cell.box) <= MAX_OVERLAP for cell in cells):
+            cells.append(Located(box, float(peaks[down, right])))
+    return cells
 
 
 def _box(right: int, down: int, shape: Sequence[float]) -> Box:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-import torch
 from PIL import Image
 
 WIDTH, HEIGHT = 80, 60
@@ -29,6 +28,7 @@ MAX_PIXELS = 30_000_000
 MAX_PIXELS_PER_REQUEST = 100_000_000
 
 Pixels = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
@@ -147,21 +147,6 @@ def cut(pixels: Pixels, window: Box, size: Size) -> Pixels:
     part = Image.fromarray(pixels).crop((left, top, right, bottom))
     box = (window[0] - left, window[1] - top, window[2] - left, window[3] - top)
     return np.asarray(part.resize(size, Image.Resampling.BILINEAR, box))
-
-
-def to_input(images: Iterable[Pixels]) -> torch.Tensor:
-    """Stack N images of one size to a network's input: (N, 3, H, W) float32 in [0, 1]."""
-    return scale(to_planes(np.stack(list(images))))
-
-
-def to_planes(pixels: Pixels) -> torch.Tensor:
-    """View (N, H, W, 3) as (N, 3, H, W); in memory it stays channels last, the faster way."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
-
-
-def scale(planes: torch.Tensor) -> torch.Tensor:
-    """Scale uint8 to float32 in [0, 1]."""
-    return planes.float().div_(255)
 
 
 def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> Picture | None:

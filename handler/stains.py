@@ -14,11 +14,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from handler.preprocessing import Box, Pixels
-
-Floats = npt.NDArray[np.float32]
+from handler.preprocessing import Box, Floats, Pixels
 
 # Of a colour, what a lamp and camera can tell from black.
 DARKEST = 4.0
@@ -54,19 +51,26 @@ def measure(thumbnail: Pixels, boxes: Sequence[Box]) -> list[Floats]:
     return [_stains(background, _azure(pixels, background), eosin) for pixels in inner]
 
 
-def amounts(crops: torch.Tensor, stains: torch.Tensor) -> torch.Tensor:
+def amounts(crops: Floats, stains: Floats) -> Floats:
     """Map crops (N, 3, H, W) in [0, 1] to amounts of azure, eosin and neither: (N, 3, H, W).
 
     The stains (N, 3, 3) are as `measure` returns them: never so alike that they can't be told.
     """
-    background, azure, eosin = stains.unbind(1)
-    density = -torch.log(crops.clamp_min(DARKEST / 255) * 255 / background[:, :, None, None])
-    neither = torch.linalg.cross(azure, eosin)
-    neither = neither / (neither.norm(dim=1, keepdim=True) + 1e-6)
-    neither = neither * azure.norm(dim=1, keepdim=True) / 2
-    unmix = torch.linalg.inv(torch.stack([azure, eosin, neither], 2))
-    mixed = torch.einsum("nij,njhw->nihw", unmix, density.clamp(-0.2, 3.0))
-    return mixed.clamp(*AMOUNTS)
+    background, azure, eosin = stains.swapaxes(0, 1)
+    light = np.maximum(crops * np.float32(255), np.float32(DARKEST))
+    density = -np.log(light / background[:, :, None, None])
+    neither = np.cross(azure, eosin)
+    neither /= _length(neither) + np.float32(1e-6)
+    neither *= _length(azure) / 2
+    unmix = np.linalg.inv(np.stack([azure, eosin, neither], 2))
+    mixed = unmix @ density.clip(-0.2, 3.0).reshape(*density.shape[:2], -1)
+    clipped: Floats = mixed.reshape(density.shape).clip(*AMOUNTS)
+    return clipped
+
+
+def _length(vectors: Floats) -> Floats:
+    lengths: Floats = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return lengths
 
 
 def _background(lit: Pixels) -> Floats:

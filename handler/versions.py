@@ -7,33 +7,24 @@ A version's card tells which of them it is (`finds_cells`) and how its networks 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from io import BytesIO
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import nn
-from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
-from handler.cells import CellNet, cut_out, tell, to_amounts, window
-from handler.explanation import Heat, canvas_size, heat_maps, place
+from handler.cells import cut_out, to_amounts, window
+from handler.engine import Engine, Network
+from handler.explanation import canvas_size, place
 from handler.gate import stain
-from handler.locator import Locator, locate
-from handler.network import CLASSES, BloodCellNet
-from handler.preprocessing import (
-    HEIGHT,
-    WIDTH,
-    Box,
-    Picture,
-    Size,
-    squashed,
-    to_input,
-    within_field,
-)
-from handler.verdict import Cell, Examination
+from handler.locator import CANVAS, locate
+from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Picture, Size, squashed, within_field
+from handler.verdict import CLASSES, Cell, Examination
+
+if TYPE_CHECKING:
+    from handler.networks import BloodCellNet, CellNet
 
 T = TypeVar("T")
 
@@ -47,27 +38,41 @@ class Version(Protocol):
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         """Tell what is in each picture."""
 
-    def explain(self, picture: Picture) -> tuple[Examination, Heat]:
+    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
         """Tell what is in a picture and where the network looked: heat (h, w) in [0, 1]."""
 
     def warm_up(self) -> None:
         """Run once at every batch size, so that no request waits for that."""
 
 
-def load(folder: Path, card: Mapping[str, Any], device: torch.device, batch_size: int) -> Version:
-    """Load a version's weights as its card describes them; raise RuntimeError if they differ."""
-    data = (folder / "weights.pt").read_bytes()
-    if hashlib.sha256(data).hexdigest() != card["weights_sha256"]:
-        raise RuntimeError("weights.pt is not the file that card.json names: build it anew.")
-    weights = torch.load(BytesIO(data), map_location="cpu", weights_only=True)
+def load(
+    folder: Path,
+    card: Mapping[str, Any],
+    batch_size: int,
+    threads: int = 1,
+    gpu: int | None = None,
+) -> Version:
+    """Load a version as its card describes it; raise RuntimeError if its files are not the card's.
+
+    The threads are those of each network, which run one after the other.
+    """
+    for name, sha256 in card["sha256"].items():
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+            raise RuntimeError(f"{name} is not the file that card.json names: build it anew.")
+
+    def engine(name: str) -> Engine:
+        return Engine((folder / name).read_bytes(), threads, gpu)
+
+    @cache
+    def torch_network() -> BloodCellNet | CellNet:
+        from handler.networks import load_networks
+
+        network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
+        return network.to("cpu" if gpu is None else f"cuda:{gpu}")
+
     if card["finds_cells"]:
-        locator, network = Locator(), CellNet(**card["network"])
-        locator.load_state_dict(weights["locator"])
-        network.load_state_dict(weights["network"])
-        return CellByCell(_ready(locator, device), _ready(network, device), device, batch_size)
-    field_network = BloodCellNet(**card["network"])
-    field_network.load_state_dict(weights)
-    return WholeField(_ready(field_network, device), device, batch_size)
+        return CellByCell(engine("locator.onnx"), engine("network.onnx"), torch_network, batch_size)
+    return WholeField(engine("network.onnx"), torch_network, batch_size)
 
 
 class WholeField:
@@ -75,8 +80,14 @@ class WholeField:
 
     fit = staticmethod(squashed)
 
-    def __init__(self, network: BloodCellNet, device: torch.device, batch_size: int) -> None:
-        self.network, self.device, self.batch_size = network, device, batch_size
+    def __init__(
+        self,
+        network: Network,
+        torch_network: Callable[[], BloodCellNet | CellNet],
+        batch_size: int,
+    ) -> None:
+        """Read by `network`: from pixels (N, 60, 80, 3) to logits (N, 4); explain by the other."""
+        self.network, self.torch_network, self.batch_size = network, torch_network, batch_size
 
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         return [
@@ -85,24 +96,21 @@ class WholeField:
             for picture, logits in zip(part, self._logits(part), strict=True)
         ]
 
-    def explain(self, picture: Picture) -> tuple[Examination, Heat]:
+    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
         [examination] = self.examine([picture])
         size = (picture.width, picture.height)
-        inputs = to_input([picture.pixels]).to(self.device)
-        [heat] = heat_maps(
-            self.network, self.network.last_convolution, inputs, _labels(examination.cells)
-        )
-        return examination, place(heat.cpu().numpy(), (0, 0, *size), size)
+        inputs = picture.pixels[None].transpose(0, 3, 1, 2) / np.float32(255)
+        [heat] = _attribute(self.torch_network(), inputs, _labels(examination.cells))
+        return examination, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
         blank = Picture(np.zeros((HEIGHT, WIDTH, 3), np.uint8), WIDTH, HEIGHT)
         for size in range(1, self.batch_size + 1):
             self._logits([blank] * size)
 
-    @torch.inference_mode()
     def _logits(self, pictures: Sequence[Picture]) -> list[list[float]]:
-        inputs = to_input(picture.pixels for picture in pictures)
-        logits: list[list[float]] = self.network(inputs.to(self.device)).tolist()
+        pixels = np.stack([picture.pixels for picture in pictures])
+        logits: list[list[float]] = self.network(pixels).tolist()
         return logits
 
 
@@ -112,48 +120,57 @@ class CellByCell:
     fit = staticmethod(within_field)
 
     def __init__(
-        self, locator: Locator, network: CellNet, device: torch.device, batch_size: int
+        self,
+        locator: Network,
+        network: Network,
+        torch_network: Callable[[], BloodCellNet | CellNet],
+        batch_size: int,
     ) -> None:
-        self.locator, self.network = locator, network
-        self.device, self.batch_size = device, batch_size
+        """Find by `locator`: from canvases (N, 128, 128, 3) to what handler.locator reads.
+
+        Read by `network`: from amounts of dye (N, 3, 60, 80) to logits (N, 5); explain by the last.
+        """
+        self.locator, self.network, self.torch_network = locator, network, torch_network
+        self.batch_size = batch_size
 
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         return [examination for examination, _dyes in self._read(pictures)]
 
-    def explain(self, picture: Picture) -> tuple[Examination, Heat]:
+    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
         [(examination, dyes)] = self._read([picture])
         size = (picture.width, picture.height)
         heat = np.zeros(canvas_size(size)[::-1], np.float32)
-        for part, cells in zip(
-            dyes.split(self.batch_size), _parts(examination.cells, self.batch_size), strict=False
-        ):
-            for cell, each in zip(cells, self._maps(part, _labels(cells)), strict=True):
+        pairs = list(zip(examination.cells, dyes, strict=True))
+        for part in _parts(pairs, self.batch_size):
+            cells = [cell for cell, _ in part]
+            maps = self._maps(np.stack([amounts for _, amounts in part]), _labels(cells))
+            for cell, each in zip(cells, maps, strict=True):
                 assert cell.box
                 heat = np.maximum(heat, place(each, window(cell.box), size))
         return examination, heat
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
-            blank = np.full((size, 48, 64, 3), 255, np.uint8)
-            locate(self.locator, list(blank), self.device)
-            self._logits(torch.zeros(size, 3, HEIGHT, WIDTH))
+            self.locator(np.zeros((size, CANVAS, CANVAS, 3), np.uint8))
+            self.network(np.zeros((size, 3, HEIGHT, WIDTH), np.float32))
 
-    def _read(self, pictures: Sequence[Picture]) -> list[tuple[Examination, torch.Tensor]]:
+    def _read(self, pictures: Sequence[Picture]) -> list[tuple[Examination, Floats]]:
         """Return what is in each picture, and the dyes (cells, 3, 60, 80) that tell it."""
-        if not pictures:
-            return []
         fields = [picture.pixels for picture in pictures]
         located = [
             cells
             for part in _parts(fields, self.batch_size)
-            for cells in locate(self.locator, part, self.device)
+            for cells in locate(self.locator, part)
         ]
         dyes = [
-            to_amounts(cut_out(field, cells)) if cells else torch.zeros(0, 3, HEIGHT, WIDTH)
+            to_amounts(cut_out(field, cells)) if cells else np.zeros((0, 3, HEIGHT, WIDTH), "f4")
             for field, cells in zip(fields, located, strict=True)
         ]
+        every = [each for amounts in dyes for each in amounts]
         logits = iter(
-            row for part in torch.cat(dyes).split(self.batch_size) for row in self._logits(part)
+            row
+            for part in _parts(every, self.batch_size)
+            for row in self.network(np.stack(part)).tolist()
         )
         return [
             (
@@ -169,24 +186,19 @@ class CellByCell:
             for picture, cells, amounts in zip(pictures, located, dyes, strict=True)
         ]
 
-    def _maps(self, dyes: torch.Tensor, labels: torch.Tensor) -> Heat:
+    def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:
         """Return what spoke for each cell's label (N, 60, 80), in both ways that it is seen."""
-        seen = torch.cat([dyes, dyes.flip(2, 3)]).to(self.device)
-        maps = heat_maps(self.network, self.network.last_convolution, seen, labels.repeat(2))
-        upright, turned = maps.cpu().chunk(2)
-        heat: Heat = ((upright + turned.flip(1, 2)) / 2).numpy()
+        both = np.concatenate([dyes, np.flip(dyes, (2, 3))])
+        upright, turned = np.split(_attribute(self.torch_network(), both, [*labels, *labels]), 2)
+        heat: Floats = (upright + np.flip(turned, (1, 2))) / np.float32(2)
         return heat
 
-    @torch.inference_mode()
-    def _logits(self, dyes: torch.Tensor) -> list[list[float]]:
-        logits: list[list[float]] = tell(self.network, dyes.to(self.device)).tolist()
-        return logits
 
+def _attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[int]) -> Floats:
+    # Brings torch and captum: seconds and memory that only those who explain should pay.
+    from handler.attribution import attribute
 
-def _ready(network: nn.Module, device: torch.device) -> Any:
-    # Images come channels last, too; the convolutions are faster so.
-    network = network.eval().requires_grad_(False).to(device)
-    return convert_conv2d_weight_memory_format(network, torch.channels_last)
+    return attribute(network, inputs, labels)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
@@ -194,10 +206,9 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _labels(cells: Sequence[Cell]) -> torch.Tensor:
+def _labels(cells: Sequence[Cell]) -> list[int]:
     """Return the class that each cell looks like most, whatever is then said of it."""
-    logits = torch.tensor([cell.logits for cell in cells])
-    return logits[:, : len(CLASSES)].argmax(1)
+    return [int(np.argmax(cell.logits[: len(CLASSES)])) for cell in cells]
 
 
 def _upload_box(box: Box, picture: Picture) -> Box:

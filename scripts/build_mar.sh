@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 model="models/$version"
 python=${PYTHON:-python3}
 
-for file in weights.pt card.json golden.json model-config.yaml; do
+for file in weights.pt network.onnx card.json golden.json model-config.yaml; do
     [ -f "$model/$file" ] || {
         echo "$model/$file is missing: run \`make train VERSION=$version\`, then \`make evaluate VERSION=$version\`." >&2
         exit 1
@@ -26,7 +26,7 @@ mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
 cp handler/*.py "$stage/extra/handler/"
 # TorchServe's entry point stands beside the package, not in it.
 rm "$stage/extra/handler/bloodcells_handler.py"
-cp "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
+cp "$model"/*.onnx "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
 
 TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import generate_model_archive as main; main()" \
     --model-name bloodcells \

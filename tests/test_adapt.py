@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from handler import versions
-from handler.cells import CellNet, cut_out
-from handler.locator import Located, Locator
-from handler.network import CLASSES
+from handler.cells import cut_out
+from handler.locator import Located
+from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
-from handler.verdict import answer
+from handler.verdict import CLASSES, answer
 from scripts.draw_cells import draw_cell
 from serving.golden import SAMPLES
 from serving.settings import MODEL, ROOT
@@ -32,7 +32,6 @@ from training.crossvalidate import Judged
 from training.data import OTHER, DataError, Sample
 from training.version_files import Trained
 
-CPU = torch.device("cpu")
 NETWORK = {"channels": [8, 16], "dropout": 0.1}
 CALIBRATION = {"temperature": 1.3, "thresholds": {"stain": 0.0123, "foreign": 0.5, "confident": 1}}
 NAMES = (*CLASSES, "OTHER")
@@ -202,7 +201,7 @@ def test_the_workers_are_set_up_as_those_of_the_version_it_started_from(run: Run
 
 
 def test_the_version_loads_and_finds_a_cell(run: Run) -> None:
-    version = versions.load(run.written, read(run.written / "card.json"), CPU, 2)
+    version = versions.load(run.written, read(run.written / "card.json"), 2)
     cells = run.written.parents[1] / "cells"
     picture = decode((cells / "NEUTROPHIL" / "0.png").read_bytes(), version.fit)
     [examination] = version.examine([picture])
@@ -216,7 +215,7 @@ def test_the_version_loads_and_finds_a_cell(run: Run) -> None:
 def test_the_known_answers_are_what_the_version_says(run: Run) -> None:
     card, golden = read(run.written / "card.json"), read(run.written / "golden.json")
     assert set(golden) == {path.name for path in SAMPLES.glob("*.png")}
-    version = versions.load(run.written, card, CPU, 2)
+    version = versions.load(run.written, card, 2)
     picture = decode((SAMPLES / "monocyte.png").read_bytes(), version.fit)
     said = answer(MODEL, card, version.examine([picture])[0])
     assert said["cells"]

@@ -13,11 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.cells import CellNet
-from handler.locator import Locator
-from handler.network import CLASSES
+from handler.networks import CellNet, Locator
 from handler.preprocessing import Picture, within_field
-from handler.verdict import Cell, Examination, answer, foreignness
+from handler.verdict import CLASSES, Cell, Examination, answer, foreignness
 from training import calibrate, crossvalidate, data, version_files
 from training.calibrate import (
     KEPT,

@@ -11,11 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.cells import ZOOM, CellNet, Cutout, cut_out, tell, to_amounts, window
-from handler.locator import Located, Locator
-from handler.network import CLASSES
+from handler.cells import ZOOM, Cutout, cut_out, to_amounts, window
+from handler.locator import Located
+from handler.networks import CellNet, Locator, tell
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
 from handler.stains import AMOUNTS
+from handler.verdict import CLASSES
 from training import cells as training
 from training.augment import cut_off, misjudge, recolour, refocus, restain, turns, warp
 from training.cells import (

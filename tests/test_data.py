@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from training import data
 
 SPLITS = ("TRAIN", "TEST")

@@ -1,4 +1,4 @@
-"""Heat maps: what they promise whatever the network, and that version 1.0's are true.
+"""Floats maps: what they promise whatever the network, and that version 1.0's are true.
 
 True means that covering what a map marks changes the answer: captum's Occlusion, which only runs
 the network, is the judge. The pictures are the drawn cells, each cut so that the cell lies to the
@@ -23,10 +23,11 @@ from scipy.stats import spearmanr
 from torch import nn
 from torch.nn import functional as F
 
-from handler.cells import CellNet
-from handler.explanation import CANVAS, Heat, canvas_size, heat_maps, place, to_png
-from handler.network import CLASSES, BloodCellNet
-from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode, to_input
+from handler.attribution import heat_maps
+from handler.explanation import CANVAS, canvas_size, place, to_png
+from handler.networks import BloodCellNet, CellNet, to_input
+from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Size, decode
+from handler.verdict import CLASSES
 from serving.settings import ROOT
 
 # Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.
@@ -355,11 +356,11 @@ def test_what_is_placed_is_heat(window: Box) -> None:
 # As a PNG
 
 
-def decoded(heat: Heat) -> Image.Image:
+def decoded(heat: Floats) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(to_png(heat), validate=True)))
 
 
-def slope(width: int, height: int) -> Heat:
+def slope(width: int, height: int) -> Floats:
     return np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from handler.gate import stain
-from handler.network import CLASSES
 from handler.preprocessing import Pixels, decode, within_field
+from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training import data

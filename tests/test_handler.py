@@ -31,11 +31,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import handler
-from handler import payload, versions
-from handler.network import CLASSES
+from handler import networks, payload, versions
 from handler.payload import MAX_IMAGES, Payload, parse
 from handler.preprocessing import MAX_BYTES, InputError, decode
-from handler.verdict import Answer, answer
+from handler.verdict import CLASSES, Answer, answer
 from handler.versions import Version
 from scripts.draw_cells import draw_cell
 
@@ -238,7 +237,7 @@ def card(model_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def version(model_dir: Path, card: Any) -> Version:
-    return versions.load(model_dir, card, torch.device("cpu"), BATCH_SIZE)
+    return versions.load(model_dir, card, BATCH_SIZE)
 
 
 # What to send, and what to expect
@@ -327,7 +326,7 @@ def test_the_archive_holds_the_code_of_today(model_dir: Path, file: Path) -> Non
 MODULES = {path.name for path in PACKAGE.glob("*.py")} - {"bloodcells_handler.py"}
 
 
-def test_the_archive_holds_no_more_than_it_needs(archive: Path) -> None:
+def test_the_archive_holds_no_more_than_it_needs(archive: Path, card: Any) -> None:
     with zipfile.ZipFile(archive) as file:
         names = set(file.namelist())
     assert names == {
@@ -338,7 +337,7 @@ def test_the_archive_holds_no_more_than_it_needs(archive: Path) -> None:
         *(f"handler/{name}" for name in MODULES),
         "index_to_name.json",
         "model-config.yaml",
-        "weights.pt",
+        *card["sha256"],
     }
 
 
@@ -380,7 +379,7 @@ print(json.dumps({
     "files": {name: sys.modules[name].__file__ for name in names},
     "classes": [each.__name__ for each in classes],
     "foreign": sorted(
-        {"torchvision", "captum", "matplotlib", "training", "serving", "frontend"}
+        {"torchvision", "captum", "matplotlib", "onnx", "training", "serving", "frontend"}
         & set(sys.modules)
     ),
     "folder": [before, os.listdir()],
@@ -451,7 +450,7 @@ def test_a_refused_load_is_told_to_torchserve(damaged_dir: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "needed", ["version", "network", "weights_sha256", "finds_cells", "temperature", "thresholds"]
+    "needed", ["version", "network", "sha256", "finds_cells", "temperature", "thresholds"]
 )
 def test_the_card_has_what_the_handler_needs(card: Any, needed: str) -> None:
     assert needed in card
@@ -926,15 +925,9 @@ def test_the_weights_are_loaded_without_pickled_code(
     asked: list[Any] = []
     real = torch.load
     monkeypatch.setattr(
-        versions.torch,
+        networks.torch,
         "load",
         lambda *args, **options: asked.append(options) or real(*args, **options),
     )
-    versions.load(model_dir, card, torch.device("cpu"), 1)
+    networks.load_networks(model_dir, card)
     assert [options["weights_only"] for options in asked] == [True]
-
-
-def test_the_networks_are_ready_to_answer(version: Version) -> None:
-    networks = [each for each in vars(version).values() if isinstance(each, torch.nn.Module)]
-    assert networks
-    assert not any(module.training for network in networks for module in network.modules())

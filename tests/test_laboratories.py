@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from training import data, laboratories
 from training.data import OTHER, DataError, Sample
 from training.laboratories import MIN_CELLS, pbc, read_folder, require

@@ -27,7 +27,7 @@ from conftest import CARDS, SERVED, free_settings
 from PIL import Image
 
 from benchmarks.service import Service, environment_of, run_service, start
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
 from serving import archives, golden, tokens
 from serving.client import InferenceClient, ManagementClient, ServiceError

@@ -16,7 +16,6 @@ from handler.locator import (
     STRIDE,
     UNIT,
     Located,
-    Locator,
     area,
     decode,
     locate,
@@ -24,9 +23,11 @@ from handler.locator import (
     to_canvas,
 )
 from handler.locator import _within as within
-from handler.preprocessing import Box
+from handler.networks import Locator
+from handler.preprocessing import Box, Floats
 from training import locate as training
 from training.augment import warp
+from training.export import in_torch
 from training.locate import (
     LEAST_VISIBLE,
     Field,
@@ -38,7 +39,6 @@ from training.locate import (
     train_locator,
 )
 
-CPU = torch.device("cpu")
 PLACES = CANVAS // STRIDE
 NOWHERE = -9.0
 
@@ -46,16 +46,16 @@ NOWHERE = -9.0
 # What the network's output means
 
 
-def output(*peaks: tuple[int, int, float, Sequence[float]]) -> torch.Tensor:
+def output(*peaks: tuple[int, int, float, Sequence[float]]) -> Floats:
     """Make an output with peaks: column, row, score, (shift right, shift down, width, height).
 
     Width and height are in pixels of the canvas.
     """
-    made = torch.zeros(1, 5, PLACES, PLACES)
+    made = np.zeros((1, 5, PLACES, PLACES), np.float32)
     made[:, 0] = NOWHERE
     for column, row, score, (right, down, width, height) in peaks:
         shape = [right, down, math.log(width / UNIT), math.log(height / UNIT)]
-        made[0, :, row, column] = torch.tensor([math.log(score / (1 - score)), *shape])
+        made[0, :, row, column] = [math.log(score / (1 - score)), *shape]
     return made
 
 
@@ -113,7 +113,7 @@ def test_cells_are_counted_only_so_far() -> None:
 
 
 def test_every_canvas_has_its_own_cells() -> None:
-    both = torch.cat(
+    both = np.concatenate(
         [output((3, 4, 0.9, (0, 0, 9, 9))), output(), output((5, 6, 0.7, (0, 0, 9, 9)))]
     )
     assert [[round(cell.score, 3) for cell in cells] for cells in decode(both)] == [
@@ -255,7 +255,7 @@ def trained() -> Locator:
 
 def test_a_trained_locator_finds_painted_cells(trained: Locator) -> None:
     fields = [paint(seed, cells=1 + seed % 2) for seed in range(100, 116)]
-    found = locate(trained, [field.pixels for field in fields], CPU)
+    found = locate(in_torch(trained), [field.pixels for field in fields])
     measured = measure_locator(found, [field.boxes for field in fields])
     assert measured["recall"] >= 0.8
     assert measured["false_share"] <= 0.2
@@ -275,10 +275,10 @@ def test_a_seed_gives_the_same_locator_again(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_field_alone_and_in_a_batch_has_the_same_cells(trained: Locator) -> None:
     fields = [paint(1).pixels, paint(2, 72, 96).pixels, paint(3, 90, 90).pixels, paint(4).pixels]
-    together = locate(trained, fields, CPU)
+    together = locate(in_torch(trained), fields)
     assert any(together)
     for cells, field in zip(together, fields, strict=True):
-        [alone] = locate(trained, [field], CPU)
+        [alone] = locate(in_torch(trained), [field])
         assert len(alone) == len(cells)
         for one, other in zip(alone, cells, strict=True):
             assert one.score == pytest.approx(other.score, abs=1e-3)
@@ -290,7 +290,7 @@ def test_a_field_alone_and_in_a_batch_has_the_same_cells(trained: Locator) -> No
 def test_a_field_without_anything_is_no_trouble(
     trained: Locator, size: tuple[int, int], level: int
 ) -> None:
-    [cells] = locate(trained, [np.full((*size, 3), level, np.uint8)], CPU)
+    [cells] = locate(in_torch(trained), [np.full((*size, 3), level, np.uint8)])
     for cell in cells:
         assert 0 <= cell.box[0] < cell.box[2] <= size[1]
         assert 0 <= cell.box[1] < cell.box[3] <= size[0]

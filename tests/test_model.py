@@ -13,14 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
 from handler import versions
-from handler.network import CLASSES
 from handler.preprocessing import decode
-from handler.verdict import Cell, probabilities
+from handler.verdict import CLASSES, Cell, probabilities
 from handler.versions import Version
 from serving.settings import ROOT
 from training import data
@@ -39,7 +37,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def version(name: str) -> Version:
     folder = ROOT / "models" / name
     card = json.loads((folder / "card.json").read_text())
-    return versions.load(folder, card, torch.device("cpu"), 8)
+    return versions.load(folder, card, 8)
 
 
 @pytest.fixture(scope="module")

@@ -79,7 +79,7 @@ def test_figures_are_those_that_were_measured(
     for row in found["test"]["confusion"]:
         for count in row:
             assert f">{count:,}<".replace(",", "," if language == "en" else ".") in page
-    assert CARDS[version]["weights_sha256"] in page
+    assert CARDS[version]["sha256"]["weights.pt"] in page
 
 
 @pytest.mark.parametrize("version", VERSIONS)

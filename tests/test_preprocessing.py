@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from handler import preprocessing
+from handler.networks import to_input
 from handler.preprocessing import (
     HEIGHT,
     MAX_BYTES,
@@ -30,7 +31,6 @@ from handler.preprocessing import (
     decode_all,
     empty,
     squashed,
-    to_input,
     too_large,
     unsupported,
     within_field,

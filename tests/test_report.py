@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from training import data, report
 from training.robustness import CHANGES
 from training.version_files import ROOT, write_json
@@ -188,7 +188,7 @@ def card_of(version: str) -> Json:
         "finds_cells": version != "1.0",
         "network": field if version == "1.0" else cells,
         "parameters": 148772,
-        "weights_sha256": "d928e62f",
+        "sha256": {"weights.pt": "d928e62f"},
         "training_date": "2026-11-22",
         "temperature": 0.8421,
         "thresholds": {"stain": 0.2718, "foreign": 0.5123, "confident": 0.8765},

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from PIL import Image
 
 from frontend import samples
@@ -31,7 +30,7 @@ def ask() -> Ask:
     """Return what tells version 2.0's answer to a drawing."""
     folder = ROOT / "models" / "2.0"
     card = json.loads((folder / "card.json").read_text())
-    version = load(folder, card, torch.device("cpu"), 1)
+    version = load(folder, card, 1)
 
     def answered(name: str) -> dict[str, Any]:
         picture = decode(DRAWN[name].path.read_bytes(), version.fit)

@@ -11,7 +11,7 @@ import pytest
 from conftest import SERVED
 
 from benchmarks.service import Service, environment_of
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from serving.golden import SAMPLES
 from serving.settings import ROOT, Settings
 from training import data, served

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
-from handler.preprocessing import Box, Pixels, to_input
+from handler.preprocessing import Box, Pixels
 from handler.stains import (
     AMOUNTS,
     AZURE,
@@ -48,7 +47,8 @@ class Smear:
 
     def mixed(self, stains: Floats) -> Array:
         """Return the amounts of dye in all of it: (3, H, W)."""
-        return amounts(to_input([self.pixels]), torch.from_numpy(stains)[None])[0].numpy()
+        crops = self.pixels[None].transpose(0, 3, 1, 2) / np.float32(255)
+        return amounts(crops, stains[None])[0]
 
     def mean(self, stains: Floats, part: str) -> list[float]:
         mixed: list[float] = self.mixed(stains)[:, self.parts[part]].mean(1).tolist()
@@ -301,8 +301,7 @@ def test_each_crop_has_stains_of_its_own() -> None:
         for lamp, strength in zip(LAMPS.values(), (0.6, 0.8, 1.0, 1.2, 1.4), strict=True)
     ]
     stains = [measure(smear.pixels, [BOX])[0] for smear in smears]
-    together = amounts(
-        to_input([smear.pixels for smear in smears]), torch.from_numpy(np.stack(stains))
-    )
-    for each, smear, own in zip(together.numpy(), smears, stains, strict=True):
+    crops = np.stack([smear.pixels for smear in smears]).transpose(0, 3, 1, 2) / np.float32(255)
+    together = amounts(crops, np.stack(stains))
+    for each, smear, own in zip(together, smears, stains, strict=True):
         np.testing.assert_allclose(each, smear.mixed(own), atol=1e-4)

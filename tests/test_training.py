@@ -12,8 +12,8 @@ import pytest
 import torch
 from conftest import VERSIONS
 
-from handler.network import CLASSES, BloodCellNet
-from handler.preprocessing import to_input, to_planes
+from handler.networks import BloodCellNet, to_input, to_planes
+from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training import sweep, version_files
 from training.fields import Batch, FieldRecipe, Run, augmentation, predict
@@ -209,16 +209,25 @@ def test_a_new_training_takes_away_what_was_measured_of_the_old(
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     here = version_files.folder("9.0")
     (here / "plots").mkdir(parents=True)
-    stays = {"model-config.yaml", "card.json", "history.json", "weights.pt"}
+    stays = {"model-config.yaml", "card.json", "history.json", "weights.pt", "network.onnx"}
     goes = {"metrics.json", "golden.json", "served.json", "adaptation.json", "out_of_fold.npz"}
+    goes.add("locator.onnx")
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
         (here / name).write_text("old")
-    version_files.write("9.0", version_files.Trained({"weight": torch.ones(2)}, {}, {"rows": []}))
+    made = BloodCellNet([1, 1], [4, 4], 1, [0, 0])
+    count = sum(map(torch.numel, made.parameters()))
+    version_files.write("9.0", version_files.Trained({"network": made}, {}, {"rows": []}))
     assert {path.name for path in here.iterdir()} == stays
     assert (here / "model-config.yaml").read_text() == "old"
     card = json.loads((here / "card.json").read_text())
-    digest = hashlib.sha256((here / "weights.pt").read_bytes()).hexdigest()
-    assert (card["version"], card["weights_sha256"]) == ("9.0", digest)
+    assert (card["version"], card["parameters"]) == (
+        "9.0",
+        sum(map(torch.numel, made.parameters())),
+    )
+    assert card["sha256"] == {
+        name: hashlib.sha256((here / name).read_bytes()).hexdigest()
+        for name in ("network.onnx", "weights.pt")
+    }
 
 
 @pytest.mark.parametrize("version", VERSIONS)

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler.network import CLASSES
 from handler.preprocessing import Box
-from handler.verdict import Answer, Cell, Examination, answer, foreignness, probabilities
+from handler.verdict import CLASSES, Answer, Cell, Examination, answer, foreignness, probabilities
 
 CARD: dict[str, Any] = {
     "version": "9.0",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,14 @@ import pytest
 import torch
 
 from handler import versions
-from handler.cells import CellNet
-from handler.locator import Located, Locator
-from handler.network import BloodCellNet
+from handler.locator import Located
+from handler.networks import BloodCellNet, CellNet, Locator
 from handler.preprocessing import Picture
 from handler.versions import CellByCell, Version, WholeField
 from scripts.draw_cells import draw_cell
+from training.export import in_torch
+from training.version_files import write_onnx
 
-CPU = torch.device("cpu")
 FIELD = {"channels": [4, 8], "pools": [4, 4], "hidden": 8, "dropout": [0, 0]}
 CELL = {"channels": [8, 8, 8], "dropout": 0}
 BOXES = [(20.0, 30.0, 80.0, 90.0), (100.0, 40.0, 150.0, 100.0)]
@@ -34,13 +33,19 @@ def picture(version: Version, scale: int = 2) -> Picture:
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Version:
     torch.manual_seed(0)
     if request.param == "field":
-        return WholeField(BloodCellNet(**FIELD).eval(), CPU, 2)
+        field_network = BloodCellNet(**FIELD)
+        return WholeField(in_torch(field_network), lambda: field_network, 2)
     monkeypatch.setattr(
         versions,
         "locate",
-        lambda _locator, fields, _device: [[Located(box, 0.9) for box in BOXES] for _ in fields],
+        lambda _locator, fields: [[Located(box, 0.9) for box in BOXES] for _ in fields],
     )
-    return CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+    return cell_by_cell()
+
+
+def cell_by_cell() -> CellByCell:
+    network = CellNet(**CELL)
+    return CellByCell(in_torch(Locator()), in_torch(network), lambda: network, 2)
 
 
 def test_no_picture_needs_no_answer(version: Version) -> None:
@@ -80,13 +85,13 @@ def test_warming_up_leaves_no_trace(version: Version) -> None:
 
 
 def test_boxes_are_in_pixels_of_the_upload() -> None:
-    def located(_locator: Any, fields: Any, _device: Any) -> list[list[Located]]:
+    def located(_locator: Any, fields: Any) -> list[list[Located]]:
         return [[Located(box, 0.9) for box in BOXES] for _ in fields]
 
     patched = pytest.MonkeyPatch()
     patched.setattr(versions, "locate", located)
     try:
-        version = CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+        version = cell_by_cell()
         [examination] = version.examine([picture(version, scale=3)])
     finally:
         patched.undo()
@@ -98,8 +103,8 @@ def test_boxes_are_in_pixels_of_the_upload() -> None:
 def test_a_picture_without_cells_has_none_and_is_not_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(versions, "locate", lambda _locator, fields, _device: [[] for _ in fields])
-    version = CellByCell(Locator().eval(), CellNet(**CELL).eval(), CPU, 2)
+    monkeypatch.setattr(versions, "locate", lambda _locator, fields: [[] for _ in fields])
+    version = cell_by_cell()
     examination, heat = version.explain(picture(version))
     assert list(examination.cells) == []
     assert heat.max() == 0
@@ -107,18 +112,19 @@ def test_a_picture_without_cells_has_none_and_is_not_explained(
 
 @pytest.mark.parametrize("finds_cells", [False, True])
 def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool) -> None:
-    weights: dict[str, Any] = BloodCellNet(**FIELD).state_dict()
+    parts: dict[str, Any] = {"network": BloodCellNet(**FIELD)}
     if finds_cells:
         parts = {"locator": Locator(), "network": CellNet(**CELL)}
-        weights = {name: part.state_dict() for name, part in parts.items()}
-    torch.save(weights, tmp_path / "weights.pt")
+    torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "weights.pt")
     card = {
         "finds_cells": finds_cells,
         "network": CELL if finds_cells else FIELD,
-        "weights_sha256": hashlib.sha256((tmp_path / "weights.pt").read_bytes()).hexdigest(),
+        **write_onnx(tmp_path, parts),
     }
-    version = versions.load(tmp_path, card, CPU, 2)
+    assert [*card["sha256"]] == sorted(["weights.pt", *(f"{name}.onnx" for name in parts)])
+    version = versions.load(tmp_path, card, 2)
     assert isinstance(version, CellByCell if finds_cells else WholeField)
     version.warm_up()
-    with pytest.raises(RuntimeError, match="not the file"):
-        versions.load(tmp_path, card | {"weights_sha256": "0"}, CPU, 2)
+    for name in card["sha256"]:
+        with pytest.raises(RuntimeError, match=f"{name} is not the file"):
+            versions.load(tmp_path, card | {"sha256": card["sha256"] | {name: "0"}}, 2)

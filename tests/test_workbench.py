@@ -22,7 +22,7 @@ from stand_in import problem, write_keys
 from test_browser import BADGES, CELLS, LANGUAGES, check_answer, choose
 
 from frontend import create_app, samples
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from serving.client import InferenceClient
 from serving.settings import Settings
 from training.data import OTHER

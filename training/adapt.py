@@ -26,9 +26,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from handler.cells import CellNet
-from handler.locator import Locator
-from handler.network import CLASSES
+from handler.networks import CellNet, Locator, load_networks
+from handler.verdict import CLASSES
 from training import data, evaluate, version_files
 from training.calibrate import choose
 from training.cells import (
@@ -103,9 +102,9 @@ def adapt(base: str, folder: Path, version: str) -> None:
     version_files.write(
         version,
         version_files.Trained(
-            weights={"locator": locator.state_dict(), "network": trained.state_dict()},
+            networks={"locator": locator, "network": trained},
             card={
-                **{name: card[name] for name in ("input", "finds_cells", "network", "parameters")},
+                **{name: card[name] for name in ("input", "finds_cells", "network")},
                 **chosen,
                 "adapted_from": base,
             },
@@ -160,17 +159,17 @@ def load_base(version: str) -> tuple[dict[str, Any], Locator, CellNet]:
     folder = version_files.folder(version)
     try:
         card = json.loads((folder / "card.json").read_text())
-        weights = torch.load(folder / "weights.pt", weights_only=True)
     except (OSError, ValueError) as error:
         raise DataError(f"FROM={version} is no trained version: {error}") from error
     if "thresholds" not in card:
         raise DataError(f"FROM={version} is not calibrated: `make train VERSION={version}` does.")
     if not card["finds_cells"]:
         raise DataError(f"FROM={version} looks at whole fields: start from one that finds cells.")
-    locator, network = Locator(), CellNet(**card["network"])
-    locator.load_state_dict(weights["locator"])
-    network.load_state_dict(weights["network"])
-    return card, locator.eval(), network.eval()
+    try:
+        networks = load_networks(folder, card)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"FROM={version} is no trained version: {error}") from error
+    return card, networks["locator"], networks["network"]
 
 
 def split(cells: CellSet) -> tuple[CellSet, CellSet]:

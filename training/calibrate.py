@@ -24,8 +24,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from handler.gate import stain
-from handler.network import CLASSES
 from handler.preprocessing import decode, squashed, within_field
+from handler.verdict import CLASSES
 from training import data, version_files
 from training.crossvalidate import Judged
 from training.metrics import balanced

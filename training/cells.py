@@ -20,8 +20,9 @@ from torch.nn import functional as F
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 from tqdm import tqdm
 
-from handler.cells import ZOOM, CellNet, Cutout, cut_out, tell, to_amounts, window
-from handler.locator import Located, Locator, locate
+from handler.cells import ZOOM, Cutout, cut_out, to_amounts, window
+from handler.locator import Located, locate
+from handler.networks import CellNet, Locator, to_input
 from handler.preprocessing import (
     HEIGHT,
     WIDTH,
@@ -30,18 +31,17 @@ from handler.preprocessing import (
     Pixels,
     cut,
     decode,
-    to_input,
     within_field,
 )
 from handler.stains import amounts
 from training.augment import cut_off, misjudge, refocus, restain, turns, warp
 from training.data import DataError, Sample, located_photographs, photographs
+from training.export import in_torch
 from training.laboratories import pbc
 from training.locate import STEPS, Field, train_locator
 from training.metrics import balanced
 from training.version_files import Trained
 
-CPU = torch.device("cpu")
 # What is kept of a cell for training: a square so much larger than the window's height.
 MARGIN, PATCH = 1.8, 160
 # The code that a locator and a network come of; where it changes, they are trained anew.
@@ -49,6 +49,7 @@ FINDING = (
     "training/augment.py",
     "training/locate.py",
     "handler/locator.py",
+    "handler/networks.py",
     "handler/preprocessing.py",
 )
 TELLING = ("training/cells.py", "handler/cells.py", "handler/stains.py")
@@ -126,10 +127,11 @@ def collect(
 ) -> CellSet:
     """Find the labelled cell of each picture and cut it out; `choose` tells which it is."""
     cutouts, patches, found = [], [], []
+    finder = in_torch(locator)
     bar = tqdm(range(0, len(samples), 16), desc=f"cutting out {laboratory}", mininterval=1)
     for start in bar:
         part = [read_field(sample.path) for sample in samples[start : start + 16]]
-        for field, cells in zip(part, locate(locator, part, CPU), strict=True):
+        for field, cells in zip(part, locate(finder, part), strict=True):
             cell = choose(cells, field)
             found.append(cell is not None)
             if cell is not None:
@@ -225,29 +227,26 @@ def augment(patches: Pixels, stains: torch.Tensor) -> torch.Tensor:
     share = torch.tensor([WIDTH / HEIGHT, 1.0]) / MARGIN
     maps = torch.cat([linear * share, (shift * 2 / MARGIN / ZOOM)[:, :, None]], 2)
     views = warp(images, maps, (HEIGHT, WIDTH), torch.zeros(1))
-    dyes = amounts(cut_off(views), misjudge(stains, strength))
+    dyes = torch.from_numpy(amounts(cut_off(views).numpy(), misjudge(stains, strength).numpy()))
     return refocus(restain(dyes, strength), strength, blurred=0.8, reach=2.6, noise=0.1)
 
 
-@torch.inference_mode()
 def predict_cells(network: CellNet, cutouts: Sequence[Cutout]) -> torch.Tensor:
     """Return the logits of cutouts as the service has them: (N, 5)."""
     parts = [cutouts[start : start + 128] for start in range(0, len(cutouts), 128)]
-    return torch.cat([tell(network, to_amounts(part)) for part in parts])
+    reader = in_torch(network)
+    return torch.from_numpy(np.concatenate([reader(to_amounts(part)) for part in parts]))
 
 
 def train_cell_by_cell(root: Path, recipe: CellRecipe, scratch: Path) -> Trained:
     """Train the networks to be shipped."""
     locator, network, rows = train_shipped(root, recipe, scratch)
     return Trained(
-        weights={"locator": locator.state_dict(), "network": network.state_dict()},
+        networks={"locator": locator, "network": network},
         card={
             "input": f"{WIDTH}x{HEIGHT} amounts of dye, of each cell found",
             "finds_cells": True,
             "network": {"channels": list(recipe.channels), "dropout": recipe.dropout},
-            "parameters": sum(
-                parameter.numel() for part in (locator, network) for parameter in part.parameters()
-            ),
         },
         history={
             "recipe": asdict(recipe),

@@ -21,15 +21,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from handler.cells import CellNet
-from handler.locator import Locator, locate
-from handler.network import CLASSES
+from handler.locator import locate
+from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
-from handler.verdict import Examination, probabilities
+from handler.verdict import CLASSES, Examination, probabilities
 from handler.versions import CellByCell
 from training import data, version_files
 from training.cells import (
-    CPU,
     CellRecipe,
     halved,
     read_field,
@@ -37,6 +35,7 @@ from training.cells import (
     train_network,
     train_shipped,
 )
+from training.export import in_torch
 from training.fields import Batch, FieldRecipe, Run, predict
 from training.laboratories import pbc
 from training.locate import measure_locator
@@ -159,7 +158,7 @@ def _by_cell(root: Path, recipe: CellRecipe, scratch: Path, folder: Path) -> Jud
             scratch / f"fold-{fold}.pt",
         )
         hidden = [each for each in data.located_photographs(root) if each[2] in kept_out]
-        found += locate(locator, [read_field(path) for path, *_ in hidden], CPU)
+        found += locate(in_torch(locator), [read_field(path) for path, *_ in hidden])
         drawn += [[halved(box) for box in boxes] for *_, boxes in hidden]
         images = [
             data.Sample(image.path, image.label, CLASSES[image.label], image.photograph)
@@ -192,7 +191,7 @@ def judge(
     fold: int,
 ) -> Judged:
     """Ask networks of images, as the service would."""
-    version = CellByCell(locator, network, torch.device("cpu"), 16)
+    version = CellByCell(in_torch(locator), in_torch(network), lambda: network, 16)
     examinations: list[Examination] = []
     for start in tqdm(range(0, len(samples), 16), desc=f"judging {laboratory}", mininterval=1):
         part = samples[start : start + 16]

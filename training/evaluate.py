@@ -27,9 +27,8 @@ from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
-from handler.network import CLASSES
 from handler.preprocessing import Picture, Pixels, decode
-from handler.verdict import Answer, Cell, Examination, answer, foreignness, probabilities
+from handler.verdict import CLASSES, Answer, Cell, Examination, answer, foreignness, probabilities
 from handler.versions import Version, load
 from serving.golden import SAMPLES
 from serving.settings import MODEL
@@ -126,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = data.data_root()
         second = pbc("test")
         card = json.loads((folder / "card.json").read_text())
-        version = load(folder, card, torch.device("cpu"), BATCH)
+        version = load(folder, card, BATCH)
         judged = Judged.load(folder / "out_of_fold.npz")
         card["temperature"]
     except data.DataError as error:
@@ -337,7 +336,7 @@ def write_golden(name: str) -> Answer:
     """
     folder = version_files.folder(name)
     card = json.loads((folder / "card.json").read_text())
-    version = load(folder, card, torch.device("cpu"), BATCH)
+    version = load(folder, card, BATCH)
     paths = sorted(SAMPLES.glob("*.png"))
     answers = ask(version, card, _decoded(version, paths), "drawn samples").answers
     said = {path.name: answer for path, answer in zip(paths, answers, strict=True)}

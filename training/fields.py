@@ -18,9 +18,9 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler import network as network_module
-from handler.network import BloodCellNet
-from handler.preprocessing import HEIGHT, WIDTH, Pixels, scale, to_planes
+from handler import networks
+from handler.networks import BloodCellNet, scale, to_planes
+from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training import data
 from training.torchvision_cpu import v2
 from training.version_files import Trained
@@ -187,7 +187,7 @@ def _identity(recipe: FieldRecipe, seed: int, train: Batch) -> str:
     """Return what tells a run from every other: its recipe, seed, images and code."""
     digest = hashlib.sha256(repr((recipe, seed)).encode())
     digest.update(train.images.cpu().contiguous().numpy().tobytes())
-    for path in (__file__, network_module.__file__):
+    for path in (__file__, networks.__file__):
         digest.update(Path(path).read_bytes())
     return digest.hexdigest()
 
@@ -221,12 +221,11 @@ def train_fields(root: Path, recipe: FieldRecipe, scratch: Path) -> Trained:
     final = Run(recipe, everything, None, best, scratch / f"final-{best}.pt")
     network = final.fit(f"seed {best}, all").cpu()
     return Trained(
-        weights=network.state_dict(),
+        networks={"network": network},
         card={
             "input": f"{WIDTH}x{HEIGHT} RGB, the whole field",
             "finds_cells": False,
             "network": recipe.network(),
-            "parameters": sum(parameter.numel() for parameter in network.parameters()),
         },
         history={
             "recipe": asdict(recipe),

@@ -18,7 +18,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from training.data import HERE, OTHER, DataError, Sample
 
 KINDS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}

@@ -16,8 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler.locator import CANVAS, STRIDE, UNIT, Located, Locator, overlap
-from handler.preprocessing import Box, Pixels, to_input
+from handler.locator import CANVAS, STRIDE, UNIT, Located, overlap
+from handler.networks import Locator, to_input
+from handler.preprocessing import Box, Pixels
 from training.augment import recolour, refocus, warp
 
 STEPS = 600

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 
 RESAMPLES = 10_000
 

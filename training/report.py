@@ -22,7 +22,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
 from serving.golden import TOLERANCE
 from training import data, plots
 from training.calibrate import BINS, KEPT, RIGHT

@@ -22,9 +22,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from handler.network import CLASSES
 from handler.preprocessing import decode
-from handler.verdict import Answer, answer
+from handler.verdict import CLASSES, Answer, answer
 from handler.versions import load
 from serving.client import InferenceClient, ServiceError
 from serving.golden import agree
@@ -99,7 +98,7 @@ def of_weights(version: str) -> Ask:
     """Return what answers in this process, as the archive's handler does."""
     folder = version_files.folder(version)
     card = json.loads((folder / "card.json").read_text())
-    loaded = load(folder, card, torch.device("cpu"), 1)
+    loaded = load(folder, card, 1)
 
     def ask(file: bytes) -> Answer:
         [examination] = loaded.examine([decode(file, loaded.fit)])

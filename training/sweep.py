@@ -23,7 +23,7 @@ import torch
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
-from handler.network import BloodCellNet
+from handler.networks import BloodCellNet
 from handler.preprocessing import HEIGHT, WIDTH
 from training import data, plots
 from training.fields import FOLDS, Batch, FieldRecipe, Run, predict

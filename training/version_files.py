@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 
 import torch
 
-from handler.network import CLASSES
+from handler.verdict import CLASSES
+from training.export import Served, to_onnx
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".train"
@@ -20,9 +22,9 @@ SCRATCH = ROOT / ".train"
 
 @dataclass
 class Trained:
-    """What training leaves: weights, what the card says of them, and how it went."""
+    """What training leaves: networks by name, what the card says of them, and how it went."""
 
-    weights: dict[str, Any]
+    networks: Mapping[str, Served]
     card: dict[str, Any]
     history: dict[str, Any]
 
@@ -36,12 +38,16 @@ def write(version: str, trained: Trained) -> None:
     """Write a trained version; what was measured of other weights no longer holds and goes."""
     here = folder(version)
     here.mkdir(parents=True, exist_ok=True)
-    torch.save(trained.weights, here / "weights.pt")
+    for old in here.glob("*.onnx"):
+        old.unlink()
+    parts = trained.networks.items()
+    torch.save({name: network.state_dict() for name, network in parts}, here / "weights.pt")
     card = {
         "version": version,
         "labels": list(CLASSES),
         **trained.card,
-        "weights_sha256": hashlib.sha256((here / "weights.pt").read_bytes()).hexdigest(),
+        "parameters": sum(each.numel() for _, network in parts for each in network.parameters()),
+        **write_onnx(here, trained.networks),
         "training_date": date.today().isoformat(),
     }
     write_json(here / "card.json", card)
@@ -50,6 +56,14 @@ def write(version: str, trained: Trained) -> None:
     measured = ("metrics", "golden", "served", "adaptation", "locator")
     for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
         (here / name).unlink(missing_ok=True)
+
+
+def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
+    """Write networks as they serve; return what the card says of these files and of weights.pt."""
+    for name, network in networks.items():
+        to_onnx(network, here / f"{name}.onnx")
+    files = sorted([here / "weights.pt", *(here / f"{name}.onnx" for name in networks)])
+    return {"sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
 
 
 def write_json(path: Path, document: Any) -> None:

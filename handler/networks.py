@@ -1,0 +1,212 @@
+"""The networks as they are trained, in torch: the field's reader, the cells' locator and reader.
+
+What serves is the same in ONNX (training/export.py, handler/engine.py). There, torch is loaded only
+by the first who wants an explanation, which needs gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from handler.preprocessing import HEIGHT, WIDTH, Pixels
+from handler.verdict import CLASSES
+
+# Bring the images to about unit variance.
+FIELD_CONTRAST, LOCATOR_CONTRAST = 5.0, 4.0
+
+
+class BloodCellNet(nn.Module):
+    """Version 1.0: map images (N, 3, 60, 80) in [0, 1] to logits (N, 4), in the order of CLASSES.
+
+    The seed's network: two 3x3 convolutions, dropout, two linear layers. It looks at the whole
+    80x60 field, less its mean colour. It is not a detector: it does not know where the cell is.
+    The channels of the two convolutions, the max-pooling after each (1: none) and the width of
+    the hidden layer are free; the rest is the seed's.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        pools: Sequence[int],
+        hidden: int,
+        dropout: Sequence[float],
+    ) -> None:
+        super().__init__()
+        # ReLU and max-pooling commute; pooling first leaves ReLU a quarter of the work or less.
+        self.features = nn.Sequential(
+            nn.Conv2d(3, channels[0], 3, padding=1),
+            nn.MaxPool2d(pools[0]),
+            nn.ReLU(),
+            nn.Conv2d(channels[0], channels[1], 3, padding=1),
+            nn.MaxPool2d(pools[1]),
+            nn.ReLU(),
+            nn.Dropout(dropout[0]),
+            nn.Flatten(),
+        )
+        height, width = (side // pools[0] // pools[1] for side in (HEIGHT, WIDTH))
+        self.classifier = nn.Sequential(
+            nn.Linear(channels[1] * height * width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout[1]),
+            nn.Linear(hidden, len(CLASSES)),
+        )
+
+    @property
+    def last_convolution(self) -> nn.Module:
+        """Return the layer that a heat map is of."""
+        return self.features[3]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        # Less its own mean colour, so that lamp, exposure and white balance matter less.
+        images = (images - images.mean((2, 3), keepdim=True)) * FIELD_CONTRAST
+        logits: torch.Tensor = self.classifier(self.features(images))
+        return logits
+
+
+class Locator(nn.Module):
+    """Map canvases (N, 3, 128, 128) in [0, 1] to (N, 5, 32, 32): see the names of `channels`.
+
+    A feature pyramid with a heat map of centres and, at each, the box's size (CenterNet: Zhou et
+    al. 2019).
+    """
+
+    channels = ("centre's logit", "shift right", "shift down", "log width", "log height")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down4 = nn.Sequential(_block(3, 16, 2), _block(16, 32, 2))
+        self.down8 = nn.Sequential(_block(32, 48, 2), _block(48, 48))
+        self.down16 = nn.Sequential(_block(48, 64, 2), _block(64, 64))
+        self.down32 = nn.Sequential(_block(64, 64, 2), _block(64, 64))
+        self.side4, self.side8 = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 64, 1)
+        self.side16 = nn.Conv2d(64, 64, 1)
+        self.up8, self.up4 = _block(64, 48), _block(48, 32)
+        self.head = nn.Conv2d(32, len(self.channels), 1)
+        # Centres are rare.
+        self.head.bias = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
+
+    def forward(self, canvases: torch.Tensor) -> torch.Tensor:
+        # Less its own mean colour, so that lamp, exposure and white balance matter less.
+        canvases = (canvases - canvases.mean((2, 3), keepdim=True)) * LOCATOR_CONTRAST
+        quarter = self.down4(canvases)
+        eighth = self.down8(quarter)
+        sixteenth = self.down16(eighth)
+        context = self.side16(sixteenth) + _double(self.down32(sixteenth))
+        eighth = self.up8(self.side8(eighth) + _double(context))
+        located: torch.Tensor = self.head(self.up4(self.side4(quarter) + _double(eighth)))
+        return located
+
+
+class CellNet(nn.Module):
+    """Map amounts of dye (N, 3, 60, 80) to logits (N, 5): CLASSES, and none of them.
+
+    A small residual network (He et al. 2016) with GroupNorm, which does not remember the training
+    laboratory; its features are pooled by mean and by maximum.
+    """
+
+    def __init__(self, channels: Sequence[int], dropout: float) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, channels[0], 5, 2, 2, bias=False), _norm(channels[0]), nn.ReLU()
+        )
+        blocks = [_Residual(channels[0], channels[0], 1)]
+        blocks += [_Residual(inputs, outputs, 2) for inputs, outputs in pairwise(channels)]
+        self.features = nn.Sequential(*blocks)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(2 * channels[-1], len(CLASSES) + 1)
+
+    @property
+    def last_convolution(self) -> nn.Module:
+        """Return the layer that a heat map is of."""
+        return self.features[-1]
+
+    def forward(self, dyes: torch.Tensor) -> torch.Tensor:
+        features = self.features(self.stem(2 * dyes - 0.5))
+        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        logits: torch.Tensor = self.classifier(self.dropout(pooled))
+        return logits
+
+
+def tell(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
+    """Return the logits (N, 5) of amounts of dye: the mean over each cell as it is and turned.
+
+    Held-out cells, and those of a laboratory never seen, are told rightly a little more often so.
+    """
+    upright, turned = network(torch.cat([dyes, dyes.flip(2, 3)])).chunk(2)
+    logits: torch.Tensor = (upright + turned) / 2
+    return logits
+
+
+def to_input(images: Iterable[Pixels]) -> torch.Tensor:
+    """Stack N images of one size to a network's input: (N, 3, H, W) float32 in [0, 1]."""
+    return scale(to_planes(np.stack(list(images))))
+
+
+def to_planes(pixels: Pixels) -> torch.Tensor:
+    """View (N, H, W, 3) as (N, 3, H, W); in memory it stays channels last, the faster way."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+
+def scale(planes: torch.Tensor) -> torch.Tensor:
+    """Scale uint8 to float32 in [0, 1]."""
+    return planes.float().div_(255)
+
+
+def load_networks(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a version's networks from its weights.pt, by name: "network", and its "locator" if any.
+
+    Raises OSError, and RuntimeError if the weights are not those of the card's networks.
+    """
+    weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
+    reader = CellNet if card["finds_cells"] else BloodCellNet
+    networks: dict[str, nn.Module] = {"network": reader(**card["network"])}
+    if card["finds_cells"]:
+        networks["locator"] = Locator()
+    for name, network in networks.items():
+        network.load_state_dict(weights[name])
+        network.eval().requires_grad_(False)
+    return networks
+
+
+class _Residual(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), _norm(outputs), nn.ReLU()
+        )
+        self.second = nn.Sequential(
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), _norm(outputs)
+        )
+        self.shortcut = nn.Sequential()
+        if stride > 1:
+            self.shortcut = nn.Sequential(
+                nn.AvgPool2d(stride, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False)
+            )
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.second(self.first(features)) + self.shortcut(features))
+
+
+def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    # GroupNorm does not remember the training laboratory's colours, as BatchNorm would.
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+        nn.GroupNorm(outputs // 8, outputs),
+        nn.ReLU(),
+    )
+
+
+def _double(features: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(channels // 8, channels)

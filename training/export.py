@@ -1,0 +1,78 @@
+"""From torch to ONNX: the networks as they serve, with what surrounds them.
+
+What goes in is what the service has at hand: bytes of pixels, not yet scaled; a cell is read in
+both ways that it is seen.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from handler.engine import Network
+from handler.locator import CANVAS
+from handler.networks import BloodCellNet, CellNet, Locator, scale, tell
+from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
+
+OPSET = 18
+
+Served = BloodCellNet | Locator | CellNet
+
+
+class _AsServed(nn.Module):
+    """A network with what surrounds it when it serves.
+
+    A BloodCellNet maps pixels (N, 60, 80, 3) uint8 to logits (N, 4), a Locator canvases
+    (N, 128, 128, 3) uint8 to (N, 5, 32, 32), a CellNet amounts of dye (N, 3, 60, 80) to logits
+    (N, 5), over each cell as it is and turned.
+    """
+
+    def __init__(self, network: Served) -> None:
+        super().__init__()
+        self.network = network.eval()
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.network, CellNet):
+            return tell(self.network, inputs)
+        outputs: torch.Tensor = self.network(scale(inputs.permute(0, 3, 1, 2)))
+        return outputs
+
+    def example(self, count: int) -> torch.Tensor:
+        """Return so many blank inputs."""
+        if isinstance(self.network, CellNet):
+            return torch.zeros(count, 3, HEIGHT, WIDTH)
+        size = (CANVAS, CANVAS) if isinstance(self.network, Locator) else (HEIGHT, WIDTH)
+        return torch.zeros(count, *size, 3, dtype=torch.uint8)
+
+
+def in_torch(network: Served) -> Network:
+    """Return a network as it serves, but run by torch: for training, which has many of them."""
+    served = _AsServed(network)
+
+    @torch.inference_mode()
+    def call(inputs: Pixels | Floats) -> Floats:
+        outputs: Floats = served(torch.from_numpy(inputs)).numpy()
+        return outputs
+
+    return call
+
+
+def to_onnx(network: Served, path: Path) -> None:
+    """Write a network to a file as it serves, for any number of inputs."""
+    served = _AsServed(network)
+    with warnings.catch_warnings():
+        # Torch would rather have another exporter used, which takes ten times as long, or more.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            served,
+            (served.example(2),),
+            path,
+            dynamo=False,
+            input_names=["inputs"],
+            output_names=["outputs"],
+            dynamic_axes={"inputs": {0: "N"}, "outputs": {0: "N"}},
+            opset_version=OPSET,
+        )
