@@ -98,13 +98,13 @@ class TorchServe:
         package = importlib.util.find_spec("ts")
         if package is None or package.origin is None:
             raise StartError("torchserve is not installed: run `make setup`.")
-        home = Path(package.origin).parent.parent
-        jars, classes = home / "ts" / "frontend", self._scratch / "classes"
+        installed = Path(package.origin).parent
+        jars, classes = installed / "frontend", self._scratch / "classes"
         if not batching.put_impatient_class(jars, classes):
             print("This TorchServe is not known: a lone request will wait for company.", flush=True)
         return [
             str(find_java()),
-            f"-Dmodel_server_home={home}",
+            f"-Dmodel_server_home={self._home(installed)}",
             f"-Dlog4j.configurationFile={(HERE / 'log4j2.xml').as_uri()}",
             f"-Djava.io.tmpdir={self._scratch}",
             *self.config.get("vmargs", "").split(),
@@ -119,6 +119,15 @@ class TorchServe:
             str(self.settings.archives),
             "-ncs",
         ]
+
+    def _home(self, installed: Path) -> Path:
+        """Make the folder where Java looks for the worker to start; ours takes its place."""
+        home = self._scratch / "home"
+        (home / "ts").mkdir(parents=True)
+        shutil.copy(HERE / "worker.py", home / "ts" / "model_service_worker.py")
+        # Java tells it to who asks.
+        shutil.copy(installed / "version.txt", home / "ts")
+        return home
 
     def _environment(self) -> dict[str, str]:
         # TS_* would change settings behind our back, PYTHONPATH the code that an archive brings.

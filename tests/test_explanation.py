@@ -47,7 +47,7 @@ def untrained() -> BloodCellNet:
 @pytest.fixture(scope="module")
 def shipped() -> BloodCellNet:
     network = untrained()
-    network.load_state_dict(torch.load(FOLDER / "weights.pt", weights_only=True))
+    network.load_state_dict(torch.load(FOLDER / "weights.pt", weights_only=True)["network"])
     return network
 
 

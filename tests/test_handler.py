@@ -1,4 +1,4 @@
-"""The archive in TorchServe's own worker, spoken to over the wire as its Java side does.
+"""The archive in the worker that serves it, spoken to over the wire as TorchServe's Java side does.
 
 The worker is another process, in a folder of its own, that knows of the archive alone; here,
 `handler` is the repository's. So what is served is compared with what training and evaluation see.
@@ -102,12 +102,12 @@ END = struct.pack("!i", -1)
 
 
 class Worker:
-    """TorchServe's worker process, with one connection to it."""
+    """A worker's process, with one connection to it."""
 
     def __init__(self, model_dir: Path, folder: Path) -> None:
         self.log = folder / "worker.log"
         name = folder / "sock.1"
-        command = [sys.executable, "-u", TORCHSERVE / "model_service_worker.py"]
+        command = [sys.executable, "-u", ROOT / "serving" / "worker.py"]
         command += ["--sock-type", "unix", "--sock-name", name]
         command += ["--metrics-config", TORCHSERVE / "configs" / "metrics.yaml"]
         with self.log.open("wb") as log:
@@ -367,6 +367,9 @@ service.set_cl_socket(None)
 value = open(os.path.join(model_dir, "weights.pt"), "rb").read()
 parameters = [{"name": "body", "contentType": "", "value": value}]
 reply = service.predict([{"requestId": b"a", "headers": [], "parameters": parameters}])
+unneeded = {"torchvision", "captum", "matplotlib", "onnx", "training", "serving", "frontend"}
+foreign = sorted(unneeded & set(sys.modules))
+import handler.attribution
 try:
     load(damaged_dir)
     refusal = None
@@ -378,10 +381,7 @@ classes = list_classes_from_module(sys.modules["bloodcells_handler"])
 print(json.dumps({
     "files": {name: sys.modules[name].__file__ for name in names},
     "classes": [each.__name__ for each in classes],
-    "foreign": sorted(
-        {"torchvision", "captum", "matplotlib", "onnx", "training", "serving", "frontend"}
-        & set(sys.modules)
-    ),
+    "foreign": foreign,
     "folder": [before, os.listdir()],
     "unsupported": b'"UnsupportedImage"' in reply,
     "refusal": refusal,

@@ -432,7 +432,7 @@ def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch, seed: int) -> No
 def test_the_targets_decode_to_the_box(box: Box) -> None:
     heat, shapes, _near, _counts = _targets([[(box, 1.0)]])
     logits = heat.clamp(1e-4, 1 - 1e-4).logit()[:, None]
-    [[cell]] = decode(torch.cat([logits, shapes], 1))
+    [[cell]] = decode(torch.cat([logits, shapes], 1).numpy())
     assert cell.box == pytest.approx(box, abs=0.01)
 
 

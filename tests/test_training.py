@@ -215,7 +215,6 @@ def test_a_new_training_takes_away_what_was_measured_of_the_old(
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
         (here / name).write_text("old")
     made = BloodCellNet([1, 1], [4, 4], 1, [0, 0])
-    count = sum(map(torch.numel, made.parameters()))
     version_files.write("9.0", version_files.Trained({"network": made}, {}, {"rows": []}))
     assert {path.name for path in here.iterdir()} == stays
     assert (here / "model-config.yaml").read_text() == "old"

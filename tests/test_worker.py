@@ -1,0 +1,367 @@
+"""Our worker beside TorchServe's own: to the same bytes they must say the same.
+
+Both are real processes that load the same small archive, whose handler answers with what it was
+given, or does what a handler may do wrong.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serving.settings import ROOT
+
+with warnings.catch_warnings():
+    # ts leaves a file open as it is imported.
+    warnings.simplefilter("ignore", ResourceWarning)
+    from serving import worker
+    from serving.worker import END, Hangup, Message
+
+SPEC = importlib.util.find_spec("ts")
+assert SPEC
+assert SPEC.origin
+TORCHSERVE = Path(SPEC.origin).parent
+PROGRAMS = {
+    "TorchServe's": TORCHSERVE / "model_service_worker.py",
+    "ours": ROOT / "serving" / "worker.py",
+}
+PATIENCE = 60
+
+HANDLER = """
+import json
+
+
+class Echo:
+    def initialize(self, context):
+        if context.model_yaml_config.get("refuse"):
+            raise RuntimeError("refused")
+        self.properties = context.system_properties
+        self.config = context.model_yaml_config
+
+    def handle(self, data, context):
+        wish = context.get_request_header(0, "wish")
+        if wish == "fail":
+            raise KeyError("a secret")
+        if wish == "no memory":
+            raise MemoryError
+        if wish == "no memory on the GPU":
+            raise RuntimeError("CUDA out of memory")
+        if wish == "no list":
+            return "a word"
+        if wish == "too few":
+            return []
+        if wish == "no JSON":
+            return [object()] * len(data)
+        answers = []
+        for index, row in enumerate(data):
+            context.set_response_header(index, "X-Index", str(index))
+            if index % 2:
+                context.set_response_status(415, "Unsupported", index)
+                context.set_response_content_type(index, "text/plain")
+            values = {name: [type(v).__name__.replace("bytearray", "bytes"),
+                             v.hex() if hasattr(v, "hex") and not isinstance(v, float) else v]
+                      for name, v in row.items()}
+            said = {"row": values, "header": context.get_all_request_header(index),
+                    "id": context.get_request_id(index), "of": context.manifest["model"],
+                    "batch size": self.properties["batch_size"], "gpu": self.properties["gpu_id"],
+                    "config": self.config}
+            answers.append([said, json.dumps(said), json.dumps(said).encode()][index % 3])
+        return answers
+"""
+
+
+def field(value: str | bytes) -> bytes:
+    data = value.encode() if isinstance(value, str) else value
+    return struct.pack("!i", len(data)) + data
+
+
+END_OF_LIST = struct.pack("!i", END)
+
+
+def load_message(folder: Path, batch_size: int = 4, gpu: int = -1) -> bytes:
+    return b"".join(
+        [
+            b"L" + field("echo") + field(str(folder)) + struct.pack("!i", batch_size),
+            field("echo_handler.py") + struct.pack("!i", gpu) + field("") + b"\1",
+        ]
+    )
+
+
+Inputs = Sequence[tuple[str, str, bytes]]
+
+
+def infer_message(*requests: tuple[dict[str, str], Inputs]) -> bytes:
+    message = b"I"
+    for index, (headers, inputs) in enumerate(requests):
+        message += field(f"id-{index}")
+        message += b"".join(field(text) for header in headers.items() for text in header)
+        message += END_OF_LIST
+        message += b"".join(field(name) + field(kind) + field(data) for name, kind, data in inputs)
+        message += END_OF_LIST
+    return message + END_OF_LIST
+
+
+class Running:
+    """A worker's process, with a connection to it."""
+
+    def __init__(self, program: Path, folder: Path, archive: Path) -> None:
+        self.log = folder / "log"
+        self.name = folder / "sock.9"
+        command: list[Any] = [sys.executable, "-u", program, "--sock-type", "unix"]
+        command += ["--sock-name", self.name]
+        command += ["--metrics-config", ROOT / "serving" / "metrics.yaml"]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, env=os.environ | {"PYTHONPATH": str(archive)}, stdout=log, stderr=log
+            )
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                self.socket.connect(str(self.name))
+                break
+            except OSError:
+                assert self.process.poll() is None, self.log.read_text()
+                assert time.monotonic() < until
+                time.sleep(0.02)
+
+    def ask(self, message: bytes) -> bytes:
+        """Send a message and read the reply to it, whole."""
+        self.socket.sendall(message)
+        reply = self._some(4) + self._field()
+        while (length := self._some(4)) != END_OF_LIST:
+            reply += length + self._some(*struct.unpack("!i", length))
+            reply += self._field() + self._some(4) + self._field()
+            count = self._some(4)
+            reply += count
+            for _ in range(2 * struct.unpack("!i", count)[0]):
+                reply += self._field()
+            reply += self._field()
+        return reply + length
+
+    def end(self) -> int:
+        """Hang up; return the exit code."""
+        self.socket.close()
+        return self.process.wait(PATIENCE)
+
+    def _field(self) -> bytes:
+        length = self._some(4)
+        return length + self._some(*struct.unpack("!i", length))
+
+    def _some(self, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            part = self.socket.recv(length - len(data))
+            assert part, self.log.read_text()
+            data += part
+        return data
+
+
+def archive_in(folder: Path, config: str = "answer: 42\n") -> Path:
+    folder.mkdir()
+    (folder / "MAR-INF").mkdir()
+    model = {"modelName": "echo", "handler": "echo_handler.py", "configFile": "config.yaml"}
+    (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
+    (folder / "config.yaml").write_text(config)
+    (folder / "echo_handler.py").write_text(HANDLER)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return archive_in(tmp_path_factory.mktemp("archive") / "echo")
+
+
+@pytest.fixture(scope="module")
+def both(
+    tmp_path_factory: pytest.TempPathFactory, archive: Path
+) -> Iterator[tuple[Running, Running]]:
+    """Run both workers, the archive loaded."""
+    theirs, ours = (
+        Running(program, tmp_path_factory.mktemp("w"), archive) for program in PROGRAMS.values()
+    )
+    loaded = theirs.ask(load_message(archive))
+    assert ours.ask(load_message(archive)) == loaded
+    assert b"loaded model echo" in loaded
+    yield theirs, ours
+    assert (theirs.end(), ours.end()) == (0, 0)
+
+
+def image(data: bytes = b"\xff\xd8\0", kind: str = "image/jpeg") -> Inputs:
+    return [("body", kind, data)]
+
+
+BATCHES = {
+    "one image": [({"Host": "here", "explain": "False"}, image())],
+    "no input": [({}, [])],
+    "several": [({"a": str(at)}, image(bytes([at]) * at)) for at in range(5)],
+    "a form": [({}, [("a", "image/png", b"1"), ("b", "", b"2"), ("c", "text/plain", b"3")])],
+    "a field twice": [({}, [("a", "image/png", b"1"), ("a", "image/png", b"2")])],
+    "a field named as a header": [({"a": "header"}, [("a", "image/png", b"1")])],
+    "JSON": [({}, image(b'{"instances": [1, null, "\xc3\xa9"]}', "application/json"))],
+    "no JSON": [({}, image(b"{", "application/json"))],
+    "JSON of another kind": [({}, image(b"{}", "application/json; charset=utf-8"))],
+    "bytes called JSON": [({}, image(b"\xff\xfe", "application/json"))],
+    "deep JSON": [({}, image(b"[" * 100_000, "application/json"))],
+    "text": [({}, image("é".encode(), "text/plain"))],
+    "bytes called text": [({}, image(b"\xff\xfe", "text/plain"))],
+    "8 MiB": [({}, image(bytes(8 << 20)))],
+    **{
+        wish: [({"wish": wish}, image()), ({}, image())]
+        for wish in (
+            "fail",
+            "no memory",
+            "no memory on the GPU",
+            "no list",
+            "too few",
+            "no JSON",
+        )
+    },
+}
+
+
+@pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
+def test_it_says_what_torchserves_worker_says(both: tuple[Running, Running], batch: Any) -> None:
+    theirs, ours = (running.ask(infer_message(*batch)) for running in both)
+    assert ours == theirs
+    assert b"a secret" not in ours
+
+
+def test_a_model_loaded_anew_has_its_new_settings(
+    both: tuple[Running, Running], archive: Path
+) -> None:
+    theirs, ours = (running.ask(load_message(archive, 7, 0)) for running in both)
+    assert ours == theirs
+    replies = [running.ask(infer_message(*BATCHES["one image"])) for running in both]
+    assert replies[0] == replies[1]
+    assert b'"batch size": 7' in replies[1]
+    assert b'"gpu": 0' in replies[1]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_refused_load_is_told_and_ends_the_worker(tmp_path: Path, program: str) -> None:
+    refused = archive_in(tmp_path / "refused", "refuse: true\n")
+    running = Running(PROGRAMS[program], tmp_path, refused)
+    reply = running.ask(load_message(refused))
+    assert reply == struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
+    assert running.end() == 1
+    assert "refused" in running.log.read_text()
+    assert not running.name.exists()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("message", [b"X", infer_message()], ids=["unknown", "before a load"])
+def test_what_makes_no_sense_ends_the_worker(
+    tmp_path: Path, archive: Path, program: str, message: bytes
+) -> None:
+    running = Running(PROGRAMS[program], tmp_path, archive)
+    running.socket.sendall(message)
+    assert running.socket.recv(1) == b""
+    assert running.end() == 1
+    assert "Backend worker process died." in running.log.read_text()
+
+
+def test_it_prints_what_java_waits_for_and_no_more(tmp_path: Path, archive: Path) -> None:
+    running = Running(PROGRAMS["ours"], tmp_path, archive)
+    running.ask(load_message(archive))
+    for _ in range(3):
+        running.ask(infer_message(*BATCHES["several"]))
+    assert running.end() == 0
+    _metrics, pid, started, python = running.log.read_text().splitlines()
+    assert pid == f"[PID]{running.process.pid}"
+    assert started == "Torch worker started."
+    assert python.startswith("Python runtime: 3.")
+
+
+def test_it_leaves_torch_alone(tmp_path: Path, archive: Path) -> None:
+    running = Running(PROGRAMS["ours"], tmp_path, archive)
+    running.ask(load_message(archive))
+    maps = Path(f"/proc/{running.process.pid}/maps")
+    if not maps.exists():
+        pytest.skip("This system does not tell what a process has loaded.")
+    assert "torch" not in maps.read_text()
+    running.end()
+
+
+@pytest.mark.parametrize("classes", ["", "class A: pass\nclass B: pass\n"])
+def test_an_archive_has_one_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: str
+) -> None:
+    name = f"handler_of_{len(classes)}"
+    (tmp_path / f"{name}.py").write_text(f"from pathlib import Path\n{classes}")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RuntimeError, match="must define one class"):
+        worker._entry_class(f"{name}.py")
+
+
+class Dribble(io.RawIOBase):
+    """A connection that hands out its bytes in parts of these sizes."""
+
+    def __init__(self, data: bytes, sizes: Sequence[int]) -> None:
+        self._data, self._sizes = data, list(sizes)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        size = min(len(buffer), self._sizes.pop() if self._sizes else len(self._data))
+        part, self._data = self._data[:size], self._data[size:]
+        buffer[: len(part)] = part
+        return len(part)
+
+
+def read_all(data: bytes, sizes: Sequence[int]) -> list[worker.Request]:
+    message = Message(io.BufferedReader(Dribble(data, sizes), 16))
+    assert message.raw(1) == b"I"
+    return [worker._request(message, each) for each in message.texts()]
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.dictionaries(st.text(min_size=1, max_size=9), st.text(max_size=9), max_size=3),
+        st.lists(
+            st.tuples(
+                st.text(min_size=1, max_size=9), st.just("image/png"), st.binary(max_size=50)
+            ),
+            max_size=3,
+            unique_by=lambda each: each[0],
+        ),
+    ),
+    max_size=4,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@given(REQUESTS, st.lists(st.integers(1, 40), max_size=50))
+def test_messages_are_read_however_they_are_cut(requests: Any, sizes: list[int]) -> None:
+    read = read_all(infer_message(*requests), sizes)
+    assert [each.id for each in read] == [f"id-{index}" for index in range(len(requests))]
+    for (headers, inputs), request in zip(requests, read, strict=True):
+        assert request.row == {name: data for name, _kind, data in inputs}
+        types = {name: {"content-type": kind} for name, kind, _data in inputs}
+        assert request.headers == types | headers
+
+
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@given(st.data())
+def test_a_message_that_breaks_off_is_no_message(data: st.DataObject) -> None:
+    whole = infer_message(({"a": "b"}, image()), ({}, image(b"123456")))
+    length = data.draw(st.integers(0, len(whole) - 1))
+    with pytest.raises(Hangup):
+        read_all(whole[:length], [])
