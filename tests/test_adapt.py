@@ -52,16 +52,14 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def write_base(locator: Locator, network: CellNet, version: str = "2.0", **card: Any) -> Path:
     """Write a made-up version to start from; return its folder."""
-    weights = {"locator": locator.state_dict(), "network": network.state_dict()}
     described = {
         "input": "each cell",
         "finds_cells": True,
         "network": NETWORK,
-        "parameters": 7,
         **CALIBRATION,
         **card,
     }
-    version_files.write(version, Trained(weights, described, history={}))
+    version_files.write(version, Trained({"locator": locator, "network": network}, described, {}))
     folder = version_files.folder(version)
     (folder / "model-config.yaml").write_text("minWorkers: 5\n")
     return folder
@@ -159,6 +157,8 @@ def test_a_laboratorys_cells_make_a_version(run: Run) -> None:
     assert run.code == 0
     assert set(contents(run.written)) == {
         "weights.pt",
+        "locator.onnx",
+        "network.onnx",
         "card.json",
         "history.json",
         "metrics.json",
@@ -166,7 +166,7 @@ def test_a_laboratorys_cells_make_a_version(run: Run) -> None:
         "model-config.yaml",
     }
     assert f"wrote {run.written}" in run.printed
-    assert "bloodcells-3.0.mar in config.properties" in run.printed
+    assert "`make deploy VERSION=3.0`" in run.printed
 
 
 def test_the_version_that_it_started_from_stays_as_it_was(run: Run) -> None:
@@ -742,7 +742,8 @@ def test_each_point_is_trained_from_the_start_on_so_many_cells(trainings: list[T
 @pytest.mark.usefixtures("curve")
 def test_the_curve_writes_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"2.0"}
-    expected = {"weights.pt", "card.json", "history.json", "model-config.yaml", "adaptation.json"}
+    expected = {"weights.pt", "locator.onnx", "network.onnx", "card.json", "history.json"}
+    expected |= {"model-config.yaml", "adaptation.json"}
     assert set(contents(version_files.folder("2.0"))) == expected
 
 

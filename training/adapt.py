@@ -122,7 +122,7 @@ def adapt(base: str, folder: Path, version: str) -> None:
     shutil.copy(version_files.folder(base) / "model-config.yaml", here)
     evaluate.write_golden(version)
     print(json.dumps(_short(metrics), indent=2))
-    print(f"wrote {here}: name bloodcells-{version}.mar in config.properties, and `make run`")
+    print(f"wrote {here}: `make deploy VERSION={version}` has it serve beside the others")
 
 
 def draw_curve(base: str) -> None:
