@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,12 +24,11 @@ from typing import Any
 
 import click
 import psutil
-import torch
 from tqdm import tqdm
 
 from benchmarks import drill_report, faulty
 from benchmarks.drill_report import Step
-from benchmarks.service import environment_of, free_settings, run_service
+from benchmarks.service import environment_of, free_settings, machine, run_service
 from serving import archives
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, Version
@@ -354,15 +352,6 @@ class RenewalCounter:
         self._thread.join()
 
 
-def _machine() -> dict[str, Any]:
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": psutil.cpu_count(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-
-
 @click.command()
 @click.option(
     "--results",
@@ -382,7 +371,7 @@ def main(results: Path) -> None:
         drill.close()
     about = {
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": _machine(),
+        "machine": machine(),
         "users": USERS,
         "token_life_seconds": 60 * TOKEN_LIFE,
         "tokens": len(renewals.seen),

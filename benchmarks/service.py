@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
+import platform
 import signal
 import socket
 import subprocess
@@ -19,6 +21,16 @@ from serving.settings import ROOT, Settings
 
 # The last thing that it prints when it is ready.
 READY = "Ctrl-C stops everything."
+
+
+def machine() -> dict[str, Any]:
+    """Return what figures were measured on."""
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": importlib.metadata.version("torch"),
+    }
 
 
 @dataclass

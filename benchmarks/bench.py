@@ -1,0 +1,284 @@
+"""This deployment beside its peers, and beside the limit of the machine: `make bench`.
+
+In each of several rounds every server is started anew, in an order drawn for the round, warmed up
+and loaded by wrk (on the same cores) with real images of two sizes from 1 to 64 clients. Then how
+this deployment fares from 1 to 256 clients, with 1 to 64 images a request, and with images of up
+to 12 megapixels. Answers are compared: what a kernel says must not depend on the server.
+
+Writes benchmarks/results/bench.json, and of that a table, a plot and the README's figures. QUICK=1
+measures a few of the servers once, writes nothing, and tells how the ratios changed since.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+from tqdm import tqdm
+
+from benchmarks import bench_report, limit
+from benchmarks.servers import (
+    JPEG,
+    PEER_NAMES,
+    SERVERS,
+    SERVICE,
+    Running,
+    Server,
+    megabytes_installed,
+    multipart,
+    ready,
+    set_up,
+)
+from benchmarks.service import machine
+from serving import archives
+from serving.settings import ROOT, Settings
+from training import data
+
+SCRIPT = ROOT / "benchmarks" / "wrk.lua"
+ROUNDS = 5
+IMAGES = 256
+SMALL, LARGE = "320x240", "640x480"
+CLIENTS = (1, 4, 16, 64)
+# The seconds of a load. A lone client asks less often, so that its 99th percentile needs longer.
+SECONDS = {SMALL: 4, LARGE: 2}
+WARM_UP = 8
+# So many requests under way that the workers always have one waiting.
+MANY, MANY_CLIENTS = 16, 8
+GROWTH = {
+    "clients": (1, 2, 4, 8, 16, 32, 64, 128, 256),
+    "images a request": (1, 2, 4, 8, 16, 32, 64),
+    "megapixels": (0.08, 0.3, 1, 3, 6, 12),
+}
+GROWTH_CLIENTS = {"images a request": MANY_CLIENTS, "megapixels": MANY_CLIENTS}
+
+
+def main() -> int:
+    """Compare, or with QUICK=1 only look whether anything has become slower."""
+    quick = bool(os.environ.get("QUICK"))
+    if not shutil.which("wrk"):
+        print("wrk is missing (Debian: apt-get install wrk).", file=sys.stderr)
+        return 1
+    try:
+        root = data.data_root()
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    chosen = bench_report.quick_choice(SERVERS) if quick else SERVERS
+    for name in PEER_NAMES:
+        if any(server.name.startswith(name) for server in chosen):
+            set_up(name)
+    with tempfile.TemporaryDirectory() as folder:
+        bodies = Bodies(root, Path(folder))
+        found = compare(chosen, bodies, rounds=1 if quick else ROUNDS)
+        if not quick:
+            found["growth"] = grow(bodies)
+    if quick:
+        print(bench_report.against(found, bench_report.load()))
+        return 0
+    found |= {"date": datetime.date.today().isoformat(), "machine": machine(), "sizes": sizes()}
+    bench_report.write(found)
+    return 0
+
+
+class Bodies:
+    """What is sent: folders of requests, each made when it is first asked for."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self._folder = folder
+        test = [image.path for image in data.list_images(root, "TEST")]
+        photographs = [sample.path for sample in data.photographs(root, "TRAIN", "TEST")]
+        draw = random.Random(0)
+        self.images = {
+            SMALL: [path.read_bytes() for path in draw.sample(sorted(test), IMAGES)],
+            LARGE: [path.read_bytes() for path in draw.sample(sorted(photographs), IMAGES)],
+        }
+
+    def raw(self, size: str) -> Path:
+        """Return the folder of the images themselves."""
+        return self._written(size, [(JPEG, data) for data in self.images[size]])[0]
+
+    def singles(self, size: str, server: Server) -> tuple[Path, str]:
+        """Return a folder of requests with one image each, and their content type."""
+        name = f"{size} form" if server.form else size
+        return self._written(name, [server.request(data) for data in self.images[size]])
+
+    def several(self, count: int) -> tuple[Path, str]:
+        """Return a folder of forms of so many images of 320x240."""
+        images = self.images[SMALL]
+        drawn = [random.Random(at).sample(images, count) for at in range(32)]
+        return self._written(f"{count} images", [multipart(each) for each in drawn])
+
+    def of_megapixels(self, megapixels: float) -> tuple[Path, str]:
+        """Return a folder of images of so many pixels: photographs, enlarged."""
+        size = round((megapixels * 1e6 * 4 / 3) ** 0.5), round((megapixels * 1e6 * 3 / 4) ** 0.5)
+        made = []
+        for data_ in self.images[LARGE][:8]:
+            buffer = BytesIO()
+            Image.open(BytesIO(data_)).convert("RGB").resize(size).save(buffer, "JPEG", quality=90)
+            made.append((JPEG, buffer.getvalue()))
+        return self._written(f"{megapixels} megapixels", made)
+
+    def _written(self, name: str, made: Sequence[tuple[str, bytes]]) -> tuple[Path, str]:
+        folder = self._folder / name.replace(" ", "-")
+        content_type = made[0][0]
+        if not folder.exists():
+            folder.mkdir()
+            for index, (own, body) in enumerate(made):
+                # A form's type names its boundary: the first one's is that of all.
+                if own != content_type:
+                    old, new = (each.partition("boundary=")[2] for each in (own, content_type))
+                    body = body.replace(old.encode(), new.encode())
+                (folder / f"{index:04}").write_bytes(body)
+            folder.with_name(f"{folder.name}.type").write_text(content_type)
+        return folder, folder.with_name(f"{folder.name}.type").read_text()
+
+
+def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str, Any]:
+    """Load every server in every round; return what came of it by server."""
+    found: dict[str, Any] = {server.name: {"starts": [], "loads": []} for server in servers}
+    limits: list[dict[str, Any]] = []
+    answers: dict[str, list[dict[str, float]]] = {}
+    bar = tqdm(total=rounds * (len(servers) + 1), unit="server", smoothing=0)
+    for number in range(rounds):
+        order: list[Server | None] = [None, *servers]
+        random.Random(number).shuffle(order)
+        for server in order:
+            bar.set_description(f"round {number + 1}: {server.title if server else 'the limit'}")
+            if server is None:
+                limits.append({size: limit.measure(bodies.raw(size), 3.0) for size in SECONDS})
+            else:
+                seen = found[server.name]
+                with ready(server) as (running, seconds):
+                    _load(running, bodies.singles(SMALL, server), 16, WARM_UP)
+                    for row in _loads(server, running, bodies):
+                        seen["loads"].append({"round": number, **row})
+                    seen["starts"].append({"seconds": round(seconds, 2), **_memory(running)})
+                    answers[server.name] = _ask(server, running, bodies)
+            bar.update()
+    bar.close()
+    for server in servers:
+        found[server.name]["differences"] = _differences(server, servers, answers)
+    return {"rounds": rounds, "servers": found, "limit": limits}
+
+
+def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
+    """Load this deployment with more and more clients, images a request, and pixels."""
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in GROWTH}
+    with ready(SERVICE) as (running, _):
+        _load(running, bodies.singles(SMALL, SERVICE), 16, WARM_UP)
+        for name, amounts in GROWTH.items():
+            for amount in tqdm(amounts, desc=f"growth by {name}"):
+                clients, images = GROWTH_CLIENTS.get(name, amount), 1
+                sent = bodies.singles(SMALL, SERVICE)
+                if name == "images a request":
+                    images, sent = int(amount), bodies.several(int(amount))
+                elif name == "megapixels":
+                    sent = bodies.of_megapixels(amount)
+                rows[name].append(
+                    {"amount": amount, **_load(running, sent, int(clients), 5, images)}
+                )
+    return rows
+
+
+def sizes() -> dict[str, Any]:
+    """Return the megabytes of the archive, and of each environment."""
+    archive = archives.built(Settings(), "1.0")
+    return {
+        "archive": round(archive.stat().st_size / 2**20, 2),
+        "environment": megabytes_installed(None),
+        **{name: megabytes_installed(name) for name in PEER_NAMES},
+    }
+
+
+def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[str, Any]]:
+    for size, seconds in SECONDS.items():
+        for clients in CLIENTS:
+            row = _load(running, bodies.singles(size, server), clients, seconds)
+            yield {"size": size, "clients": clients, "images": 1, **row}
+    if server is SERVICE:
+        row = _load(running, bodies.several(MANY), MANY_CLIENTS, SECONDS[SMALL], MANY)
+        yield {"size": SMALL, "clients": MANY_CLIENTS, "images": MANY, **row}
+
+
+def _load(
+    running: Running, sent: tuple[Path, str], clients: int, seconds: int, images: int = 1
+) -> dict[str, Any]:
+    """Load a server; return images a second, milliseconds, failures, and images a CPU second."""
+    folder, content_type = sent
+    spent = running.cpu_seconds()
+    done = subprocess.run(
+        [
+            "wrk",
+            "-t1",
+            f"-c{clients}",
+            f"-d{seconds}s",
+            "--timeout",
+            "30s",
+            "-s",
+            SCRIPT,
+            running.url,
+        ],
+        env=os.environ
+        | {"BODIES": str(folder), "CONTENT_TYPE": content_type}
+        | {name.upper(): value for name, value in running.headers.items()},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    spent = running.cpu_seconds() - spent
+    row = json.loads(done.stdout.splitlines()[-1])
+    answered = images * (row["requests"] - row["refused"])
+    return {
+        "images_a_second": round(answered / row["seconds"], 1),
+        "p50": row["p50"],
+        "p99": row["p99"],
+        "failed": row["refused"] + row["broken"],
+        "images_a_cpu_second": round(answered / spent, 1) if spent else 0.0,
+    }
+
+
+def _memory(running: Running) -> dict[str, Any]:
+    memory = running.megabytes()
+    return {"megabytes": {name: max(each) for name, each in memory.items()}} | {
+        "megabytes_in_all": round(sum(map(sum, memory.values())), 1)
+    }
+
+
+def _ask(server: Server, running: Running, bodies: Bodies) -> list[dict[str, float]]:
+    """Return the probabilities of some images of both sizes."""
+    said = []
+    for image in (*bodies.images[SMALL][:16], *bodies.images[LARGE][:16]):
+        content_type, body = server.request(image)
+        headers = {"Content-Type": content_type, **running.headers}
+        answer = requests.post(running.url, body, headers=headers, timeout=60).json()
+        said.append(answer.get("probabilities", answer))
+    return said
+
+
+def _differences(
+    server: Server, servers: Sequence[Server], answers: Mapping[str, Sequence[Mapping[str, float]]]
+) -> float:
+    """Return by how much its probabilities differ at most from those of the kernel's others."""
+    same = [each for each in servers if each.kernel == server.kernel]
+    first = answers[same[0].name]
+    return max(
+        abs(one[label] - other[label])
+        for one, other in zip(first, answers[server.name], strict=True)
+        for label in one
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""What the machine could do at most: the work on an image in a loop on all cores, and no server.
+
+`python -m benchmarks.limit FOLDER SECONDS` prints images a second, of the images in a folder, in
+batches as the service has them: `work` is to decode, to scale and to run the network; `answers` is
+all that the handler does, with its gate and the answer in JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers.kernels import BATCH, FOLDER, Ours
+from handler.engine import Engine
+from handler.preprocessing import decode
+
+Answer = Callable[[Sequence[bytes]], object]
+
+
+def work() -> Answer:
+    """Return what decodes, scales and runs the network."""
+    engine = Engine((FOLDER / "network.onnx").read_bytes(), 1, None)
+    return lambda images: engine(np.stack([decode(data).pixels for data in images])).tolist()
+
+
+def answers() -> Answer:
+    """Return what does all that the handler does."""
+    kernel = Ours()
+    return lambda images: [json.dumps(answer).encode() for answer in kernel(images)]
+
+
+KINDS = {"work": work, "answers": answers}
+
+
+def loop(kind: str, folder: Path, seconds: float) -> float:
+    """Answer images for so long; return how many a second."""
+    images = [path.read_bytes() for path in sorted(folder.iterdir())]
+    answer = KINDS[kind]()
+    batches = [images[at : at + BATCH] for at in range(0, len(images) - BATCH + 1, BATCH)]
+    for batch in batches[:9]:
+        answer(batch)
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        answer(batches[done % len(batches)])
+        done += 1
+    return BATCH * done / (time.perf_counter() - started)
+
+
+def measure(folder: Path, seconds: float) -> dict[str, float]:
+    """Return images a second on all cores, for each kind."""
+    cores = len(os.sched_getaffinity(0))
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        return {
+            kind: round(sum(pool.starmap(loop, [(kind, folder, seconds)] * cores, 1)), 1)
+            for kind in KINDS
+        }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(Path(sys.argv[1]), float(sys.argv[2]))))
