@@ -442,7 +442,8 @@ def test_too_many_images(open_page: Open, sample_image: Path) -> None:
     page = open_page()
     page.locator(".upload").evaluate("form => { form.dataset.maxImages = 2; }")
     choose(page, *DRAWN[:3])
-    expect(page.locator("#announcement")).to_have_text(re.compile("At most 2 images"))
+    for place in ("#announcement", ".answered"):
+        expect(page.locator(place)).to_have_text(re.compile("At most 2 images"))
     expect(page.locator(".tile")).to_have_count(2)
 
 

@@ -24,12 +24,15 @@ function mount() {
   const percent = (share) => format.format(share);
   const form = find(".upload"), bench = find(".workbench");
   const announcement = find("#announcement"), note = find("#export-note");
+  // What to say of files that were too many, for as long as those beside them are shown.
+  let leftOut = "";
   const act = (name, action) => bench.querySelector(`[data-do=${name}]`).addEventListener("click", action);
 
   const take = (files) => {
     const limit = Number(form.dataset.maxImages);
     const room = Math.max(0, limit - collection.images.length);
-    if (files.length > room) announce(texts.tooMany.replace("{}", limit));
+    leftOut = files.length > room ? texts.tooMany.replace("{}", limit) : "";
+    if (leftOut) announce(leftOut);
     const version = form.querySelector("#version")?.value ?? "";
     const first = collection.add(files.slice(0, room), version, Number(form.dataset.max));
     if (first && view.filter === "all") view.chosen = first.id;
@@ -51,7 +54,8 @@ function mount() {
   const showProgress = () => {
     const total = collection.images.length, done = total - collection.open.length;
     find(".workbench progress").value = total ? done / total : 0;
-    find(".answered").textContent = texts.answered.replace("{}", done - collection.failed.length).replace("{}", total);
+    const answered = texts.answered.replace("{}", done - collection.failed.length).replace("{}", total);
+    find(".answered").textContent = leftOut ? `${answered}. ${leftOut}` : answered;
     find("[data-do=cancel]").hidden = done === total;
     find("[data-do=retry]").hidden = done < total || !collection.failed.length;
     find("[data-do=clear]").hidden = done < total;
