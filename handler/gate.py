@@ -8,6 +8,7 @@ hardly red. Whatever the laboratory, nothing in a smear takes red and blue but l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,45 +57,57 @@ _AREAS = np.array([(2 * radius + 1) ** 2 for radius in RADII], np.float32)[:, No
 _LOG = np.log(np.arange(256, dtype=np.float32) + DARK)
 
 
-def _sums(planes: Plane) -> tuple[Plane, Plane]:
-    """Sum planes (N, H, W) over the squares round each place: (N, squares, H, W).
-
-    Over those of RADII, and over those three times as wide.
-    """
-    rows = _ALONG_HEIGHT.reshape(-1, SIZE[1]) @ planes
-    sums = rows.reshape(len(planes), -1, *SIZE[::-1]) @ _ALONG_WIDTH
-    return sums[:, : len(RADII)], sums[:, len(RADII) :]
-
-
-def stain(pixels: Pixels) -> float:
-    """Return how much the best spot of a picture (H, W, 3) looks like a stained nucleus.
+def stains(pictures: Sequence[Pixels]) -> list[float]:
+    """Return how much the best spot of each picture (H, W, 3) looks like a stained nucleus.
 
     It is 1 at most: more than one half for nearly every nucleus, about 0 where there is none, and
     below where colours are that no smear has.
     """
-    # The gap of 1 averages whole pixels first, which is quicker and no worse here.
-    small = Image.fromarray(pixels).resize(SIZE, Image.Resampling.BOX, reducing_gap=1)
+    if not pictures:
+        return []
     # One plane for each channel; as a view it would be slower than the copy and all that follows.
-    light = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1))
-    brightest = light.max(0)
-    field = brightest >= BLACK * brightest.max()
-    red, green, blue = _density(light, field)
+    small = np.stack([_shrink(pixels) for pixels in pictures])
+    light = np.ascontiguousarray(small.transpose(0, 3, 1, 2))
+    brightest = light.max(1)
+    field = brightest >= BLACK * brightest.max((1, 2), keepdims=True)
+    red, green, blue = _density(light, field).swapaxes(0, 1)
     # Less the difference of red and green: neither the red of granules nor the blue of skies.
     nucleus = np.minimum(np.maximum((green - blue - abs(green - red)) / DEEP, 0), 1) * field
     foreign = np.maximum((red + blue) / 2 - green, 0) * field
     inside, around = _sums(np.stack([nucleus, field]))
     held, area = around - inside
     # The most that any square holds on average, less a part of what surrounds it.
-    best = (inside[0] / _AREAS - SURROUNDINGS * held / np.maximum(area, 1)).max()
-    return float(best - FOREIGN * foreign.sum() / np.count_nonzero(field))
+    spots = inside[0] / _AREAS - SURROUNDINGS * held / np.maximum(area, 1)
+    best = spots.max((1, 2, 3)) - FOREIGN * foreign.mean((1, 2)) / field.mean((1, 2))
+    scores: list[float] = best.tolist()
+    return scores
+
+
+def _shrink(pixels: Pixels) -> Pixels:
+    # The gap of 1 averages whole pixels first, which is quicker and no worse here.
+    small = Image.fromarray(pixels).resize(SIZE, Image.Resampling.BOX, reducing_gap=1)
+    return np.asarray(small)
 
 
 def _density(light: Plane, field: Plane) -> Plane:
-    """Return the optical density of each channel (3, H, W) against the background."""
-    # All that is stained takes green.
-    greens = light[1][field]
-    place = int(CROWDED * len(greens))
-    clear = field & (light[1] >= np.partition(greens, place)[place])
-    background = light[:, clear].mean(1, dtype=np.float32)
-    background = np.maximum(background, background.max() / TINT)
-    return np.log(background + DARK)[:, None, None] - _LOG[light]
+    """Return the optical density of each channel (N, 3, H, W) against the background."""
+    # All that is stained takes green. What is no field is sorted behind what is.
+    greens = np.where(field, light[:, 1], np.uint8(255)).reshape(len(light), -1)
+    place = (CROWDED * field.sum((1, 2))).astype(int)[:, None]
+    crowded = np.take_along_axis(np.sort(greens), place, 1)[:, :, None]
+    clear = field & (light[:, 1] >= crowded)
+    # Sums of whole numbers, and exact.
+    seen = light.reshape(*light.shape[:2], -1) @ clear.reshape(len(light), -1, 1).astype(np.float32)
+    background = seen[:, :, 0] / clear.sum((1, 2), dtype=np.float32)[:, None]
+    background = np.maximum(background, background.max(1, keepdims=True) / TINT)
+    return np.log(background + DARK)[:, :, None, None] - _LOG[light]
+
+
+def _sums(planes: Plane) -> tuple[Plane, Plane]:
+    """Sum planes (..., H, W) over the squares round each place: (..., squares, H, W).
+
+    Over those of RADII, and over those three times as wide.
+    """
+    rows = _ALONG_HEIGHT.reshape(-1, SIZE[1]) @ planes
+    sums = rows.reshape(*planes.shape[:-2], -1, *SIZE[::-1]) @ _ALONG_WIDTH
+    return sums[..., : len(RADII), :, :], sums[..., len(RADII) :, :, :]

@@ -18,7 +18,7 @@ import numpy as np
 from handler.cells import cut_out, to_amounts, window
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
-from handler.gate import stain
+from handler.gate import stains
 from handler.locator import CANVAS, locate
 from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Picture, Size, squashed, within_field
 from handler.verdict import CLASSES, Cell, Examination
@@ -91,9 +91,11 @@ class WholeField:
 
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         return [
-            Examination(stain(picture.pixels), [Cell(logits)])
-            for part in _parts(pictures, self.batch_size)
-            for picture, logits in zip(part, self._logits(part), strict=True)
+            Examination(stain, [Cell(logits)])
+            for part in _parts([picture.pixels for picture in pictures], self.batch_size)
+            for stain, logits in zip(
+                stains(part), self.network(np.stack(part)).tolist(), strict=True
+            )
         ]
 
     def explain(self, picture: Picture) -> tuple[Examination, Floats]:
@@ -104,14 +106,8 @@ class WholeField:
         return examination, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
-        blank = Picture(np.zeros((HEIGHT, WIDTH, 3), np.uint8), WIDTH, HEIGHT)
         for size in range(1, self.batch_size + 1):
-            self._logits([blank] * size)
-
-    def _logits(self, pictures: Sequence[Picture]) -> list[list[float]]:
-        pixels = np.stack([picture.pixels for picture in pictures])
-        logits: list[list[float]] = self.network(pixels).tolist()
-        return logits
+            self.network(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
 
 
 class CellByCell:
@@ -175,7 +171,7 @@ class CellByCell:
         return [
             (
                 Examination(
-                    stain(picture.pixels),
+                    stain,
                     [
                         Cell(row, _upload_box(cell.box, picture))
                         for cell, row in zip(cells, islice(logits, len(cells)), strict=True)
@@ -183,7 +179,9 @@ class CellByCell:
                 ),
                 amounts,
             )
-            for picture, cells, amounts in zip(pictures, located, dyes, strict=True)
+            for picture, stain, cells, amounts in zip(
+                pictures, stains(fields), located, dyes, strict=True
+            )
         ]
 
     def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:

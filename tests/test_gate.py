@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handler.gate import stain
+from handler.gate import stains
 from handler.preprocessing import Pixels, decode, within_field
 from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
@@ -55,6 +55,11 @@ def stained(strength: float) -> Change:
 def scaled(width: int, height: int) -> Change:
     box = Image.Resampling.BOX
     return lambda pixels: np.asarray(Image.fromarray(pixels).resize((width, height), box))
+
+
+def stain(pixels: Pixels) -> float:
+    [score] = stains([pixels])
+    return score
 
 
 def turned(pixels: Pixels) -> Pixels:
@@ -157,6 +162,20 @@ def test_any_pixels_have_a_score(height: int, width: int, top: int, seed: int) -
     assert isinstance(score, float)
     assert np.isfinite(score)
     assert score <= 1
+
+
+def test_company_makes_no_difference(far: dict[str, list[Pixels]]) -> None:
+    pictures = [pictures[at] for pictures in far.values() for at in range(3)]
+    pictures.append(through_an_eyepiece(pictures[0]))
+    assert stains(pictures) == [stain(pixels) for pixels in pictures]
+    assert stains([]) == []
+
+
+def test_what_is_no_field_has_no_say(sample: Pixels) -> None:
+    """Wide black borders are not where the background's colour is taken from."""
+    bordered = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)))
+    plain = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)), "symmetric")
+    assert stain(bordered) == pytest.approx(stain(plain), abs=0.1)
 
 
 @pytest.mark.parametrize("fit", [None, within_field])

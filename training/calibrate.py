@@ -23,7 +23,7 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler.gate import stain
+from handler.gate import stains
 from handler.preprocessing import decode, squashed, within_field
 from handler.verdict import CLASSES
 from training import data, version_files
@@ -90,7 +90,7 @@ def stain_from(root: Path, finds_cells: bool) -> float:
     images = data.list_images(root, "TRAIN")
     scores = np.array(
         [
-            stain(decode(image.path.read_bytes(), fit).pixels)
+            stains([decode(image.path.read_bytes(), fit).pixels])[0]
             for image in tqdm(images, desc="measuring stain", unit="image", mininterval=1)
         ]
     )
