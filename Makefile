@@ -13,7 +13,7 @@ NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VE
 
 .DEFAULT_GOAL := help
 .PHONY: help run stop status deploy promote canary rollback apply doctor setup mar data train sweep \
-	curve evaluate served drill page test screenshots lint clean
+	curve evaluate served drill bench page test screenshots lint clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ served: .venv/dev.stamp  ## measure VERSION as the running service answers it
 
 drill: .venv/dev.stamp mar  ## change versions and break things under load; write what users saw
 	@$(BIN)/python -m benchmarks.drill
+
+bench: .venv/dev.stamp mar  ## measure speed and cost beside other servers; QUICK=1: what changed since
+	@$(BIN)/python -m benchmarks.bench
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest

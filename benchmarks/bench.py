@@ -29,6 +29,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import bench_report, limit
+from benchmarks.bench_report import CLIENTS, LARGE, SMALL
 from benchmarks.servers import (
     JPEG,
     PEER_NAMES,
@@ -49,8 +50,6 @@ from training import data
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
 ROUNDS = 5
 IMAGES = 256
-SMALL, LARGE = "320x240", "640x480"
-CLIENTS = (1, 4, 16, 64)
 # The seconds of a load. A lone client asks less often, so that its 99th percentile needs longer.
 SECONDS = {SMALL: 4, LARGE: 2}
 WARM_UP = 8

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
-SMALL, LARGE = "320x240", "640x480"
+SIZES = SMALL, LARGE = "320x240", "640x480"
 CLIENTS = (1, 4, 16, 64)
 STOCK, SEED = "torchserve-plain", "flask-plain"
 OURS_COLOUR, PLAIN_COLOUR, SERVICE_COLOUR = "#6c8ebf", "#c9c9c9", "#7a1fa2"
@@ -164,7 +164,7 @@ def page(found: Found) -> str:
         f"Requests that failed, of all servers: {failures(found)}.",
         summary(found),
     ]
-    for size in (SMALL, LARGE):
+    for size in SIZES:
         parts += [f"## Images of {size}", _speeds(found, size)]
     parts += ["## A lone client", _lone(found), "## What it costs", _costs(found)]
     parts += [
@@ -175,7 +175,7 @@ def page(found: Found) -> str:
             ("image", "work", "answers"),
             [
                 (size, *(f"{limit(found, kind, size):,.0f}" for kind in ("work", "answers")))
-                for size in (SMALL, LARGE)
+                for size in SIZES
             ],
         ),
         "## How cost grows",

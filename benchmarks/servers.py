@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,7 +153,10 @@ def stock_archive(folder: Path) -> Path:
 
     store = folder / "store"
     store.mkdir()
-    torch.jit.trace(Tempered(), torch.zeros(1, 3, 60, 80)).save(folder / "network.pt")
+    with warnings.catch_warnings():
+        # Deprecated, but what its own image classifier loads.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.trace(Tempered(), torch.zeros(1, 3, 60, 80)).save(folder / "network.pt")
     command: list[Any] = [Path(sys.executable).parent / "torch-model-archiver"]
     command += ["--model-name", "cells", "--version", VERSION, "--export-path", store]
     command += ["--serialized-file", folder / "network.pt"]
