@@ -18,9 +18,19 @@ import numpy as np
 from handler.cells import cut_out, to_amounts, window
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
-from handler.gate import stains
+from handler.gate import SIZE, shrink
 from handler.locator import CANVAS, locate
-from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Picture, Size, squashed, within_field
+from handler.preprocessing import (
+    HEIGHT,
+    WIDTH,
+    Box,
+    Floats,
+    Picture,
+    Pixels,
+    Size,
+    squashed,
+    within_field,
+)
 from handler.verdict import CLASSES, Cell, Examination
 
 if TYPE_CHECKING:
@@ -71,8 +81,9 @@ def load(
         return network.to("cpu" if gpu is None else f"cuda:{gpu}")
 
     if card["finds_cells"]:
-        return CellByCell(engine("locator.onnx"), engine("network.onnx"), torch_network, batch_size)
-    return WholeField(engine("network.onnx"), torch_network, batch_size)
+        engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
+        return CellByCell(*engines, torch_network, batch_size)
+    return WholeField(engine("gate.onnx"), engine("network.onnx"), torch_network, batch_size)
 
 
 class WholeField:
@@ -82,20 +93,23 @@ class WholeField:
 
     def __init__(
         self,
+        gate: Network,
         network: Network,
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
     ) -> None:
-        """Read by `network`: from pixels (N, 60, 80, 3) to logits (N, 4); explain by the other."""
-        self.network, self.torch_network, self.batch_size = network, torch_network, batch_size
+        """Look by `gate`, from pixels (N, 60, 80, 3) to stains (N,), and read by `network`.
+
+        That goes from the same pixels to logits (N, 4); the one in torch explains.
+        """
+        self.gate, self.network, self.torch_network = gate, network, torch_network
+        self.batch_size = batch_size
 
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         return [
             Examination(stain, [Cell(logits)])
             for part in _parts([picture.pixels for picture in pictures], self.batch_size)
-            for stain, logits in zip(
-                stains(part), self.network(np.stack(part)).tolist(), strict=True
-            )
+            for stain, logits in self._see(np.stack(part))
         ]
 
     def explain(self, picture: Picture) -> tuple[Examination, Floats]:
@@ -107,7 +121,11 @@ class WholeField:
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
-            self.network(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
+            self._see(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
+
+    def _see(self, pixels: Pixels) -> Iterator[tuple[float, list[float]]]:
+        """Return the stain and the logits of each picture."""
+        return zip(self.gate(pixels).tolist(), self.network(pixels).tolist(), strict=True)
 
 
 class CellByCell:
@@ -117,17 +135,19 @@ class CellByCell:
 
     def __init__(
         self,
+        gate: Network,
         locator: Network,
         network: Network,
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
     ) -> None:
-        """Find by `locator`: from canvases (N, 128, 128, 3) to what handler.locator reads.
+        """Look by `gate`: from pixels (N, 30, 40, 3) to stains (N,).
 
-        Read by `network`: from amounts of dye (N, 3, 60, 80) to logits (N, 5); explain by the last.
+        Find by `locator`: from canvases (N, 128, 128, 3) to what handler.locator reads. Read by
+        `network`: from amounts of dye (N, 3, 60, 80) to logits (N, 5); the one in torch explains.
         """
-        self.locator, self.network, self.torch_network = locator, network, torch_network
-        self.batch_size = batch_size
+        self.gate, self.locator, self.network = gate, locator, network
+        self.torch_network, self.batch_size = torch_network, batch_size
 
     def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
         return [examination for examination, _dyes in self._read(pictures)]
@@ -147,12 +167,18 @@ class CellByCell:
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
+            self.gate(np.zeros((size, *SIZE[::-1], 3), np.uint8))
             self.locator(np.zeros((size, CANVAS, CANVAS, 3), np.uint8))
             self.network(np.zeros((size, 3, HEIGHT, WIDTH), np.float32))
 
     def _read(self, pictures: Sequence[Picture]) -> list[tuple[Examination, Floats]]:
         """Return what is in each picture, and the dyes (cells, 3, 60, 80) that tell it."""
         fields = [picture.pixels for picture in pictures]
+        stains = [
+            stain
+            for part in _parts(fields, self.batch_size)
+            for stain in self.gate(np.stack([shrink(field) for field in part])).tolist()
+        ]
         located = [
             cells
             for part in _parts(fields, self.batch_size)
@@ -179,9 +205,7 @@ class CellByCell:
                 ),
                 amounts,
             )
-            for picture, stain, cells, amounts in zip(
-                pictures, stains(fields), located, dyes, strict=True
-            )
+            for picture, stain, cells, amounts in zip(pictures, stains, located, dyes, strict=True)
         ]
 
     def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:

@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 model="models/$version"
 python=${PYTHON:-python3}
 
-for file in weights.pt network.onnx card.json golden.json model-config.yaml; do
+for file in weights.pt network.onnx gate.onnx card.json golden.json model-config.yaml; do
     [ -f "$model/$file" ] || {
         echo "$model/$file is missing: run \`make train VERSION=$version\`, then \`make evaluate VERSION=$version\`." >&2
         exit 1

@@ -7,16 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from handler.gate import stains
+from handler import gate
+from handler.networks import Gate, _order_statistic
 from handler.preprocessing import Pixels, decode, within_field
 from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training import data
+from training.export import in_torch
 from training.outliers import far_images
 
 # Not a version's threshold, but between what nuclei score and what nearly all else does.
@@ -57,9 +60,12 @@ def scaled(width: int, height: int) -> Change:
     return lambda pixels: np.asarray(Image.fromarray(pixels).resize((width, height), box))
 
 
+LOOK = in_torch(Gate(gate.SIZE))
+
+
 def stain(pixels: Pixels) -> float:
-    [score] = stains([pixels])
-    return score
+    [score] = LOOK(np.stack([gate.shrink(pixels)])).tolist()
+    return float(score)
 
 
 def turned(pixels: Pixels) -> Pixels:
@@ -167,8 +173,8 @@ def test_any_pixels_have_a_score(height: int, width: int, top: int, seed: int) -
 def test_company_makes_no_difference(far: dict[str, list[Pixels]]) -> None:
     pictures = [pictures[at] for pictures in far.values() for at in range(3)]
     pictures.append(through_an_eyepiece(pictures[0]))
-    assert stains(pictures) == [stain(pixels) for pixels in pictures]
-    assert stains([]) == []
+    together = LOOK(np.stack([gate.shrink(pixels) for pixels in pictures]))
+    assert together == pytest.approx([stain(pixels) for pixels in pictures], abs=1e-6)
 
 
 def test_what_is_no_field_has_no_say(sample: Pixels) -> None:
@@ -176,6 +182,21 @@ def test_what_is_no_field_has_no_say(sample: Pixels) -> None:
     bordered = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)))
     plain = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)), "symmetric")
     assert stain(bordered) == pytest.approx(stain(plain), abs=0.1)
+
+
+def test_a_larger_picture_is_averaged_as_it_is_decoded(sample: Pixels) -> None:
+    """Version 1.0 lets the gate scale what it has decoded."""
+    pixels = scaled(80, 60)(sample)
+    [score] = in_torch(Gate((80, 60)))(np.stack([pixels]))
+    assert score == pytest.approx(stain(pixels), abs=1e-6)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=60), st.data())
+def test_the_order_statistic_is_that_of_a_sorted_row(tones: list[int], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(tones) - 1))
+    row, wanted = torch.tensor([tones]).float(), torch.tensor([place]).float()
+    assert _order_statistic(row, wanted).tolist() == [sorted(tones)[place]]
 
 
 @pytest.mark.parametrize("fit", [None, within_field])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from handler import versions
+from handler import gate, versions
 from handler.locator import Located
-from handler.networks import BloodCellNet, CellNet, Locator
-from handler.preprocessing import Picture
+from handler.networks import BloodCellNet, CellNet, Gate, Locator
+from handler.preprocessing import HEIGHT, WIDTH, Picture
 from handler.versions import CellByCell, Version, WholeField
 from scripts.draw_cells import draw_cell
 from training.export import in_torch
@@ -34,7 +34,8 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     torch.manual_seed(0)
     if request.param == "field":
         field_network = BloodCellNet(**FIELD)
-        return WholeField(in_torch(field_network), lambda: field_network, 2)
+        look = in_torch(Gate((WIDTH, HEIGHT)))
+        return WholeField(look, in_torch(field_network), lambda: field_network, 2)
     monkeypatch.setattr(
         versions,
         "locate",
@@ -45,7 +46,8 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def cell_by_cell() -> CellByCell:
     network = CellNet(**CELL)
-    return CellByCell(in_torch(Locator()), in_torch(network), lambda: network, 2)
+    look = in_torch(Gate(gate.SIZE))
+    return CellByCell(look, in_torch(Locator()), in_torch(network), lambda: network, 2)
 
 
 def test_no_picture_needs_no_answer(version: Version) -> None:
@@ -121,7 +123,9 @@ def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool)
         "network": CELL if finds_cells else FIELD,
         **write_onnx(tmp_path, parts),
     }
-    assert [*card["sha256"]] == sorted(["weights.pt", *(f"{name}.onnx" for name in parts)])
+    assert [*card["sha256"]] == sorted(
+        ["weights.pt", "gate.onnx", *(f"{name}.onnx" for name in parts)]
+    )
     version = versions.load(tmp_path, card, 2)
     assert isinstance(version, CellByCell if finds_cells else WholeField)
     version.warm_up()

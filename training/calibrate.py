@@ -23,11 +23,13 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler.gate import stains
+from handler import gate
+from handler.networks import Gate
 from handler.preprocessing import decode, squashed, within_field
 from handler.verdict import CLASSES
 from training import data, version_files
 from training.crossvalidate import Judged
+from training.export import in_torch
 from training.metrics import balanced
 
 # The share of true cells that is kept: no more than the rest is rejected for its stain or as none
@@ -88,12 +90,10 @@ def stain_from(root: Path, finds_cells: bool) -> float:
     """Return the stain that nearly all of TRAIN's images have, each class counted alike."""
     fit = within_field if finds_cells else squashed
     images = data.list_images(root, "TRAIN")
-    scores = np.array(
-        [
-            stains([decode(image.path.read_bytes(), fit).pixels])[0]
-            for image in tqdm(images, desc="measuring stain", unit="image", mininterval=1)
-        ]
-    )
+    look = in_torch(Gate(gate.SIZE))
+    bar = tqdm(images, desc="measuring stain", unit="image", mininterval=1)
+    pictures = [gate.shrink(decode(image.path.read_bytes(), fit).pixels) for image in bar]
+    scores = look(np.stack(pictures))
     labels = np.array([image.label for image in images])
     weights = balanced(np.zeros(len(labels)), labels)
     return _down(lowest(scores, weights, KEPT["stain"]))

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from handler import gate
 from handler.locator import locate
-from handler.networks import CellNet, Locator
+from handler.networks import CellNet, Gate, Locator
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Examination, probabilities
 from handler.versions import CellByCell
@@ -191,7 +192,8 @@ def judge(
     fold: int,
 ) -> Judged:
     """Ask networks of images, as the service would."""
-    version = CellByCell(in_torch(locator), in_torch(network), lambda: network, 16)
+    look = in_torch(Gate(gate.SIZE))
+    version = CellByCell(look, in_torch(locator), in_torch(network), lambda: network, 16)
     examinations: list[Examination] = []
     for start in tqdm(range(0, len(samples), 16), desc=f"judging {laboratory}", mininterval=1):
         part = samples[start : start + 16]

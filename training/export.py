@@ -1,4 +1,4 @@
-"""From torch to ONNX: the networks as they serve, with what surrounds them.
+"""From torch to ONNX: the networks and the gate as they serve, with what surrounds them.
 
 What goes in is what the service has at hand: bytes of pixels, not yet scaled; a cell is read in
 both ways that it is seen.
@@ -14,12 +14,12 @@ from torch import nn
 
 from handler.engine import Network
 from handler.locator import CANVAS
-from handler.networks import BloodCellNet, CellNet, Locator, scale, tell
+from handler.networks import BloodCellNet, CellNet, Gate, Locator, scale, tell
 from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
 
 OPSET = 18
 
-Served = BloodCellNet | Locator | CellNet
+Served = BloodCellNet | Locator | CellNet | Gate
 
 
 class _AsServed(nn.Module):
@@ -27,7 +27,7 @@ class _AsServed(nn.Module):
 
     A BloodCellNet maps pixels (N, 60, 80, 3) uint8 to logits (N, 4), a Locator canvases
     (N, 128, 128, 3) uint8 to (N, 5, 32, 32), a CellNet amounts of dye (N, 3, 60, 80) to logits
-    (N, 5), over each cell as it is and turned.
+    (N, 5), over each cell as it is and turned; a Gate maps pixels of its size to stains (N,).
     """
 
     def __init__(self, network: Served) -> None:
@@ -37,15 +37,21 @@ class _AsServed(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if isinstance(self.network, CellNet):
             return tell(self.network, inputs)
-        outputs: torch.Tensor = self.network(scale(inputs.permute(0, 3, 1, 2)))
+        planes = inputs.permute(0, 3, 1, 2)
+        tones = planes.float() if isinstance(self.network, Gate) else scale(planes)
+        outputs: torch.Tensor = self.network(tones)
         return outputs
 
     def example(self, count: int) -> torch.Tensor:
         """Return so many blank inputs."""
         if isinstance(self.network, CellNet):
             return torch.zeros(count, 3, HEIGHT, WIDTH)
-        size = (CANVAS, CANVAS) if isinstance(self.network, Locator) else (HEIGHT, WIDTH)
-        return torch.zeros(count, *size, 3, dtype=torch.uint8)
+        width, height = WIDTH, HEIGHT
+        if isinstance(self.network, Locator):
+            width = height = CANVAS
+        elif isinstance(self.network, Gate):
+            width, height = self.network.size
+        return torch.zeros(count, height, width, 3, dtype=torch.uint8)
 
 
 def in_torch(network: Served) -> Network:

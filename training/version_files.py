@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 
+from handler import gate
+from handler.networks import Gate
+from handler.preprocessing import HEIGHT, WIDTH
 from handler.verdict import CLASSES
 from training.export import Served, to_onnx
 
@@ -59,11 +62,21 @@ def write(version: str, trained: Trained) -> None:
 
 
 def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
-    """Write networks as they serve; return what the card says of these files and of weights.pt."""
-    for name, network in networks.items():
-        to_onnx(network, here / f"{name}.onnx")
-    files = sorted([here / "weights.pt", *(here / f"{name}.onnx" for name in networks)])
-    return {"sha256": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
+    """Write networks as they serve, and the gate; return what the card says of these files.
+
+    And of weights.pt, which must lie there.
+    """
+    # The gate looks at what is decoded; of a field that cells are cut from, at a smaller picture.
+    size = gate.SIZE if "locator" in networks else (WIDTH, HEIGHT)
+    files = [here / "weights.pt"]
+    for name, network in (*networks.items(), ("gate", Gate(size))):
+        files.append(here / f"{name}.onnx")
+        to_onnx(network, files[-1])
+    return {
+        "sha256": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
+        }
+    }
 
 
 def write_json(path: Path, document: Any) -> None:
