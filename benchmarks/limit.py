@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from benchmarks.peers.kernels import BATCH, FOLDER, Ours
 from handler.engine import Engine
@@ -33,7 +34,7 @@ def work() -> Answer:
 def answers() -> Answer:
     """Return what does all that the handler does."""
     kernel = Ours()
-    return lambda images: [json.dumps(answer).encode() for answer in kernel(images)]
+    return lambda images: [orjson.dumps(answer) for answer in kernel(images)]
 
 
 KINDS = {"work": work, "answers": answers}

@@ -6,6 +6,7 @@ benchmarks/peers/ pin. Nothing of it is the product's.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -96,6 +97,12 @@ def multipart(images: Sequence[bytes]) -> tuple[str, bytes]:
     prepared = requests.Request("POST", "http://host", files=files).prepare()
     assert isinstance(prepared.body, bytes)
     return prepared.headers["Content-Type"], prepared.body
+
+
+def in_json(images: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return content type and body of a request for images in KServe's JSON."""
+    instances = [{"b64": base64.b64encode(image).decode()} for image in images]
+    return "application/json", json.dumps({"instances": instances}).encode()
 
 
 @contextlib.contextmanager
@@ -297,7 +304,11 @@ SERVERS = [
     Server("torchserve-plain", "TorchServe as it comes", "plain", stock),
     *(
         Server(
-            f"{name}-{kernel}", title, kernel, peer(name, kernel, command, path), name == "bentoml"
+            f"{name}-{kernel}",
+            title,
+            kernel,
+            peer(name, kernel, command, path),
+            form=name in ("bentoml", "litserve"),
         )
         for name, (title, command, path) in _COMMANDS.items()
         for kernel in ("plain", "ours")

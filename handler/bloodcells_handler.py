@@ -13,6 +13,8 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.preprocessing import InputError, Picture, decode_all
@@ -117,4 +119,4 @@ def _respond(answers: Sequence[Answer | InputError], many: bool, index: int, con
         status = HTTPStatus(answers[0].code)
     context.set_response_status(status, status.phrase, index)
     context.set_response_content_type(index, "application/json")
-    return json.dumps({"predictions": documents} if many else documents[0]).encode()
+    return orjson.dumps({"predictions": documents} if many else documents[0])

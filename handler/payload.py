@@ -6,11 +6,12 @@ Three shapes are known: the bytes of one image; multipart, each field one image;
 
 from __future__ import annotations
 
-import base64
 import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pybase64
 
 from handler.preprocessing import MAX_BYTES, InputError, empty, too_large, unsupported
 
@@ -63,7 +64,7 @@ def _instance(instance: Any) -> bytes | InputError:
     if len(text) > MAX_BYTES * 4 // 3 + 4:
         return too_large("bytes")
     try:
-        return base64.b64decode(text, validate=True)
+        return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         return _bad_request("An instance's b64 is not base64.")
 

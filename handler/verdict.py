@@ -57,11 +57,14 @@ def probabilities(logits: Sequence[float], temperature: float) -> list[float]:
     """Return the softmax of logits divided by the temperature."""
     top = max(logits)
     powers = [math.exp((logit - top) / temperature) for logit in logits]
-    return [power / sum(powers) for power in powers]
+    total = sum(powers)
+    return [power / total for power in powers]
 
 
 def foreignness(logits: Sequence[float], temperature: float) -> float:
     """Return the probability that a cell is none of the four; 0 if the version has no say in it."""
+    if len(logits) == len(CLASSES):
+        return 0.0
     return sum(probabilities(logits, temperature)[len(CLASSES) :])
 
 

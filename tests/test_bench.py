@@ -24,6 +24,7 @@ from benchmarks import bench, bench_report, limit, servers
 from benchmarks.bench import Bodies
 from benchmarks.peers.kernels import Ours, Plain
 from benchmarks.servers import SERVERS, SERVICE, Running, multipart
+from handler.payload import parse
 from handler.verdict import CLASSES
 from serving import golden
 
@@ -34,9 +35,14 @@ def loads(speed: float, failed: int = 0) -> list[dict[str, Any]]:
     """Return what a server is measured to do in a round, faster by its number of clients."""
     rest = {"p50": 1000 / speed, "p99": 2000 / speed, "failed": failed, "images_a_cpu_second": 9}
     return [
-        {"size": size, "clients": n, "images": images, "images_a_second": speed * n, **rest}
+        {"size": size, "clients": n, "images": images, "form": form, **rest}
+        | {"images_a_second": speed * n}
         for size in bench_report.SIZES
-        for n, images in [*((clients, 1) for clients in bench_report.CLIENTS), (8, 16)]
+        for n, images, form in [
+            *((clients, 1, False) for clients in bench_report.CLIENTS),
+            (64, 16, False),
+            (64, 16, True),
+        ]
     ]
 
 
@@ -127,9 +133,17 @@ class TestBodies:
         assert bodies.singles(bench.SMALL, SERVICE) == (folder, content_type)
 
     def test_every_form_is_one_of_the_type_that_is_sent(self, bodies: Bodies) -> None:
-        folder, content_type = bodies.several(5)
+        folder, content_type = bodies.several(5, form=True)
         for path in folder.iterdir():
             assert len(files_in(path.read_bytes(), content_type)) == 5
+
+    def test_several_are_sent_in_json(self, bodies: Bodies) -> None:
+        folder, content_type = bodies.several(5)
+        assert content_type == "application/json"
+        for path in folder.iterdir():
+            images = parse({"body": json.loads(path.read_bytes())}, {}).images
+            assert set(images) <= set(bodies.images[bench.SMALL])
+            assert len(images) == 5
 
     def test_images_are_enlarged(self, bodies: Bodies) -> None:
         folder, _ = bodies.of_megapixels(1)

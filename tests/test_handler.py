@@ -914,7 +914,7 @@ def test_as_many_bytes_as_allowed_are_parsed_from_base64() -> None:
 
 
 def test_too_many_bytes_are_not_decoded_from_base64(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(payload.base64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
+    monkeypatch.setattr(payload.pybase64, "b64decode", lambda *_, **__: pytest.fail("decoded"))
     (image,) = parse({"body": {"instances": [{"b64": "A" * (MAX_BYTES * 4 // 3 + 5)}]}}, {}).images
     assert isinstance(image, InputError)
 

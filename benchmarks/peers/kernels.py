@@ -16,7 +16,7 @@ from typing import Any, Protocol
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "models" / "1.0"
 # What a server that can batch may gather, as our deployment does.
-BATCH = 8
+BATCH = 16
 # The servers' processes each have one core of two.
 WORKERS = 2
 
