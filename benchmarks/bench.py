@@ -52,8 +52,8 @@ SCRIPT = ROOT / "benchmarks" / "wrk.lua"
 ROUNDS = 5
 IMAGES = 256
 # The seconds of a load. A lone client asks less often, so that its 99th percentile needs longer.
-SECONDS = {SMALL: 3, LARGE: 2}
-WARM_UP = 5
+SECONDS = {SMALL: 2, LARGE: 1}
+WARM_UP = 4
 # So many requests under way that the workers always have one waiting.
 MANY, MANY_CLIENTS = 16, 64
 GROWTH = {
@@ -189,7 +189,7 @@ def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
                 elif name == "megapixels":
                     sent = bodies.of_megapixels(amount)
                 rows[name].append(
-                    {"amount": amount, **_load(running, sent, int(clients), 5, images)}
+                    {"amount": amount, **_load(running, sent, int(clients), 3, images)}
                 )
     return rows
 

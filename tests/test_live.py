@@ -23,6 +23,7 @@ from typing import Any, Literal
 import psutil
 import pytest
 import requests
+import yaml
 from conftest import CARDS, SERVED, free_settings
 from PIL import Image
 
@@ -198,9 +199,10 @@ class TestManagement:
     @pytest.mark.parametrize("version", SERVED)
     def test_describe_gives_the_card(self, service: Service, version: str) -> None:
         description = ManagementClient(service.settings).describe(version, customized=True)
-        card = json.loads((ROOT / "models" / version / "card.json").read_text())
-        assert description["customizedMetadata"] == card
-        assert description["batchSize"] == 8
+        folder = ROOT / "models" / version
+        assert description["customizedMetadata"] == json.loads((folder / "card.json").read_text())
+        wanted = yaml.safe_load((folder / "model-config.yaml").read_text())
+        assert description["batchSize"] == wanted["batchSize"] > 1
         assert description["maxBatchDelay"] == 1
         assert description["responseTimeout"] == 60
 
