@@ -13,6 +13,12 @@ import onnxruntime
 
 from handler.preprocessing import Floats, Pixels
 
+GPU = "CUDAExecutionProvider"
+CURE = (
+    "Install onnxruntime-gpu in place of onnxruntime, with the CUDA and cuDNN that it names, or "
+    "set deviceType to cpu in model-config.yaml."
+)
+
 # From N inputs to N outputs.
 Network = Callable[[Pixels | Floats], Floats]
 
@@ -29,6 +35,9 @@ class Engine:
         # Each line of a worker is taken apart by Java: none but of errors.
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, options, _providers(gpu))
+        # Without a driver, or with another one, it would do with the CPU and not say so.
+        if gpu is not None and GPU not in self._session.get_providers():
+            raise RuntimeError(f"deviceType is gpu, but ONNX Runtime can't use GPU {gpu}. {CURE}")
         [inputs] = self._session.get_inputs()
         self._name = inputs.name
 
@@ -40,9 +49,7 @@ class Engine:
 def _providers(gpu: int | None) -> list[Any]:
     if gpu is None:
         return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        raise RuntimeError(
-            "deviceType is gpu, but this ONNX Runtime knows none: install onnxruntime-gpu in place "
-            "of onnxruntime, or set deviceType to cpu in model-config.yaml."
-        )
-    return [("CUDAExecutionProvider", {"device_id": gpu}), "CPUExecutionProvider"]
+    if GPU not in onnxruntime.get_available_providers():
+        raise RuntimeError(f"deviceType is gpu, but this ONNX Runtime knows none. {CURE}")
+    # With float32 as it is, as the known answers are compared with.
+    return [(GPU, {"device_id": gpu, "use_tf32": 0}), "CPUExecutionProvider"]

@@ -57,7 +57,8 @@ def to_canvas(field: Pixels) -> Pixels:
 
 def decode(output: Floats) -> list[list[Located]]:
     """Read the locator's output (N, 5, 32, 32): for each canvas its cells, in its pixels."""
-    heat: Floats = np.reciprocal(1 + np.exp(-output[:, 0]))
+    with np.errstate(over="ignore"):
+        heat: Floats = np.reciprocal(1 + np.exp(-output[:, 0]))
     peaks = np.where(_highest_around(heat) == heat, heat, 0)
     return [_cells(*each) for each in zip(peaks, output[:, 1:], strict=True)]
 

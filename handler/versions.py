@@ -66,20 +66,31 @@ def load(
 
     The threads are those of each network, which run one after the other.
     """
-    for name, sha256 in card["sha256"].items():
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != sha256:
+
+    def checked(name: str) -> bytes:
+        try:
+            content = (folder / name).read_bytes()
+        except OSError as error:
+            raise RuntimeError(f"{name} can't be read: {error.strerror}.") from error
+        if hashlib.sha256(content).hexdigest() != card["sha256"].get(name):
             raise RuntimeError(f"{name} is not the file that card.json names: build it anew.")
+        return content
 
     def engine(name: str) -> Engine:
-        return Engine((folder / name).read_bytes(), threads, gpu)
+        return Engine(checked(name), threads, gpu)
 
     @cache
     def torch_network() -> BloodCellNet | CellNet:
+        # Some seconds and 250 MB, which only those who want an explanation should pay.
+        import torch
+
         from handler.networks import load_networks
 
+        torch.set_num_threads(threads)
         network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
         return network.to("cpu" if gpu is None else f"cuda:{gpu}")
 
+    checked("weights.pt")
     if card["finds_cells"]:
         engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
         return CellByCell(*engines, torch_network, batch_size)

@@ -11,12 +11,24 @@ cd "$(dirname "$0")/.."
 model="models/$version"
 python=${PYTHON:-python3}
 
-for file in weights.pt network.onnx gate.onnx card.json golden.json model-config.yaml; do
+for file in weights.pt card.json golden.json model-config.yaml; do
     [ -f "$model/$file" ] || {
         echo "$model/$file is missing: run \`make train VERSION=$version\`, then \`make evaluate VERSION=$version\`." >&2
         exit 1
     }
 done
+
+"$python" - "$model" <<'END' || {
+import hashlib, json, pathlib, sys
+folder = pathlib.Path(sys.argv[1])
+names = json.loads((folder / "card.json").read_text()).get("sha256", {})
+files = [folder / name for name in names if (folder / name).is_file()]
+digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+sys.exit(not names or digests != names)
+END
+    echo "The networks in $model are not those of its card.json: \`python -m training.version_files --version $version\` writes them anew from its weights." >&2
+    exit 1
+}
 
 # The archiver works in a folder of the temporary directory named after the model: one of our own,
 # so that two builds can run at once.

@@ -184,6 +184,8 @@ def effective_config(settings: Settings, deployment: Deployment) -> dict[str, st
         "metrics_address": f"http://{HOST}:{settings.metrics_port}",
         "grpc_inference_port": str(settings.grpc_inference_port),
         "grpc_management_port": str(settings.grpc_management_port),
+        # It would be asked of a program that our place for the worker does not hold.
+        "disable_system_metrics": "true",
         "metrics_config": str(HERE / "metrics.yaml"),
         # Its default is the model store; empty, it closes the workflow API.
         "workflow_store": str(settings.run_dir / "workflows"),

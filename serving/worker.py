@@ -38,6 +38,7 @@ import yaml
 from ts import __version__
 from ts.context import Context, RequestProcessor
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
+from ts.utils.util import PredictionException
 
 LOAD, INFER = b"L", b"I"
 END = -1
@@ -77,7 +78,9 @@ class Message:
         self._stream = stream
 
     def raw(self, length: int) -> bytes:
-        """Read so many bytes; raise Hangup."""
+        """Read so many bytes; raise Hangup, and ValueError if there can't be so many."""
+        if length < 0:
+            raise ValueError(f"{length} is no length.")
         data = self._stream.read(length)
         if len(data) < length:
             raise Hangup
@@ -116,6 +119,9 @@ class Model:
         except Useless as useless:
             logging.error("%s", useless)
             return _failure(ids, 503, str(useless))
+        except PredictionException as error:
+            logging.exception("The handler refused.")
+            return _failure(ids, error.error_code, error.message)
         except Exception as error:
             logging.exception("The handler failed.")
             # CUDA says by an error of its own that it is out of memory.
@@ -139,14 +145,12 @@ def main() -> int:
             logging.info("[PID]%d", os.getpid())
             logging.info("Torch worker started.")
             logging.info("Python runtime: %s", platform.python_version())
-            connection, _ = listener.accept()
+            connection = _accept(listener)
         connection.setblocking(True)
         with connection, connection.makefile("rb", 1 << 18) as stream:
             serve(Message(stream), connection.sendall, metrics)
     except Hangup:
         return 0
-    except TimeoutError:
-        logging.error("Nobody connected to this worker within %d s.", PATIENCE)
     except Exception:
         logging.exception("Backend worker process died.")
     finally:
@@ -182,11 +186,18 @@ def _listen(options: argparse.Namespace) -> socket.socket:
     return listener
 
 
+def _accept(listener: socket.socket) -> socket.socket:
+    try:
+        return listener.accept()[0]
+    except TimeoutError:
+        raise TimeoutError(f"Nobody connected to this worker within {PATIENCE} s.") from None
+
+
 def _load(message: Message, send: Callable[[bytes], None], metrics: Any) -> Model:
     """Load an archive, and tell Java how that went; raise what went wrong."""
     name, folder = message.text(), Path(message.text())
     batch_size, handler, gpu = message.number(), message.text(), message.number()
-    _envelope, limit_pixels = message.field(), message.raw(1) != b"\0"
+    envelope, limit_pixels = message.text(), message.raw(1) != b"\0"
     manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
     config = manifest["model"].get("configFile")
     metrics.model_name = name
@@ -202,9 +213,13 @@ def _load(message: Message, send: Callable[[bytes], None], metrics: Any) -> Mode
         yaml.safe_load((folder / config).read_text()) if config else {},
     )
     try:
+        if envelope:
+            raise RuntimeError(f"This worker knows no service_envelope, as {envelope!r} is.")
         entry = _entry_class(handler)()
         entry.initialize(context)
     except Exception as error:
+        # One line: what waits for the workers looks for it (serving/readiness.py).
+        logging.error("Failed to load model %s, exception %s", name, " ".join(str(error).split()))
         memory = isinstance(error, MemoryError) or "CUDA" in str(error)
         send(_status(507, "System out of memory") if memory else _status(500, "Unknown exception"))
         raise
@@ -242,7 +257,7 @@ def _decoded(value: bytes, content_type: str) -> Any:
     """Return JSON and text as what they say, if they do; the rest as it is."""
     if DECODES and content_type == "application/json":
         # Recursion without end is refused by an error of its own.
-        with contextlib.suppress(ValueError, RecursionError):
+        with contextlib.suppress(ValueError, RecursionError, MemoryError):
             return json.loads(value.decode())
     if DECODES and content_type.startswith("text"):
         with contextlib.suppress(ValueError):
@@ -296,6 +311,4 @@ def _field(value: bytes | str) -> bytes:
 
 
 if __name__ == "__main__":
-    # Beside this file lie other copies of what stands in `ts`.
-    sys.path.remove(str(Path(__file__).resolve().parent))
     sys.exit(main())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from conftest import CARDS, VERSIONS
 
 from handler import engine
 from handler.engine import Engine
-from handler.networks import Locator, load_networks
+from handler.networks import Gate, Locator, load_networks
 from serving.settings import ROOT
 from training.export import in_torch, to_onnx
 
-GRAPHS = [(version, name) for version in VERSIONS for name in ("network", "locator")]
-GRAPHS = [(version, name) for version, name in GRAPHS if f"{name}.onnx" in CARDS[version]["sha256"]]
+GRAPHS = [
+    (version, name.removesuffix(".onnx"))
+    for version in VERSIONS
+    for name in CARDS[version]["sha256"]
+    if name.endswith(".onnx")
+]
 
 
 @pytest.mark.parametrize("count", [1, 2, 16])
@@ -32,7 +38,8 @@ def test_what_serves_says_what_torch_says(version: str, name: str, count: int) -
     inputs: Any = random.random(size, np.float32)
     if "uint8" in wanted.type:
         inputs = random.integers(0, 256, size, np.uint8)
-    expected = in_torch(load_networks(folder, CARDS[version])[name])(inputs)
+    networks = load_networks(folder, CARDS[version]) | {"gate": Gate((size[2], size[1]))}
+    expected = in_torch(networks[name])(inputs)
     assert served(inputs) == pytest.approx(expected, abs=1e-4)
 
 
@@ -41,6 +48,9 @@ class Session:
 
     def __init__(self, _model: bytes, _options: Any, providers: list[Any]) -> None:
         self.providers = providers
+
+    def get_providers(self) -> list[str]:
+        return [name if isinstance(name, str) else name[0] for name in self.providers]
 
     def get_inputs(self) -> list[Any]:
         return [type("Input", (), {"name": "inputs"})]
@@ -57,13 +67,44 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_device_is_the_one_asked_for() -> None:
     assert Engine(b"", 1, None)._session.providers == ["CPUExecutionProvider"]
     first, rest = Engine(b"", 1, 3)._session.providers
-    assert first == ("CUDAExecutionProvider", {"device_id": 3})
+    assert first == ("CUDAExecutionProvider", {"device_id": 3, "use_tf32": 0})
     assert rest == "CPUExecutionProvider"
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_gpu_without_a_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Session, "get_providers", lambda _self: ["CPUExecutionProvider"])
+    with pytest.raises(RuntimeError, match="can't use GPU 0"):
+        Engine(b"", 1, 0)
+
+
+EXAMINES = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from handler.preprocessing import Picture
+from handler.versions import load
+
+for folder in map(Path, sys.argv[1:]):
+    version = load(folder, json.loads((folder / "card.json").read_text()), 2)
+    version.warm_up()
+    width, height = version.fit((640, 480))
+    version.examine([Picture(np.full((height, width, 3), 200, np.uint8), 640, 480)])
+print(sorted({"torch", "captum", "matplotlib"} & set(sys.modules)))
+"""
+
+
+def test_answers_need_no_torch() -> None:
+    """It would cost each worker seconds and three times the memory."""
+    folders = [str(ROOT / "models" / version) for version in VERSIONS]
+    command = [sys.executable, "-c", EXAMINES, *folders]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_gpu_that_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(RuntimeError, match="install onnxruntime-gpu"):
+    with pytest.raises(RuntimeError, match="Install onnxruntime-gpu"):
         Engine(b"", 1, 0)
 
 

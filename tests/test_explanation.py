@@ -1,4 +1,4 @@
-"""Floats maps: what they promise whatever the network, and that version 1.0's are true.
+"""Heat maps: what they promise whatever the network, and that version 1.0's are true.
 
 True means that covering what a map marks changes the answer: captum's Occlusion, which only runs
 the network, is the judge. The pictures are the drawn cells, each cut so that the cell lies to the

@@ -45,6 +45,8 @@ PATIENCE = 60
 HANDLER = """
 import json
 
+from ts.utils.util import PredictionException
+
 
 class Echo:
     def initialize(self, context):
@@ -57,6 +59,8 @@ class Echo:
         wish = context.get_request_header(0, "wish")
         if wish == "fail":
             raise KeyError("a secret")
+        if wish == "refuse":
+            raise PredictionException("too much", 413)
         if wish == "no memory":
             raise MemoryError
         if wish == "no memory on the GPU":
@@ -226,6 +230,7 @@ BATCHES = {
         wish: [({"wish": wish}, image()), ({}, image())]
         for wish in (
             "fail",
+            "refuse",
             "no memory",
             "no memory on the GPU",
             "no list",
@@ -261,8 +266,25 @@ def test_a_refused_load_is_told_and_ends_the_worker(tmp_path: Path, program: str
     reply = running.ask(load_message(refused))
     assert reply == struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
     assert running.end() == 1
-    assert "refused" in running.log.read_text()
+    assert "Failed to load model echo, exception refused" in running.log.read_text()
     assert not running.name.exists()
+
+
+def test_an_envelope_is_refused(tmp_path: Path, archive: Path) -> None:
+    running = Running(PROGRAMS["ours"], tmp_path, archive)
+    message = load_message(archive)
+    running.ask(message[: -len(field("") + b"\1")] + field("kserve") + b"\1")
+    assert running.end() == 1
+    assert "knows no service_envelope" in running.log.read_text()
+
+
+def test_a_safe_path_is_no_hindrance(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    running = Running(PROGRAMS["ours"], tmp_path, archive)
+    assert b"loaded model echo" in running.ask(load_message(archive))
+    assert running.end() == 0
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
@@ -356,6 +378,11 @@ def test_messages_are_read_however_they_are_cut(requests: Any, sizes: list[int])
         assert request.row == {name: data for name, _kind, data in inputs}
         types = {name: {"content-type": kind} for name, kind, _data in inputs}
         assert request.headers == types | headers
+
+
+def test_what_can_be_no_length_ends_the_worker() -> None:
+    with pytest.raises(ValueError, match="no length"):
+        read_all(infer_message()[:-4] + field("id") + struct.pack("!i", -2), [])
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)

@@ -93,7 +93,8 @@ def stain_from(root: Path, finds_cells: bool) -> float:
     look = in_torch(Gate(gate.SIZE))
     bar = tqdm(images, desc="measuring stain", unit="image", mininterval=1)
     pictures = [gate.shrink(decode(image.path.read_bytes(), fit).pixels) for image in bar]
-    scores = look(np.stack(pictures))
+    parts = range(0, len(pictures), 128)
+    scores = np.concatenate([look(np.stack(pictures[at : at + 128])) for at in parts])
     labels = np.array([image.label for image in images])
     weights = balanced(np.zeros(len(labels)), labels)
     return _down(lowest(scores, weights, KEPT["stain"]))

@@ -1,7 +1,12 @@
-"""What a version is on disk: the files of models/<version>/, written and read in one place."""
+"""What a version is on disk: the files of models/<version>/, written and read in one place.
+
+`python -m training.version_files --version X` writes what serves of a version anew from its
+weights: for one that was trained before there was such a thing.
+"""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import shutil
@@ -14,7 +19,7 @@ from typing import Any
 import torch
 
 from handler import gate
-from handler.networks import Gate
+from handler.networks import Gate, load_networks
 from handler.preprocessing import HEIGHT, WIDTH
 from handler.verdict import CLASSES
 from training.export import Served, to_onnx
@@ -41,6 +46,11 @@ def write(version: str, trained: Trained) -> None:
     """Write a trained version; what was measured of other weights no longer holds and goes."""
     here = folder(version)
     here.mkdir(parents=True, exist_ok=True)
+    # First, so that a version half written is none that is finished.
+    measured = ("golden", "metrics", "served", "adaptation", "locator")
+    for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
+        (here / name).unlink(missing_ok=True)
+    shutil.rmtree(here / "plots", ignore_errors=True)
     for old in here.glob("*.onnx"):
         old.unlink()
     parts = trained.networks.items()
@@ -55,10 +65,6 @@ def write(version: str, trained: Trained) -> None:
     }
     write_json(here / "card.json", card)
     write_json(here / "history.json", trained.history)
-    shutil.rmtree(here / "plots", ignore_errors=True)
-    measured = ("metrics", "golden", "served", "adaptation", "locator")
-    for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
-        (here / name).unlink(missing_ok=True)
 
 
 def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
@@ -79,6 +85,24 @@ def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
     }
 
 
+def renew(version: str) -> None:
+    """Write what serves of a version anew from its weights; raise OSError, RuntimeError."""
+    here = folder(version)
+    card = json.loads((here / "card.json").read_text())
+    weights = torch.load(here / "weights.pt", map_location="cpu", weights_only=True)
+    if "network" not in weights:
+        # Once a version of one network had its weights alone in the file.
+        torch.save({"network": weights}, here / "weights.pt")
+    card.pop("weights_sha256", None)
+    write_json(here / "card.json", card | write_onnx(here, load_networks(here, card)))
+
+
 def write_json(path: Path, document: Any) -> None:
     """Write a document that people read and compare, too."""
     path.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m training.version_files")
+    parser.add_argument("--version", required=True)
+    renew(parser.parse_args().version)
