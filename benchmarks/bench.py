@@ -51,7 +51,7 @@ from training import data
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
 ROUNDS = 5
 IMAGES = 256
-# The seconds of a load. A lone client asks less often, so that its 99th percentile needs longer.
+# The seconds of a load.
 SECONDS = {SMALL: 2, LARGE: 1}
 WARM_UP = 4
 # So many requests under way that the workers always have one waiting.

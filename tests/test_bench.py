@@ -62,7 +62,7 @@ def found() -> dict[str, Any]:
                 "loads": [
                     {"round": number, **each}
                     for number, factor in enumerate((0.5, 1, 1.2))
-                    for each in loads(speed * factor, failed=name == "ray-plain")
+                    for each in loads(speed * factor, failed=name == "ray-ours")
                 ],
                 "differences": 0.0,
             }
