@@ -159,6 +159,7 @@ def test_a_laboratorys_cells_make_a_version(run: Run) -> None:
         "weights.pt",
         "locator.onnx",
         "network.onnx",
+        "gate.onnx",
         "card.json",
         "history.json",
         "metrics.json",
@@ -742,8 +743,8 @@ def test_each_point_is_trained_from_the_start_on_so_many_cells(trainings: list[T
 @pytest.mark.usefixtures("curve")
 def test_the_curve_writes_nothing_else(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "models").iterdir()} == {"2.0"}
-    expected = {"weights.pt", "locator.onnx", "network.onnx", "card.json", "history.json"}
-    expected |= {"model-config.yaml", "adaptation.json"}
+    expected = {"weights.pt", "locator.onnx", "network.onnx", "gate.onnx"}
+    expected |= {"card.json", "history.json", "model-config.yaml", "adaptation.json"}
     assert set(contents(version_files.folder("2.0"))) == expected
 
 

@@ -209,7 +209,8 @@ def test_a_new_training_takes_away_what_was_measured_of_the_old(
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     here = version_files.folder("9.0")
     (here / "plots").mkdir(parents=True)
-    stays = {"model-config.yaml", "card.json", "history.json", "weights.pt", "network.onnx"}
+    networks = {"gate.onnx", "network.onnx", "weights.pt"}
+    stays = {"model-config.yaml", "card.json", "history.json", *networks}
     goes = {"metrics.json", "golden.json", "served.json", "adaptation.json", "out_of_fold.npz"}
     goes.add("locator.onnx")
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
@@ -225,7 +226,7 @@ def test_a_new_training_takes_away_what_was_measured_of_the_old(
     )
     assert card["sha256"] == {
         name: hashlib.sha256((here / name).read_bytes()).hexdigest()
-        for name in ("network.onnx", "weights.pt")
+        for name in networks
     }
 
 
