@@ -3,10 +3,10 @@
 In each of several rounds every server is started anew, in an order drawn for the round, warmed up
 and loaded by wrk (on the same cores) with real images of two sizes from 1 to 64 clients. Then how
 this deployment fares from 1 to 256 clients, with 1 to 64 images a request, and with images of up
-to 12 megapixels. Answers are compared: what a kernel says must not depend on the server.
+to 12 megapixels. A server whose answers are not those of its kernel ends the run.
 
 Writes benchmarks/results/bench.json, and of that a table, a plot and the README's figures. QUICK=1
-measures a few of the servers once, writes nothing, and tells how the ratios changed since.
+measures a few of the servers, writes nothing, and tells how the ratios changed since.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from benchmarks import bench_report, limit
 from benchmarks.bench_report import CLIENTS, LARGE, SMALL
+from benchmarks.peers.kernels import KERNELS
 from benchmarks.servers import (
     JPEG,
     PEER_NAMES,
@@ -49,11 +50,13 @@ from serving.settings import ROOT, Settings
 from training import data
 
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
-ROUNDS = 5
+ROUNDS, QUICK_ROUNDS = 5, 3
 IMAGES = 256
 # The seconds of a load.
 SECONDS = {SMALL: 2, LARGE: 1}
 WARM_UP = 4
+# Probabilities that differ by more are other answers; in JSON they have six digits.
+SAME = 1e-4
 # So many requests under way that the workers always have one waiting.
 MANY, MANY_CLIENTS = 16, 64
 GROWTH = {
@@ -75,17 +78,19 @@ def main() -> int:
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    # First, as it is soon told if there is none.
+    last = bench_report.load() if quick else {}
     chosen = bench_report.quick_choice(SERVERS) if quick else SERVERS
     for name in PEER_NAMES:
         if any(server.name.startswith(name) for server in chosen):
             set_up(name)
     with tempfile.TemporaryDirectory() as folder:
         bodies = Bodies(root, Path(folder))
-        found = compare(chosen, bodies, rounds=1 if quick else ROUNDS)
+        found = compare(chosen, bodies, rounds=QUICK_ROUNDS if quick else ROUNDS)
         if not quick:
             found["growth"] = grow(bodies)
     if quick:
-        print(bench_report.against(found, bench_report.load()))
+        print(bench_report.against(found, last))
         return 0
     found |= {"date": datetime.date.today().isoformat(), "machine": machine(), "sizes": sizes()}
     bench_report.write(found)
@@ -113,6 +118,10 @@ class Bodies:
         """Return a folder of requests with one image each, and their content type."""
         name = f"{size} form" if server.form else size
         return self._written(name, [server.request(data) for data in self.images[size]])
+
+    def some(self) -> list[bytes]:
+        """Return images of both sizes, whose answers are compared."""
+        return [image for images in self.images.values() for image in images[:16]]
 
     def several(self, count: int, form: bool = False) -> tuple[Path, str]:
         """Return a folder of requests of so many images of 320x240, in JSON or in a form."""
@@ -148,10 +157,14 @@ class Bodies:
 
 
 def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str, Any]:
-    """Load every server in every round; return what came of it by server."""
+    """Load every server in every round; return what came of it by server.
+
+    Raises RuntimeError if one answers otherwise than its kernel does.
+    """
     found: dict[str, Any] = {server.name: {"starts": [], "loads": []} for server in servers}
     limits: list[dict[str, Any]] = []
-    answers: dict[str, list[dict[str, float]]] = {}
+    images = bodies.some()
+    known = {kernel: [_shares(each) for each in KERNELS[kernel]()(images)] for kernel in KERNELS}
     bar = tqdm(total=rounds * (len(servers) + 1), unit="server", smoothing=0)
     for number in range(rounds):
         order: list[Server | None] = [None, *servers]
@@ -167,11 +180,10 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
                     for row in _loads(server, running, bodies):
                         seen["loads"].append({"round": number, **row})
                     seen["starts"].append({"seconds": round(seconds, 2), **_memory(running)})
-                    answers[server.name] = _ask(server, running, bodies)
+                    said = [_ask(server, running, image) for image in images]
+                    seen["differences"] = _difference(server, said, known[server.kernel])
             bar.update()
     bar.close()
-    for server in servers:
-        found[server.name]["differences"] = _differences(server, servers, answers)
     return {"rounds": rounds, "servers": found, "limit": limits}
 
 
@@ -218,8 +230,12 @@ def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[st
 def _load(
     running: Running, sent: tuple[Path, str], clients: int, seconds: int, images: int = 1
 ) -> dict[str, Any]:
-    """Load a server; return images a second, milliseconds, failures, and images a CPU second."""
+    """Load a server; return images a second, milliseconds, failures, and images a CPU second.
+
+    Raises RuntimeError if no request was answered.
+    """
     folder, content_type = sent
+    _drain(running, sent)
     spent = running.cpu_seconds()
     done = subprocess.run(
         [
@@ -242,6 +258,8 @@ def _load(
     )
     spent = running.cpu_seconds() - spent
     row = json.loads(done.stdout.splitlines()[-1])
+    if row["requests"] == row["refused"]:
+        raise RuntimeError(f"{running.url} answered none of {clients} clients in {seconds} s.")
     answered = images * (row["requests"] - row["refused"])
     return {
         "images_a_second": round(answered / row["seconds"], 1),
@@ -259,28 +277,43 @@ def _memory(running: Running) -> dict[str, Any]:
     }
 
 
-def _ask(server: Server, running: Running, bodies: Bodies) -> list[dict[str, float]]:
-    """Return the probabilities of some images of both sizes."""
-    said = []
-    for image in (*bodies.images[SMALL][:16], *bodies.images[LARGE][:16]):
-        content_type, body = server.request(image)
-        headers = {"Content-Type": content_type, **running.headers}
-        answer = requests.post(running.url, body, headers=headers, timeout=60).json()
-        said.append(answer.get("probabilities", answer))
-    return said
+def _drain(running: Running, sent: tuple[Path, str]) -> None:
+    """Wait until a server is through with what the load before left in its queues."""
+    body = min(sent[0].iterdir()).read_bytes()
+    # One for each of its processes.
+    for _ in range(2):
+        _post(running, sent[1], body)
 
 
-def _differences(
-    server: Server, servers: Sequence[Server], answers: Mapping[str, Sequence[Mapping[str, float]]]
+def _ask(server: Server, running: Running, image: bytes) -> dict[str, float]:
+    """Return the probabilities of an image."""
+    answer = _post(running, *server.request(image))
+    answer.raise_for_status()
+    return _shares(answer.json())
+
+
+def _post(running: Running, content_type: str, body: bytes) -> requests.Response:
+    headers = {"Content-Type": content_type, **running.headers}
+    return requests.post(running.url, body, headers=headers, timeout=60)
+
+
+def _shares(answer: dict[str, Any]) -> dict[str, float]:
+    shares: dict[str, float] = answer.get("probabilities", answer)
+    return shares
+
+
+def _difference(
+    server: Server, said: Sequence[dict[str, float]], known: Sequence[dict[str, float]]
 ) -> float:
-    """Return by how much its probabilities differ at most from those of the kernel's others."""
-    same = [each for each in servers if each.kernel == server.kernel]
-    first = answers[same[0].name]
-    return max(
-        abs(one[label] - other[label])
-        for one, other in zip(first, answers[server.name], strict=True)
-        for label in one
+    """Return by how much probabilities differ at most from the known; RuntimeError if too much."""
+    difference = max(
+        abs(ours[label] - theirs[label])
+        for ours, theirs in zip(known, said, strict=True)
+        for label in ours
     )
+    if difference > SAME:
+        raise RuntimeError(f"{server.title} answers otherwise than its kernel: by {difference}.")
+    return difference
 
 
 if __name__ == "__main__":

@@ -135,7 +135,12 @@ def stock(folder: Path) -> Iterator[Running]:
     command: list[Any] = [Path(sys.executable).parent / "torchserve", "--start", "--foreground"]
     command += ["--ncs", "--disable-token-auth", "--ts-config", "config.properties"]
     command += ["--model-store", stock_archive(folder).parent, "--models", "bloodcells=cells.mar"]
-    environment = {"JAVA_HOME": str(find_java().parent.parent), "TEMP": str(folder)}
+    environment = {
+        "JAVA_HOME": str(find_java().parent.parent),
+        "TEMP": str(folder),
+        # As the peers: two workers of two threads each would stand in each other's way.
+        "OMP_NUM_THREADS": "1",
+    }
     url = f"http://127.0.0.1:{inference}/predictions/bloodcells"
     with _started(command, folder, environment, url) as running:
         yield running

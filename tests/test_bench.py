@@ -27,6 +27,7 @@ from benchmarks.servers import SERVERS, SERVICE, Running, multipart
 from handler.payload import parse
 from handler.verdict import CLASSES
 from serving import golden
+from serving.settings import ROOT
 
 SAMPLES = [path.read_bytes() for path in sorted(golden.SAMPLES.glob("*.png"))]
 
@@ -81,7 +82,10 @@ class TestReport:
     def test_ratios_are_of_medians(self, found: dict[str, Any]) -> None:
         assert bench_report.speed(found, SERVICE.name, 64) == 120 * 64
         assert bench_report.best_peer(found, 64) == SERVERS[-1].name
-        assert bench_report.ratio(found, SERVERS[-1].name, 16) == 120 / (9 + len(SERVERS))
+        assert bench_report.ratios(found, SERVERS[-1].name, 16) == pytest.approx(
+            [120 / (9 + len(SERVERS))] * 3
+        )
+        assert bench_report.shares(found, 64) == pytest.approx([0.4, 0.8, 0.96])
         assert bench_report.limit(found, "work") == 9600
 
     def test_the_best_peer_has_our_kernel(self, found: dict[str, Any]) -> None:
@@ -104,7 +108,7 @@ class TestReport:
         assert told["bench"] in page
         for server in SERVERS:
             assert server.title in page
-        assert "| 80% |" in told["bench"]
+        assert "| 80% (40% to 96%) |" in told["bench"]
         assert "8.33 ms, 16.67 ms" in told["bench"]
         assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
@@ -224,6 +228,27 @@ def answering() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}/", handler.seen
         server.shutdown()
+
+
+def test_other_answers_end_the_run() -> None:
+    known = [{"A": 0.25, "B": 0.75}]
+    assert bench._difference(SERVICE, [{"A": 0.25001, "B": 0.74999}], known) < bench.SAME
+    with pytest.raises(RuntimeError, match="this deployment answers otherwise"):
+        bench._difference(SERVICE, [{"A": 0.26, "B": 0.74}], known)
+
+
+def test_the_peers_have_the_products_versions() -> None:
+    def pins(path: Path) -> set[str]:
+        return {line for line in path.read_text().splitlines() if not line.startswith("#")}
+
+    assert pins(servers.PEERS / "kernels.txt") <= pins(ROOT / "requirements.txt")
+
+
+@pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
+def test_a_server_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
+    (tmp_path / "0").write_bytes(b"refuse")
+    with answering() as (url, _seen), pytest.raises(RuntimeError, match="answered none"):
+        bench._load(Running(url, psutil.Process()), (tmp_path, "image/x"), 1, 1)
 
 
 @pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")

@@ -8,4 +8,7 @@ from ts.torch_handler.image_classifier import ImageClassifier
 
 class Cells(ImageClassifier):
     topk = 4
-    image_processing = transforms.Compose([transforms.Resize((60, 80)), transforms.ToTensor()])
+    image_processing = transforms.Compose(
+        # By area, as the network was trained.
+        [transforms.Resize((60, 80), transforms.InterpolationMode.BOX), transforms.ToTensor()]
+    )
