@@ -225,8 +225,7 @@ def test_a_new_training_takes_away_what_was_measured_of_the_old(
         sum(map(torch.numel, made.parameters())),
     )
     assert card["sha256"] == {
-        name: hashlib.sha256((here / name).read_bytes()).hexdigest()
-        for name in networks
+        name: hashlib.sha256((here / name).read_bytes()).hexdigest() for name in networks
     }
 
 
