@@ -29,6 +29,8 @@ from serving.tokens import HEADER_FILE, KEY_FILE
 JAVA_VERSIONS = range(11, 22)
 HERE = Path(__file__).parent
 SCRATCH_NOTE = "scratch"
+# What Java runs of ours, and not only as it starts: so not where files are cleaned away by age.
+CODE = "torchserve-code"
 # Loaded here, since little is safe between a fork and its exec.
 _libc = ctypes.CDLL(None)
 
@@ -43,12 +45,18 @@ class TorchServe:
     def __init__(self, settings: Settings, deployment: Deployment) -> None:
         self.settings = settings
         self.config = effective_config(settings, deployment)
+        if os.pathsep in str(settings.run_dir):
+            # Java and Python would part it, in the paths where they look for code.
+            raise StartError(
+                f"{settings.run_dir} holds a {os.pathsep!r}: set RUN_DIR to another folder."
+            )
         settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         # For unpacked archives and for sockets, whose paths may not be long. One in .run/ could
         # be, so the folder stands elsewhere, and .run/ notes where.
         remove_leftovers(settings.run_dir)
         self._scratch = Path(tempfile.mkdtemp(prefix="bloodcells-"))
         (settings.run_dir / SCRATCH_NOTE).write_text(str(self._scratch))
+        self._code = settings.run_dir / CODE
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -99,7 +107,7 @@ class TorchServe:
         if package is None or package.origin is None:
             raise StartError("torchserve is not installed: run `make setup`.")
         installed = Path(package.origin).parent
-        jars, classes = installed / "frontend", self._scratch / "classes"
+        jars, classes = installed / "frontend", self._code / "classes"
         if not batching.put_impatient_class(jars, classes):
             print("This TorchServe is not known: a lone request will wait for company.", flush=True)
         return [
@@ -122,7 +130,7 @@ class TorchServe:
 
     def _home(self, installed: Path) -> Path:
         """Make the folder where Java looks for the worker to start; ours takes its place."""
-        home = self._scratch / "home"
+        home = self._code / "home"
         (home / "ts").mkdir(parents=True)
         shutil.copy(HERE / "worker.py", home / "ts" / "model_service_worker.py")
         # Java tells it to who asks.
@@ -130,11 +138,13 @@ class TorchServe:
         return home
 
     def _environment(self) -> dict[str, str]:
-        # TS_* would change settings behind our back, PYTHONPATH the code that an archive brings.
+        # TS_* would change settings behind our back, PYTHONPATH the code that an archive brings;
+        # LOCAL_RANK says that torchrun starts the workers, which is for Java to say.
         inherited = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith("TS_") and name not in ("PYTHONPATH", "ENABLE_TORCH_PROFILER")
+            if not name.startswith("TS_")
+            and name not in ("PYTHONPATH", "LOCAL_RANK", "ENABLE_TORCH_PROFILER")
         }
         logs = str(self.settings.run_dir / "logs")
         scratch = str(self._scratch)
@@ -147,9 +157,10 @@ class TorchServe:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """Remove what a service leaves that is over, killed ones too: tokens, routing, scratch."""
+    """Remove what a service leaves that is over, killed ones too: tokens, routing, programs."""
     with contextlib.suppress(FileNotFoundError):
         shutil.rmtree((run_dir / SCRATCH_NOTE).read_text(), ignore_errors=True)
+    shutil.rmtree(run_dir / CODE, ignore_errors=True)
     for name in (routing.FILE, KEY_FILE, HEADER_FILE, SCRATCH_NOTE):
         (run_dir / name).unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import subprocess
 import threading
 import time
 import zipfile
@@ -13,6 +14,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ from serving.readiness import WorkerLog
 from serving.routing import RoutingFile
 from serving.settings import ROOT, Settings, SettingsError
 from serving.tokens import Tokens
-from serving.torchserve import StartError
+from serving.torchserve import StartError, TorchServe
 
 
 @pytest.fixture
@@ -338,10 +340,58 @@ class TestBeforeTheStart:
         scratch = tmp_path / "scratch-of-old"
         scratch.mkdir()
         (tmp_path / torchserve.SCRATCH_NOTE).write_text(str(scratch))
+        (tmp_path / torchserve.CODE / "home").mkdir(parents=True)
         write_keys(tmp_path)
         RoutingFile(tmp_path).publish(ROUTING)
         torchserve.remove_leftovers(tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_folder_that_would_part_a_class_path(self, tmp_path: Path) -> None:
+        settings = Settings(run_dir=tmp_path / "a:b")
+        with pytest.raises(StartError, match="a:b holds a ':': set RUN_DIR"):
+            TorchServe(settings, DEPLOYMENT)
+        assert not settings.run_dir.exists()
+
+
+class TestCode:
+    """What Java runs of ours."""
+
+    @pytest.fixture
+    def server(self, tmp_path: Path) -> Iterator[TorchServe]:
+        made = TorchServe(Settings(run_dir=tmp_path / "minha execução"), DEPLOYMENT)
+        yield made
+        made.stop()
+        assert list(made.settings.run_dir.iterdir()) == []
+
+    def test_java_finds_our_class_before_the_jar(self, server: TorchServe) -> None:
+        java, *options = server._command(Path("config.properties"))
+        path = options[options.index("-cp") + 1]
+        # The class is no program, so Java ends as soon as it is loaded.
+        log = subprocess.run(
+            [java, "-Xlog:class+load", "-cp", path, "org.pytorch.serve.wlm.Model"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+        ).stdout
+        (line,) = [line for line in log.splitlines() if "org.pytorch.serve.wlm.Model " in line]
+        source = unquote(line.partition("source: file:")[2])
+        assert Path(source) == server.settings.run_dir / torchserve.CODE / "classes"
+
+    def test_java_finds_our_worker(self, server: TorchServe) -> None:
+        command = server._command(Path("config.properties"))
+        (home,) = [each for each in command if each.startswith("-Dmodel_server_home=")]
+        program = Path(home.partition("=")[2]) / "ts" / "model_service_worker.py"
+        assert program.read_bytes() == (ROOT / "serving" / "worker.py").read_bytes()
+        assert server.settings.run_dir in program.parents
+
+    def test_a_start_writes_it_anew(self, server: TorchServe) -> None:
+        server._command(Path("config.properties"))
+        old = server.settings.run_dir / torchserve.CODE / "home" / "ts" / "old.py"
+        old.touch()
+        again = TorchServe(server.settings, DEPLOYMENT)
+        again._command(Path("config.properties"))
+        assert not old.exists()
+        again.stop()
 
 
 class TestJava:

@@ -7,9 +7,9 @@ given, or does what a handler may do wrong.
 from __future__ import annotations
 
 import importlib.util
-import io
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.service import free_ports
 from serving.settings import ROOT
 
 with warnings.catch_warnings():
@@ -88,6 +89,24 @@ class Echo:
         return answers
 """
 
+# As the archives had them that torch served.
+TORCH_HANDLER = """
+import torch
+
+
+class Network:
+    def initialize(self, context):
+        weights = context.system_properties["model_dir"] + "/weights.pt"
+        self.network = torch.nn.Linear(3, 2)
+        self.network.load_state_dict(torch.load(weights, weights_only=True))
+        self.network.eval()
+
+    def handle(self, data, context):
+        pixels = torch.tensor([list(row["body"]) for row in data], dtype=torch.float32)
+        with torch.inference_mode():
+            return self.network(pixels).tolist()
+"""
+
 
 def field(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
@@ -123,24 +142,32 @@ def infer_message(*requests: tuple[dict[str, str], Inputs]) -> bytes:
 class Running:
     """A worker's process, with a connection to it."""
 
-    def __init__(self, program: Path, folder: Path, archive: Path) -> None:
+    def __init__(self, program: Path, folder: Path, archive: Path, port: int | None = None) -> None:
         self.log = folder / "log"
         self.name = folder / "sock.9"
-        command: list[Any] = [sys.executable, "-u", program, "--sock-type", "unix"]
-        command += ["--sock-name", self.name]
+        command: list[Any] = [sys.executable, "-u", program]
+        command += ["--sock-type", "tcp", "--port", port] if port else []
+        command += [] if port else ["--sock-type", "unix", "--sock-name", self.name]
         command += ["--metrics-config", ROOT / "serving" / "metrics.yaml"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command, env=os.environ | {"PYTHONPATH": str(archive)}, stdout=log, stderr=log
+                list(map(str, command)),
+                env=os.environ | {"PYTHONPATH": str(archive)},
+                stdout=log,
+                stderr=log,
             )
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(PATIENCE)
+        self.socket = self._connected(("127.0.0.1", port) if port else str(self.name))
+
+    def _connected(self, address: str | tuple[str, int]) -> socket.socket:
         until = time.monotonic() + PATIENCE
         while True:
+            attempt = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+            attempt.settimeout(PATIENCE)
             try:
-                self.socket.connect(str(self.name))
-                break
+                attempt.connect(address)
+                return attempt
             except OSError:
+                attempt.close()
                 assert self.process.poll() is None, self.log.read_text()
                 assert time.monotonic() < until
                 time.sleep(0.02)
@@ -177,13 +204,13 @@ class Running:
         return data
 
 
-def archive_in(folder: Path, config: str = "answer: 42\n") -> Path:
+def archive_in(folder: Path, config: str = "answer: 42\n", handler: str = HANDLER) -> Path:
     folder.mkdir()
     (folder / "MAR-INF").mkdir()
     model = {"modelName": "echo", "handler": "echo_handler.py", "configFile": "config.yaml"}
     (folder / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": model}))
     (folder / "config.yaml").write_text(config)
-    (folder / "echo_handler.py").write_text(HANDLER)
+    (folder / "echo_handler.py").write_text(handler)
     return folder
 
 
@@ -211,6 +238,7 @@ def image(data: bytes = b"\xff\xd8\0", kind: str = "image/jpeg") -> Inputs:
     return [("body", kind, data)]
 
 
+NUMBERS = b"[1, -0, 1e3, 1e400, NaN, -Infinity, 18446744073709551616, -9223372036854775809]"
 BATCHES = {
     "one image": [({"Host": "here", "explain": "False"}, image())],
     "no input": [({}, [])],
@@ -223,6 +251,8 @@ BATCHES = {
     "JSON of another kind": [({}, image(b"{}", "application/json; charset=utf-8"))],
     "bytes called JSON": [({}, image(b"\xff\xfe", "application/json"))],
     "deep JSON": [({}, image(b"[" * 100_000, "application/json"))],
+    "JSON of all kinds of numbers": [({}, image(NUMBERS, "application/json"))],
+    "JSON with half a character": [({}, image(b'["\\ud800"]', "application/json"))],
     "text": [({}, image("é".encode(), "text/plain"))],
     "bytes called text": [({}, image(b"\xff\xfe", "text/plain"))],
     "8 MiB": [({}, image(bytes(8 << 20)))],
@@ -270,12 +300,99 @@ def test_a_refused_load_is_told_and_ends_the_worker(tmp_path: Path, program: str
     assert not running.name.exists()
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "why"),
+    [
+        ("config.yaml", "a: [", r"config\.yaml.*, line 1"),
+        ("config.yaml", None, r"No such file or directory: .*config\.yaml"),
+        ("MAR-INF/MANIFEST.json", "{", "Expecting property name"),
+        ("MAR-INF/MANIFEST.json", None, r"No such file or directory: .*MANIFEST\.json"),
+        ("echo_handler.py", "import nowhere", "No module named 'nowhere'"),
+        ("echo_handler.py", "def handle(data, context): ...", "no handler that is a function"),
+        ("echo_handler.py", "class A:\n def initialize(*_): ...", "no attribute 'handle'"),
+    ],
+)
+def test_what_is_wrong_with_an_archive_is_told_in_a_line(
+    tmp_path: Path, file: str, content: str | None, why: str
+) -> None:
+    broken = archive_in(tmp_path / "broken")
+    (broken / file).unlink()
+    if content is not None:
+        (broken / file).write_text(content)
+    running = Running(PROGRAMS["ours"], tmp_path, broken)
+    reply = running.ask(load_message(broken))
+    assert reply == struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
+    assert running.end() == 1
+    told = f"^Failed to load model echo, exception .*{why}"
+    assert re.search(told, running.log.read_text(), re.MULTILINE)
+
+
 def test_an_envelope_is_refused(tmp_path: Path, archive: Path) -> None:
     running = Running(PROGRAMS["ours"], tmp_path, archive)
     message = load_message(archive)
     running.ask(message[: -len(field("") + b"\1")] + field("kserve") + b"\1")
     assert running.end() == 1
     assert "knows no service_envelope" in running.log.read_text()
+
+
+@pytest.mark.parametrize(("option", "environment"), [(["--async"], {}), ([], {"LOCAL_RANK": "0"})])
+def test_what_it_does_not_do_it_does_not_begin(
+    tmp_path: Path, option: list[str], environment: dict[str, str]
+) -> None:
+    name = tmp_path / "sock.9"
+    command = [sys.executable, PROGRAMS["ours"], "--sock-type", "unix", "--sock-name", name]
+    ended = subprocess.run(
+        [*command, *option],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.startswith("Error: this worker knows neither --async nor torchrun")
+    assert ended.stdout.count("\n") == 1
+    assert ended.stderr == ""
+    assert not name.exists()
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_java_may_also_ask_for_a_port(tmp_path: Path, archive: Path, program: str) -> None:
+    (port,) = free_ports(1)
+    running = Running(PROGRAMS[program], tmp_path, archive, port)
+    assert b"loaded model echo" in running.ask(load_message(archive))
+    assert b'"answer": 42' in running.ask(infer_message(*BATCHES["one image"]))
+    assert running.end() == 0
+
+
+def test_bodies_are_left_alone_where_java_says_so(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
+    theirs, ours = both_answer(tmp_path, archive, BATCHES["JSON"] + BATCHES["text"])
+    assert ours == theirs
+    assert ours.count(b'"bytes"') == 2
+
+
+def test_an_archive_from_before_is_served_by_torch(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    old = archive_in(tmp_path / "old", handler=TORCH_HANDLER)
+    network = torch.nn.Linear(3, 2)
+    torch.save(network.state_dict(), old / "weights.pt")
+    theirs, ours = both_answer(tmp_path, old, [({}, image(b"\1\2\3")), ({}, image(b"\4\5\6"))])
+    assert ours == theirs
+    for answer in network(torch.tensor([[1.0, 2, 3], [4, 5, 6]])).tolist():
+        assert json.dumps(answer, indent=2).encode() in ours
+
+
+def both_answer(folder: Path, archive: Path, batch: Any) -> list[bytes]:
+    """Start both workers, and return what they say to a batch."""
+    answers = []
+    for program in PROGRAMS.values():
+        running = Running(program, folder, archive)
+        assert b"loaded model echo" in running.ask(load_message(archive))
+        answers.append(running.ask(infer_message(*batch)))
+        assert running.end() == 0
+    return answers
 
 
 def test_a_safe_path_is_no_hindrance(
@@ -332,26 +449,22 @@ def test_an_archive_has_one_class(
         worker._entry_class(f"{name}.py")
 
 
-class Dribble(io.RawIOBase):
+class Dribble:
     """A connection that hands out its bytes in parts of these sizes."""
 
     def __init__(self, data: bytes, sizes: Sequence[int]) -> None:
         self._data, self._sizes = data, list(sizes)
 
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        size = min(len(buffer), self._sizes.pop() if self._sizes else len(self._data))
+    def receive(self, size: int) -> bytes:
+        size = min(size, self._sizes.pop() if self._sizes else len(self._data))
         part, self._data = self._data[:size], self._data[size:]
-        buffer[: len(part)] = part
-        return len(part)
+        return part
 
 
 def read_all(data: bytes, sizes: Sequence[int]) -> list[worker.Request]:
-    message = Message(io.BufferedReader(Dribble(data, sizes), 16))
+    message = Message(Dribble(data, sizes).receive)
     assert message.raw(1) == b"I"
-    return [worker._request(message, each) for each in message.texts()]
+    return list(worker._requests(message))
 
 
 REQUESTS = st.lists(
@@ -383,6 +496,53 @@ def test_messages_are_read_however_they_are_cut(requests: Any, sizes: list[int])
 def test_what_can_be_no_length_ends_the_worker() -> None:
     with pytest.raises(ValueError, match="no length"):
         read_all(infer_message()[:-4] + field("id") + struct.pack("!i", -2), [])
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [field("a header without a value"), END_OF_LIST + field("an input") + field("without a value")],
+)
+def test_a_list_that_ends_within_an_item_ends_the_worker(begun: bytes) -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        read_all(b"I" + field("id") + begun + 3 * END_OF_LIST, [])
+
+
+def test_two_large_fields_are_read_one_after_the_other() -> None:
+    """Each is longer than what is asked of the socket at once."""
+    bodies = [bytes([at]) * (3 * worker.CHUNK + at) for at in range(2)]
+    read = read_all(infer_message(*(({}, image(body)) for body in bodies)), [])
+    assert [request.row["body"] for request in read] == bodies
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(JSON)
+@example(2**64)
+@example([{"a": [0, -(2**63) - 1]}])
+@example([{"a": [0.5]}, "\ud800"])
+def test_json_says_what_it_says_to_the_standard_library(document: Any) -> None:
+    for ascii_only in (True, False):
+        text = json.dumps(document, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        try:
+            expected = repr(json.loads(text.decode()))
+        except ValueError:
+            expected = repr(text)
+        assert repr(worker._decoded(text, "application/json")) == expected
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.text('0123456789+-.eE[]{},:" \\u\x00\ufeffa', max_size=12))
+def test_what_is_no_json_stays_as_it_is(text: str) -> None:
+    try:
+        expected = repr(json.loads(text))
+    except ValueError:
+        expected = repr(text.encode())
+    assert repr(worker._decoded(text.encode(), "application/json")) == expected
 
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
