@@ -31,8 +31,8 @@ class BloodCellHandler:
         Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
         the ones that the card names.
         """
-        # Java takes every line apart, so none for each batch ("Backend received inference") or for
-        # each body that is no JSON after all. But one does tell when `handle` fails.
+        # Java takes every line apart. Where an archive runs under TorchServe's own worker, that one
+        # would print some for each batch, and for each body that is no JSON after all.
         logging.getLogger().setLevel(logging.ERROR)
         logging.getLogger("ts.service").setLevel(logging.WARNING)
         properties = context.system_properties
@@ -86,17 +86,27 @@ class BloodCellHandler:
             return [error], False, explained
         return decode_all(payload.images, self.version.fit), payload.many, explained
 
-    def _answer(self, asked: Sequence[tuple[Picture, bool]]) -> Iterator[Answer]:
+    def _answer(self, asked: Sequence[tuple[Picture, bool]]) -> Iterator[Answer | InputError]:
         """Answer pictures in their order; those to be explained get a heat map, too."""
         plain = [picture for picture, explained in asked if not explained]
         examinations = iter(self.version.examine(plain))
         for picture, explained in asked:
-            if not explained:
+            if explained:
+                yield self._explain(picture)
+            else:
                 yield answer(self.model_name, self.card, next(examinations))
-                continue
+
+    def _explain(self, picture: Picture) -> Answer | InputError:
+        """Answer a picture with a heat map, or say that there is none now."""
+        try:
             examination, heat = self.version.explain(picture)
-            said = answer(self.model_name, self.card, examination)
-            yield {**said, "heat_map": to_png(heat)}
+        # It needs torch, and much memory. Where they fail, the neighbours need not.
+        except Exception:
+            logging.exception("An explanation failed.")
+            message = "The answer can't be explained now; /predictions gives it without."
+            return InputError(503, "ExplanationFailed", message)
+        said = answer(self.model_name, self.card, examination)
+        return {**said, "heat_map": to_png(heat)}
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:

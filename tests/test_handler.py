@@ -778,6 +778,25 @@ def test_each_image_of_a_request_is_explained(worker: Worker) -> None:
     assert alone[0] != alone[1]
 
 
+def test_an_explanation_that_fails_harms_no_other(
+    model_dir: Path, tmp_path: Path, expected: list[Answer]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(model_dir, broken)
+    (broken / "captum.py").write_text("raise ImportError('no captum here')")
+    worker = Worker(broken, tmp_path)
+    assert worker.load(broken) == (200, "loaded model bloodcells"), worker.log.read_text()
+    first, explained, last = worker.ask(
+        body(PICTURES[0]), body(PICTURES[1], explain="True"), body(PICTURES[2])
+    )
+    assert are_close(first.json, expected[0])
+    assert are_close(last.json, expected[2])
+    assert explained.status == explained.json["code"] == 503
+    assert explained.json["type"] == "ExplanationFailed"
+    assert worker.close() == b""
+    assert "no captum here" in worker.log.read_text()
+
+
 def test_after_an_explanation_answers_are_as_before(worker: Worker, expected: list[Answer]) -> None:
     worker.ask_one(body(GOOD, explain="True"))
     assert are_close(worker.ask_one(body(GOOD)).json, expected[0])
