@@ -1,7 +1,7 @@
 """What runs the networks: ONNX Runtime.
 
-On one image it takes half the time of eager torch, of which the worker needs nothing else either:
-so it starts in a second and has a third of the memory (benchmarks/README.md has the figures).
+On one image it takes a third of eager torch's time, and the worker, which so needs no torch, a
+third of the memory; it starts in a second (benchmarks/README.md has the figures).
 """
 
 from __future__ import annotations
