@@ -37,7 +37,6 @@ def attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[
     return heat
 
 
-@torch.inference_mode(False)
 @torch.enable_grad()
 def heat_maps(
     network: nn.Module, layer: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
@@ -47,8 +46,7 @@ def heat_maps(
     Each map is divided by its own maximum, and 0 if nothing spoke for the class. The network runs,
     forth and back, on eight times N inputs at once.
     """
-    # Tensors of inference mode can't take part in gradients, their copies can.
-    inputs, targets = inputs.clone(), targets.to(inputs.device, copy=True)
+    targets = targets.to(inputs.device)
     blank = inputs.mean((2, 3), keepdim=True).expand_as(inputs)
     explainer = LayerIntegratedGradients(network, layer)
     shares = explainer.attribute(inputs, blank, targets, n_steps=STEPS).detach()

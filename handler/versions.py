@@ -6,7 +6,6 @@ A version's card tells which of them it is (`finds_cells`) and how its networks 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import numpy as np
 
 from handler.cells import cut_out, to_amounts, window
+from handler.checked import read_checked
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
 from handler.gate import SIZE, shrink
@@ -67,17 +67,8 @@ def load(
     The threads are those of each network, which run one after the other.
     """
 
-    def checked(name: str) -> bytes:
-        try:
-            content = (folder / name).read_bytes()
-        except OSError as error:
-            raise RuntimeError(f"{name} can't be read: {error.strerror}.") from error
-        if hashlib.sha256(content).hexdigest() != card["sha256"].get(name):
-            raise RuntimeError(f"{name} is not the file that card.json names: build it anew.")
-        return content
-
     def engine(name: str) -> Engine:
-        return Engine(checked(name), threads, gpu)
+        return Engine(read_checked(folder, card, name), threads, gpu)
 
     @cache
     def torch_network() -> BloodCellNet | CellNet:
@@ -90,7 +81,7 @@ def load(
         network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
         return network.to("cpu" if gpu is None else f"cuda:{gpu}")
 
-    checked("weights.pt")
+    read_checked(folder, card, "weights.pt")
     if card["finds_cells"]:
         engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
         return CellByCell(*engines, torch_network, batch_size)

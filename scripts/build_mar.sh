@@ -19,12 +19,15 @@ for file in weights.pt card.json golden.json model-config.yaml; do
 done
 
 "$python" - "$model" <<'END' || {
-import hashlib, json, pathlib, sys
+import json, pathlib, sys
+from handler.checked import read_checked
 folder = pathlib.Path(sys.argv[1])
-names = json.loads((folder / "card.json").read_text()).get("sha256", {})
-files = [folder / name for name in names if (folder / name).is_file()]
-digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-sys.exit(not names or digests != names)
+card = json.loads((folder / "card.json").read_text())
+try:
+    for name in ["weights.pt", *card.get("sha256", [])]:
+        read_checked(folder, card, name)
+except RuntimeError as error:
+    sys.exit(str(error))
 END
     echo "The networks in $model are not those of its card.json: \`python -m training.version_files --version $version\` writes them anew from its weights." >&2
     exit 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -71,6 +72,21 @@ def test_a_version_that_is_not_there_is_said_clearly(copy: Path) -> None:
     assert done.returncode == 1
     assert "make train VERSION=7.0" in done.stderr
     assert not list((copy / "model_store").glob("*7.0*"))
+
+
+def test_files_that_are_not_the_cards_are_not_archived(copy: Path) -> None:
+    folder = copy / "models" / "1.0"
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "gate.onnx").write_bytes(b"another")
+    done = build("1.0", copy)
+    assert done.returncode == 1
+    assert "gate.onnx is not the file" in done.stderr
+    assert "training.version_files --version 1.0" in done.stderr
+    # As a version has it that was trained before there was such a thing.
+    del card["sha256"]
+    (folder / "card.json").write_text(json.dumps(card))
+    assert build("1.0", copy).returncode == 1
+    assert not (copy / "model_store" / ARCHIVE.name).exists()
 
 
 def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:
