@@ -1,4 +1,4 @@
-"""The networks in torch: the field's reader, the cells' locator and reader, and the gate.
+"""The networks in torch: the field's reader, the cells' locator and reader.
 
 What serves is the same in ONNX (training/export.py, handler/engine.py). There, torch is loaded only
 by the first who wants an explanation, which needs gradients.
@@ -16,8 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from handler import gate
-from handler.preprocessing import HEIGHT, WIDTH, Pixels, Size
+from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from handler.verdict import CLASSES
 
 # Bring the images to about unit variance.
@@ -136,60 +135,6 @@ class CellNet(nn.Module):
         return logits
 
 
-class Gate(nn.Module):
-    """Map pictures (N, 3, H, W), tones from 0 to 255, to how like a nucleus its best spot is.
-
-    Their size is gate.SIZE, or a multiple of it. The stains (N,) are 1 at most: more than one half
-    for nearly every nucleus, about 0 where there is none, and below where colours are that no smear
-    has. See handler/gate.py for what this goes by; nothing of it is learned.
-    """
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.size = size
-        # Along a side, which places lie in the square round which; then those three times as wide.
-        self.along_width, self.along_height = (_neighbours(side) for side in gate.SIZE)
-        areas = [(2 * radius + 1) ** 2 for radius in gate.RADII]
-        self.areas = torch.tensor(areas)[:, None, None].float()
-
-    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-        # Rounded as a picture's tones are.
-        light = (F.adaptive_avg_pool2d(pictures, gate.SIZE[::-1]) + 0.5).floor()
-        brightest = light.amax(1, keepdim=True)
-        field = (brightest >= gate.BLACK * brightest.amax((2, 3), keepdim=True)).float()
-        red, green, blue = self._densities(light, field).split(1, 1)
-        # Less the difference of red and green: neither the red of granules nor the blue of skies.
-        nucleus = ((green - blue - (green - red).abs()) / gate.DEEP).clamp(0, 1) * field
-        foreign = ((red + blue) / 2 - green).clamp_min(0) * field
-        inside, around = self._sums(torch.cat([nucleus, field], 1))
-        held, area = (around - inside).unbind(1)
-        # The most that any square holds on average, less a part of what surrounds it.
-        spots = inside[:, 0] / self.areas - gate.SURROUNDINGS * held / area.clamp_min(1)
-        colours: torch.Tensor = foreign.mean((1, 2, 3)) / field.mean((1, 2, 3))
-        return spots.amax((1, 2, 3)) - gate.FOREIGN * colours
-
-    def _densities(self, light: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-        """Return the optical density of each channel (N, 3, H, W) against the background."""
-        # All that is stained takes green. What is no field is brighter than what is.
-        green = light[:, 1:2] + 255 * (1 - field)
-        place = (gate.CROWDED * field.sum((1, 2, 3))).floor()
-        crowded = _order_statistic(green.flatten(1), place)[:, None, None, None]
-        clear = field * (light[:, 1:2] >= crowded).float()
-        background = (light * clear).sum((2, 3)) / clear.sum((2, 3))
-        background = torch.maximum(background, background.amax(1, keepdim=True) / gate.TINT)
-        return (background + gate.DARK).log()[:, :, None, None] - (light + gate.DARK).log()
-
-    def _sums(self, planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sum two planes (N, 2, H, W) over the squares round each place: (N, 2, squares, H, W).
-
-        Over those of RADII, and over those three times as wide.
-        """
-        rows = self.along_height.flatten(0, 1) @ planes
-        sums = rows.reshape(-1, 2, *self.along_height.shape[:2], gate.SIZE[0]) @ self.along_width
-        inside, around = sums.chunk(2, 2)
-        return inside, around
-
-
 def tell(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
     """Return the logits (N, 5) of amounts of dye: the mean over each cell as it is and turned.
 
@@ -248,28 +193,6 @@ class _Residual(nn.Module):
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return F.relu(self.second(self.first(features)) + self.shortcut(features))
-
-
-def _neighbours(side: int) -> torch.Tensor:
-    """Return, along a side, which places lie in the square round which: (squares, side, side)."""
-    places = torch.arange(side)
-    distance = (places[:, None] - places).abs()
-    radii = [*gate.RADII, *(3 * radius for radius in gate.RADII)]
-    return torch.stack([(distance <= radius).float() for radius in radii])
-
-
-def _order_statistic(tones: torch.Tensor, place: torch.Tensor) -> torch.Tensor:
-    """Return the tone of each row (N, M) that so many (N,) come before, in order; 255 at most.
-
-    By two bits at a time, as graphs that serve sort slowly.
-    """
-    found, quarters = torch.zeros_like(place), torch.arange(1.0, 4.0)
-    for step in (64, 16, 4, 1):
-        tried = found[:, None] + step * quarters
-        # Tones are whole numbers, so this is 1 for each that is less.
-        less = (tried[:, :, None] - tones[:, None]).clamp(0, 1).sum(2)
-        found = found + step * (less <= place[:, None]).float().sum(1)
-    return found
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

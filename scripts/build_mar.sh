@@ -18,7 +18,7 @@ for file in weights.pt card.json golden.json model-config.yaml; do
     }
 done
 
-"$python" - "$model" <<'END' || {
+PYTHONPATH=. "$python" - "$model" <<'END' || {
 import json, pathlib, sys
 from handler.checked import read_checked
 folder = pathlib.Path(sys.argv[1])

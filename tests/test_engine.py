@@ -15,9 +15,10 @@ from conftest import CARDS, VERSIONS
 
 from handler import engine
 from handler.engine import Engine
-from handler.networks import Gate, Locator, load_networks
+from handler.networks import Locator, load_networks
 from serving.settings import ROOT
 from training.export import in_torch, to_onnx
+from training.gate import Gate
 
 GRAPHS = [
     (version, name.removesuffix(".onnx"))

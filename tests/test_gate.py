@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from handler import gate
-from handler.networks import Gate, _order_statistic
 from handler.preprocessing import Pixels, decode, within_field
 from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training import data
 from training.export import in_torch
+from training.gate import Gate, _order_statistic
 from training.outliers import far_images
 
 # Not a version's threshold, but between what nuclei score and what nearly all else does.

@@ -11,11 +11,12 @@ import torch
 
 from handler import gate, versions
 from handler.locator import Located
-from handler.networks import BloodCellNet, CellNet, Gate, Locator
+from handler.networks import BloodCellNet, CellNet, Locator
 from handler.preprocessing import HEIGHT, WIDTH, Picture
 from handler.versions import CellByCell, Version, WholeField
 from scripts.draw_cells import draw_cell
 from training.export import in_torch
+from training.gate import Gate
 from training.version_files import write_onnx
 
 FIELD = {"channels": [4, 8], "pools": [4, 4], "hidden": 8, "dropout": [0, 0]}

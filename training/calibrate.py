@@ -24,12 +24,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from handler import gate
-from handler.networks import Gate
 from handler.preprocessing import decode, squashed, within_field
 from handler.verdict import CLASSES
 from training import data, version_files
 from training.crossvalidate import Judged
 from training.export import in_torch
+from training.gate import Gate
 from training.metrics import balanced
 
 # The share of true cells that is kept: no more than the rest is rejected for its stain or as none

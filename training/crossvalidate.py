@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from handler import gate
 from handler.locator import locate
-from handler.networks import CellNet, Gate, Locator
+from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Examination, probabilities
 from handler.versions import CellByCell
@@ -38,6 +38,7 @@ from training.cells import (
 )
 from training.export import in_torch
 from training.fields import Batch, FieldRecipe, Run, predict
+from training.gate import Gate
 from training.laboratories import pbc
 from training.locate import measure_locator
 from training.train import RECIPES, keep_memory

@@ -14,8 +14,9 @@ from torch import nn
 
 from handler.engine import Network
 from handler.locator import CANVAS
-from handler.networks import BloodCellNet, CellNet, Gate, Locator, scale, tell
+from handler.networks import BloodCellNet, CellNet, Locator, scale, tell
 from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
+from training.gate import Gate
 
 OPSET = 18
 

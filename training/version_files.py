@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from handler import gate
-from handler.networks import Gate, load_networks
+from handler.networks import load_networks
 from handler.preprocessing import HEIGHT, WIDTH
 from handler.verdict import CLASSES
 from training.export import Served, to_onnx
+from training.gate import Gate
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".train"
