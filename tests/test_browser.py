@@ -224,7 +224,8 @@ def test_answers_are_accessible(
     choose(page, sample_image)
     check_answer(page, "pt-BR" if locale == "pt-BR" else "en")
     page.locator("[data-do=explain]").click()
-    expect(page.locator(".heat")).to_be_visible()
+    # The first explanation of a worker loads torch.
+    expect(page.locator(".heat")).to_be_visible(timeout=60_000)
     check_with_axe(page)
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"bad")
