@@ -217,7 +217,7 @@ def test_heat_map(open_page: Open, sample_image: Path, locale: str, language: st
     expect(heat).to_be_hidden()
     expect(opacity).to_be_hidden()
     page.locator("[data-do=explain]").click()
-    expect(heat).to_be_visible()
+    expect(heat).to_be_visible(timeout=60_000)
     assert heat.evaluate("image => image.decode().then(() => image.naturalWidth)") > 0
     # From here a person goes on with the arrow keys.
     expect(opacity).to_be_focused()
