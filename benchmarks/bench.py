@@ -172,7 +172,7 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
         for server in order:
             bar.set_description(f"round {number + 1}: {server.title if server else 'the limit'}")
             if server is None:
-                limits.append({size: limit.measure(bodies.raw(size), 3.0) for size in SECONDS})
+                limits.append({size: limit.measure(bodies.raw(size), 2.0) for size in SECONDS})
             else:
                 seen = found[server.name]
                 with ready(server) as (running, seconds):
@@ -236,7 +236,7 @@ def _load(
     """
     folder, content_type = sent
     _drain(running, sent)
-    spent = running.cpu_seconds()
+    before = running.cpu_seconds()
     done = subprocess.run(
         [
             "wrk",
@@ -256,7 +256,7 @@ def _load(
         text=True,
         check=True,
     )
-    spent = running.cpu_seconds() - spent
+    spent = {kind: now - before.get(kind, 0) for kind, now in running.cpu_seconds().items()}
     row = json.loads(done.stdout.splitlines()[-1])
     if row["requests"] == row["refused"]:
         raise RuntimeError(f"{running.url} answered none of {clients} clients in {seconds} s.")
@@ -266,7 +266,9 @@ def _load(
         "p50": row["p50"],
         "p99": row["p99"],
         "failed": row["refused"] + row["broken"],
-        "images_a_cpu_second": round(answered / spent, 1) if spent else 0.0,
+        "cpu_microseconds": {
+            kind: round(1e6 * seconds / answered, 1) for kind, seconds in spent.items()
+        },
     }
 
 

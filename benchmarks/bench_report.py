@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 RESULTS = ROOT / "benchmarks" / "results" / "bench.json"
 SIZES = SMALL, LARGE = "320x240", "640x480"
 CLIENTS = (1, 4, 16, 64)
-STOCK, SEED = "torchserve-plain", "flask-plain"
+STOCK, STOCK_BOUND, SEED = "torchserve-plain", "torchserve-thread", "flask-plain"
 OURS_COLOUR, PLAIN_COLOUR, SERVICE_COLOUR = "#6c8ebf", "#c9c9c9", "#7a1fa2"
 
 Found = dict[str, Any]
@@ -49,7 +49,7 @@ def values(
     size: str = SMALL,
     images: int = 1,
     form: bool = False,
-) -> list[float]:
+) -> list[Any]:
     """Return a figure of a server under a load, round by round."""
     wanted = {"size": size, "clients": clients, "images": images, "form": form}
     rows = found["servers"][name]["loads"]
@@ -63,6 +63,12 @@ def median(found: Found, name: str, key: str, clients: int, **load: Any) -> floa
 def speed(found: Found, name: str, clients: int, **load: Any) -> float:
     """Return the median of images a second."""
     return median(found, name, "images_a_second", clients, **load)
+
+
+def cpu_microseconds(found: Found, name: str, clients: int, kind: str = "") -> float:
+    """Return the median of what an image costs, of one kind of a server's processes or of all."""
+    rows = values(found, name, "cpu_microseconds", clients)
+    return float(np.median([row.get(kind, 0) if kind else sum(row.values()) for row in rows]))
 
 
 def ratios(found: Found, other: str, clients: int) -> list[float]:
@@ -133,6 +139,10 @@ def summary(found: Found) -> str:
             _spread(ratios(found, STOCK, 64), ".1f", " times"),
         ),
         (
+            "the same, told to have one thread a worker",
+            _spread(ratios(found, STOCK_BOUND, 64), ".1f", " times"),
+        ),
+        (
             "64 clients, against Flask on gunicorn, the seed's way",
             _spread(ratios(found, SEED, 64), ".1f", " times"),
         ),
@@ -193,6 +203,10 @@ def page(found: Found) -> str:
                 for size in SIZES
             ],
         ),
+        "## Where the time of an image goes",
+        "At 64 clients, 320x240: microseconds of one of the cores, which all are busy. The steps "
+        "are those of the limit, each alone on all cores, in batches of 16.",
+        _profile(found),
         "## How cost grows",
         "Of more than 128 requests that wait, one more is refused (`jobQueueSize` of the version's "
         "`model-config.yaml`).",
@@ -311,7 +325,7 @@ def _costs(found: Found) -> str:
                 _label(server.name).replace("\n", ", "),
                 f"{cost['seconds']:.1f}",
                 f"{cost['in_all']:,.0f}",
-                f"{median(found, server.name, 'images_a_cpu_second', 64):,.0f}",
+                f"{1e6 / cpu_microseconds(found, server.name, 64):,.0f}",
                 f"{installed:,.0f}",
                 f"differ by {difference:.0e}" if difference else "the same",
             )
@@ -321,6 +335,25 @@ def _costs(found: Found) -> str:
         f"{table}\n\nThe archive has {found['sizes']['archive']:.1f} MB. Start is to the first "
         "answer, for this deployment with its page; memory is what is left of shared parts, after "
         "the loads; what is installed of this deployment and TorchServe includes what tests need."
+    )
+
+
+def _profile(found: Found) -> str:
+    cores = found["machine"]["cores"]
+    whole = cores * 1e6 / speed(found, SERVICE.name, 64)
+    worker, java = (cpu_microseconds(found, SERVICE.name, 64, kind) for kind in ("worker", "java"))
+    steps = {kind: cores * 1e6 / limit(found, kind) for kind in ("decode", "network", "gate")}
+    rows = [
+        ("the workers", worker),
+        *((f"- {kind}", cost) for kind, cost in steps.items()),
+        ("- messages, the answer, Python", worker - sum(steps.values())),
+        ("Java", java),
+        ("the load, the system", whole - worker - java),
+        ("in all", whole),
+    ]
+    return _rows(
+        ("what", "µs", "share"),
+        [(what, f"{cost:,.0f}", f"{cost / whole:.0%}") for what, cost in rows],
     )
 
 
@@ -346,7 +379,7 @@ def _title(name: str) -> str:
 
 
 def _label(name: str) -> str:
-    if name in (SERVICE.name, STOCK):
+    if name in (SERVICE.name, STOCK, STOCK_BOUND):
         return _title(name)
     return f"{_title(name)}\n{name.partition('-')[2]}"
 

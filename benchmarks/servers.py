@@ -53,25 +53,29 @@ class Running:
         """Return its processes, those of its workers too."""
         return [self.process, *self.process.children(recursive=True)]
 
-    def cpu_seconds(self) -> float:
-        """Return how long its processes have computed so far."""
-        spent = 0.0
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return how long its processes have computed so far, by kind."""
+        spent: dict[str, float] = {}
         for each in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = each.cpu_times()
-                spent += times.user + times.system
+                spent[_kind(each)] = spent.get(_kind(each), 0) + times.user + times.system
         return spent
 
     def megabytes(self) -> dict[str, list[float]]:
-        """Return the memory of its processes by name; what they share counts in parts (PSS)."""
+        """Return the memory of its processes by kind; what they share counts in parts (PSS)."""
         memory: dict[str, list[float]] = {}
         for each in self.tree():
             with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                name = "java" if each.name() == "java" else "python"
-                if any("model_service_worker" in part for part in each.cmdline()):
-                    name = "worker"
-                memory.setdefault(name, []).append(round(each.memory_full_info().pss / 2**20, 1))
+                megabytes = round(each.memory_full_info().pss / 2**20, 1)
+                memory.setdefault(_kind(each), []).append(megabytes)
         return memory
+
+
+def _kind(process: psutil.Process) -> str:
+    if any("model_service_worker" in part for part in process.cmdline()):
+        return "worker"
+    return "java" if process.name() == "java" else "python"
 
 
 @dataclass(frozen=True)
@@ -123,8 +127,11 @@ def ours(folder: Path) -> Iterator[Running]:
 
 
 @contextlib.contextmanager
-def stock(folder: Path) -> Iterator[Running]:
-    """Run TorchServe with its own launcher, settings and image classifier."""
+def stock(folder: Path, threads: str = "") -> Iterator[Running]:
+    """Run TorchServe with its own launcher, settings and image classifier.
+
+    If it is told no number, each of its workers has as many threads as there are cores.
+    """
     inference, management, metrics, grpc, grpc_management = free_ports(5)
     (folder / "config.properties").write_text(
         f"inference_address=http://127.0.0.1:{inference}\n"
@@ -135,12 +142,9 @@ def stock(folder: Path) -> Iterator[Running]:
     command: list[Any] = [Path(sys.executable).parent / "torchserve", "--start", "--foreground"]
     command += ["--ncs", "--disable-token-auth", "--ts-config", "config.properties"]
     command += ["--model-store", stock_archive(folder).parent, "--models", "bloodcells=cells.mar"]
-    environment = {
-        "JAVA_HOME": str(find_java().parent.parent),
-        "TEMP": str(folder),
-        # As the peers: two workers of two threads each would stand in each other's way.
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"JAVA_HOME": str(find_java().parent.parent), "TEMP": str(folder)}
+    if threads:
+        environment["OMP_NUM_THREADS"] = threads
     url = f"http://127.0.0.1:{inference}/predictions/bloodcells"
     with _started(command, folder, environment, url) as running:
         yield running
@@ -307,6 +311,12 @@ SERVICE = Server("bloodcells", "this deployment", "ours", ours)
 SERVERS = [
     SERVICE,
     Server("torchserve-plain", "TorchServe as it comes", "plain", stock),
+    Server(
+        "torchserve-thread",
+        "TorchServe, one thread a worker",
+        "plain",
+        lambda folder: stock(folder, threads="1"),
+    ),
     *(
         Server(
             f"{name}-{kernel}",
