@@ -84,12 +84,15 @@ def found() -> dict[str, Any]:
 
 
 class TestReport:
-    def test_ratios_are_of_medians(self, found: dict[str, Any]) -> None:
+    def test_ratios_are_of_one_round_each(self, found: dict[str, Any]) -> None:
         assert bench_report.speed(found, SERVICE.name, 64) == 120 * 64
         assert bench_report.best_peer(found, 64) == SERVERS[-1].name
         assert bench_report.ratios(found, SERVERS[-1].name, 16) == pytest.approx(
             [120 / (9 + len(SERVERS))] * 3
         )
+        for row in found["servers"]["fastapi-ours"]["loads"]:
+            row["images_a_second"] = row["clients"] * 120
+        assert bench_report.ratios(found, "fastapi-ours", 16) == pytest.approx([0.5, 1, 1.2])
         assert bench_report.shares(found, 64) == pytest.approx([0.4, 0.8, 0.96])
         assert bench_report.limit(found, "work") == 9600
 

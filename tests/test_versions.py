@@ -87,17 +87,13 @@ def test_warming_up_leaves_no_trace(version: Version) -> None:
     assert before == after
 
 
-def test_boxes_are_in_pixels_of_the_upload() -> None:
+def test_boxes_are_in_pixels_of_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
     def located(_locator: Any, fields: Any) -> list[list[Located]]:
         return [[Located(box, 0.9) for box in BOXES] for _ in fields]
 
-    patched = pytest.MonkeyPatch()
-    patched.setattr(versions, "locate", located)
-    try:
-        version = cell_by_cell()
-        [examination] = version.examine([picture(version, scale=3)])
-    finally:
-        patched.undo()
+    monkeypatch.setattr(versions, "locate", located)
+    version = cell_by_cell()
+    [examination] = version.examine([picture(version, scale=3)])
     assert [cell.box for cell in examination.cells] == [
         pytest.approx([side * 3 for side in box]) for box in BOXES
     ]

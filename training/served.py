@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from handler.preprocessing import decode
@@ -41,7 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     version = parser.parse_args(arguments).version
     folder = version_files.folder(version)
     path = folder / "served.json"
-    torch.set_num_threads(1)
     try:
         report.read(folder).metrics["test"]
         images = data.list_images(data.data_root(), "TEST")
