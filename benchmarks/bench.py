@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -57,6 +58,8 @@ SECONDS = {SMALL: 2, LARGE: 1}
 WARM_UP = 4
 # Probabilities that differ by more are other answers; in JSON they have six digits.
 SAME = 1e-4
+# Fifths of a second in which a server must come to rest after a load; two of them never do.
+DRAIN = 15
 # So many requests under way that the workers always have one waiting.
 MANY, MANY_CLIENTS = 16, 64
 GROWTH = {
@@ -235,7 +238,7 @@ def _load(
     Raises RuntimeError if no request was answered.
     """
     folder, content_type = sent
-    _drain(running, sent)
+    _drain(running)
     before = running.cpu_seconds()
     done = subprocess.run(
         [
@@ -279,12 +282,14 @@ def _memory(running: Running) -> dict[str, Any]:
     }
 
 
-def _drain(running: Running, sent: tuple[Path, str]) -> None:
+def _drain(running: Running) -> None:
     """Wait until a server is through with what the load before left in its queues."""
-    body = min(sent[0].iterdir()).read_bytes()
-    # One for each of its processes.
-    for _ in range(2):
-        _post(running, sent[1], body)
+    for _ in range(DRAIN):
+        spent = sum(running.cpu_seconds().values())
+        time.sleep(0.2)
+        # Some are never quite at rest.
+        if sum(running.cpu_seconds().values()) - spent < 0.06:
+            return
 
 
 def _ask(server: Server, running: Running, image: bytes) -> dict[str, float]:

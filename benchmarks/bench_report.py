@@ -348,7 +348,7 @@ def _profile(found: Found) -> str:
         *((f"- {kind}", cost) for kind, cost in steps.items()),
         ("- messages, the answer, Python", worker - sum(steps.values())),
         ("Java", java),
-        ("the load, the system", whole - worker - java),
+        ("the load, the page, the system", whole - worker - java),
         ("in all", whole),
     ]
     return _rows(

@@ -48,6 +48,7 @@ class Running:
     url: str
     process: psutil.Process
     headers: Mapping[str, str] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
 
     def tree(self) -> list[psutil.Process]:
         """Return its processes, those of its workers too."""
@@ -115,12 +116,14 @@ def ours(folder: Path) -> Iterator[Running]:
     settings = free_settings(
         folder / "run", Deployment(default=VERSION, versions={VERSION: Version(workers=WORKERS)})
     )
+    started = time.perf_counter()
     service = run_service(settings)
     try:
         yield Running(
             f"{settings.inference_url}/predictions/bloodcells",
             psutil.Process(service.process.pid),
             Tokens(settings.run_dir).header("inference"),
+            started,
         )
     finally:
         service.stop()
@@ -217,7 +220,7 @@ def _started(
         process = subprocess.Popen(
             command,
             cwd=folder,
-            env=os.environ | environment,
+            env={**{k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}, **environment},
             stdin=subprocess.DEVNULL,
             stdout=printed,
             stderr=subprocess.STDOUT,
@@ -243,22 +246,22 @@ def ready(server: Server) -> Iterator[tuple[Running, float]]:
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     # The page's own cell: any image will do.
     content_type, body = server.request((golden.SAMPLES / "neutrophil.png").read_bytes())
-    started = time.perf_counter()
     try:
         with server.start(folder) as running:
             headers = {"Content-Type": content_type, **running.headers}
             while True:
-                with contextlib.suppress(requests.ConnectionError):
+                with contextlib.suppress(requests.RequestException):
                     if requests.post(running.url, body, headers=headers, timeout=30).ok:
                         break
-                if not running.process.is_running() or time.perf_counter() - started > PATIENCE:
+                seconds = time.perf_counter() - running.started
+                if running.process.status() == psutil.STATUS_ZOMBIE or seconds > PATIENCE:
                     printed = folder / "printed"
                     raise RuntimeError(
                         f"{server.title} did not start:\n"
                         f"{printed.read_text()[-2000:] if printed.exists() else ''}"
                     )
                 time.sleep(0.02)
-            yield running, time.perf_counter() - started
+            yield running, time.perf_counter() - running.started
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

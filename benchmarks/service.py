@@ -27,7 +27,7 @@ def machine() -> dict[str, Any]:
     """Return what figures were measured on."""
     return {
         "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "torch": importlib.metadata.version("torch"),
     }

@@ -100,13 +100,13 @@ class BloodCellHandler:
         """Answer a picture with a heat map, or say that there is none now."""
         try:
             examination, heat = self.version.explain(picture)
+            said = answer(self.model_name, self.card, examination)
+            return {**said, "heat_map": to_png(heat)}
         # It needs torch, and much memory. Where they fail, the neighbours need not.
         except Exception:
             logging.exception("An explanation failed.")
             message = "The answer can't be explained now; /predictions gives it without."
             return InputError(503, "ExplanationFailed", message)
-        said = answer(self.model_name, self.card, examination)
-        return {**said, "heat_map": to_png(heat)}
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:

@@ -79,7 +79,8 @@ def load(
 
         torch.set_num_threads(threads)
         network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
-        return network.to("cpu" if gpu is None else f"cuda:{gpu}")
+        # Torch may be a build for the CPU, also where ONNX Runtime has a GPU.
+        return network.to("cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}")
 
     read_checked(folder, card, "weights.pt")
     if card["finds_cells"]:

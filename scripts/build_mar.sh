@@ -24,7 +24,7 @@ from handler.checked import read_checked
 folder = pathlib.Path(sys.argv[1])
 card = json.loads((folder / "card.json").read_text())
 try:
-    for name in ["weights.pt", *card.get("sha256", [])]:
+    for name in {"weights.pt", *card.get("sha256", {}), *(path.name for path in folder.glob("*.onnx"))}:
         read_checked(folder, card, name)
 except RuntimeError as error:
     sys.exit(str(error))

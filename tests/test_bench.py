@@ -118,7 +118,7 @@ class TestReport:
             assert server.title in page
         # Of two cores at 7680 images a second.
         assert "| the workers | 90 | 35% |" in page
-        assert "| the load, the system | 160 | 62% |" in page
+        assert "| the load, the page, the system | 160 | 62% |" in page
         assert "| 80% (40% to 96%) |" in told["bench"]
         assert "8.33 ms, 16.67 ms" in told["bench"]
         assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")

@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "models" / "1.0"
 # What a server that can batch may gather, as our deployment does.
 BATCH = 16
-# The servers' processes each have one core of two.
-WORKERS = 2
+# A server has one process for each core that it may use.
+CORES = WORKERS = len(os.sched_getaffinity(0))
 
 
 class Kernel(Protocol):

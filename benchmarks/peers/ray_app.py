@@ -29,7 +29,7 @@ class Cells:
 
 
 if __name__ == "__main__":
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(num_cpus=WORKERS, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": int(sys.argv[1])})
     serve.run(Cells.bind())  # type: ignore[attr-defined]
     signal.sigwait([signal.SIGTERM, signal.SIGINT])
