@@ -51,5 +51,7 @@ def _providers(gpu: int | None) -> list[Any]:
         return ["CPUExecutionProvider"]
     if GPU not in onnxruntime.get_available_providers():
         raise RuntimeError(f"deviceType is gpu, but this ONNX Runtime knows none. {CURE}")
+    # CUDA and cuDNN may lie in packages of Python's, where the loader does not look.
+    onnxruntime.preload_dlls()
     # With float32 as it is, as the known answers are compared with.
     return [(GPU, {"device_id": gpu, "use_tf32": 0}), "CPUExecutionProvider"]

@@ -73,6 +73,16 @@ def test_the_device_is_the_one_asked_for() -> None:
 
 
 @pytest.mark.usefixtures("gpus")
+def test_only_a_gpu_needs_the_libraries_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[bool] = []
+    monkeypatch.setattr(engine.onnxruntime, "preload_dlls", lambda: loaded.append(True))
+    Engine(b"", 1, None)
+    assert not loaded
+    Engine(b"", 1, 0)
+    assert loaded
+
+
+@pytest.mark.usefixtures("gpus")
 def test_a_gpu_without_a_driver_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Session, "get_providers", lambda _self: ["CPUExecutionProvider"])
     with pytest.raises(RuntimeError, match="can't use GPU 0"):
