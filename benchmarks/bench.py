@@ -179,7 +179,7 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
             else:
                 seen = found[server.name]
                 with ready(server) as (running, seconds):
-                    _load(running, bodies.singles(SMALL, server), 16, WARM_UP)
+                    load(running, bodies.singles(SMALL, server), 16, WARM_UP)
                     for row in _loads(server, running, bodies):
                         seen["loads"].append({"round": number, **row})
                     seen["starts"].append({"seconds": round(seconds, 2), **_memory(running)})
@@ -194,7 +194,7 @@ def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
     """Load this deployment with more and more clients, images a request, and pixels."""
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in GROWTH}
     with ready(SERVICE) as (running, _):
-        _load(running, bodies.singles(SMALL, SERVICE), 16, WARM_UP)
+        load(running, bodies.singles(SMALL, SERVICE), 16, WARM_UP)
         for name, amounts in GROWTH.items():
             for amount in tqdm(amounts, desc=f"growth by {name}"):
                 clients, images = GROWTH_CLIENTS.get(name, amount), 1
@@ -204,7 +204,7 @@ def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
                 elif name == "megapixels":
                     sent = bodies.of_megapixels(amount)
                 rows[name].append(
-                    {"amount": amount, **_load(running, sent, int(clients), 3, images)}
+                    {"amount": amount, **load(running, sent, int(clients), 3, images)}
                 )
     return rows
 
@@ -222,15 +222,15 @@ def sizes() -> dict[str, Any]:
 def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[str, Any]]:
     for size, seconds in SECONDS.items():
         for clients in CLIENTS:
-            row = _load(running, bodies.singles(size, server), clients, seconds)
+            row = load(running, bodies.singles(size, server), clients, seconds)
             yield {"size": size, "clients": clients, "images": 1, "form": False, **row}
     if server is SERVICE:
         for form in (False, True):
-            row = _load(running, bodies.several(MANY, form), MANY_CLIENTS, SECONDS[SMALL], MANY)
+            row = load(running, bodies.several(MANY, form), MANY_CLIENTS, SECONDS[SMALL], MANY)
             yield {"size": SMALL, "clients": MANY_CLIENTS, "images": MANY, "form": form, **row}
 
 
-def _load(
+def load(
     running: Running, sent: tuple[Path, str], clients: int, seconds: int, images: int = 1
 ) -> dict[str, Any]:
     """Load a server; return images a second, milliseconds, failures, and images a CPU second.

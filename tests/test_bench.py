@@ -259,7 +259,7 @@ def test_the_peers_have_the_products_versions() -> None:
 def test_a_server_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "0").write_bytes(b"refuse")
     with answering() as (url, _seen), pytest.raises(RuntimeError, match="answered none"):
-        bench._load(Running(url, psutil.Process()), (tmp_path, "image/x"), 1, 1)
+        bench.load(Running(url, psutil.Process()), (tmp_path, "image/x"), 1, 1)
 
 
 @pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
@@ -269,7 +269,7 @@ def test_a_load_counts_images_and_failures(tmp_path: Path) -> None:
         (tmp_path / str(at)).write_bytes(body)
     with answering() as (url, seen):
         running = Running(url, psutil.Process(), {"Authorization": "Bearer me"})
-        row = bench._load(running, (tmp_path, "image/x"), 2, 1, images=3)
+        row = bench.load(running, (tmp_path, "image/x"), 2, 1, images=3)
     assert {(kind, token) for kind, token, _ in seen} == {("image/x", "Bearer me")}
     assert {body for *_, body in seen} == set(bodies)
     # What is under way at the end is not counted.
