@@ -209,7 +209,8 @@ def page(found: Found) -> str:
         _profile(found),
         "## How cost grows",
         "Of more than 128 requests that wait, one more is refused (`jobQueueSize` of the version's "
-        "`model-config.yaml`).",
+        "`model-config.yaml`). Each row is one load of three seconds: what differs by a third may not "
+        "differ.",
         "![throughput and 99th percentile](bench.png)",
     ]
     for name, rows in found["growth"].items():
@@ -380,7 +381,7 @@ def _title(name: str) -> str:
 
 def _label(name: str) -> str:
     if name in (SERVICE.name, STOCK, STOCK_BOUND):
-        return _title(name)
+        return _title(name).replace(", ", ",\n")
     return f"{_title(name)}\n{name.partition('-')[2]}"
 
 

@@ -68,7 +68,7 @@ def load(
     """
 
     def engine(name: str) -> Engine:
-        return Engine(read_checked(folder, card, name), threads, gpu)
+        return Engine(read_checked(folder, card, name), threads, gpu, batch_size)
 
     @cache
     def torch_network() -> BloodCellNet | CellNet:
