@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -209,8 +210,8 @@ def page(found: Found) -> str:
         _profile(found),
         "## How cost grows",
         "Of more than 128 requests that wait, one more is refused (`jobQueueSize` of the version's "
-        "`model-config.yaml`). Each row is one load of three seconds: what differs by a third may not "
-        "differ.",
+        "`model-config.yaml`). Each row is one load of three seconds: a third more or less may be "
+        "chance.",
         "![throughput and 99th percentile](bench.png)",
     ]
     for name, rows in found["growth"].items():
@@ -263,7 +264,7 @@ def _draw_servers(axes: Any, found: Found) -> None:
         )
     axes.axhline(limit(found, "work"), color="black", lw=1, ls="--")
     axes.text(len(names) - 0.5, limit(found, "work"), "the limit ", ha="right", va="bottom")
-    axes.set_xticks(places, [_label(name) for name in names], fontsize=8)
+    axes.set_xticks(places, [textwrap.fill(_label(name), 16) for name in names], fontsize=8)
     axes.set_ylabel("images a second")
     axes.set_title(
         "1, 16, 64 clients (light to dark); violet: this deployment, blue: our kernel, grey: plain"
@@ -381,7 +382,7 @@ def _title(name: str) -> str:
 
 def _label(name: str) -> str:
     if name in (SERVICE.name, STOCK, STOCK_BOUND):
-        return _title(name).replace(", ", ",\n")
+        return _title(name)
     return f"{_title(name)}\n{name.partition('-')[2]}"
 
 
