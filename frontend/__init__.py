@@ -15,7 +15,7 @@ from flask_wtf import CSRFProtect
 from serving.client import InferenceClient
 from serving.settings import Settings
 
-from . import api, errors, headers, languages, limits, models, versions, views
+from . import api, errors, headers, languages, limits, metrics, models, versions, views
 
 FORM_ALLOWANCE = 64 * 1024
 
@@ -62,6 +62,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         app.config["CLIENT"] = InferenceClient(Settings.from_environment())
 
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
+    # First, so that it measures also what the others refuse.
+    metrics.init_app(app)
     limits.init_app(app)
     CSRFProtect(app)
     Bootstrap5(app)

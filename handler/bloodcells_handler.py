@@ -10,11 +10,15 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import orjson
 
+from handler import metrics
+from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.preprocessing import InputError, Picture, decode_all
@@ -29,7 +33,7 @@ class BloodCellHandler:
         """Load the version and run it at every batch size, so that no request waits for that.
 
         Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
-        the ones that the card names.
+        the ones that the card names, or if there is no GPU where one is wanted.
         """
         # Java takes every line apart. Where an archive runs under TorchServe's own worker, that one
         # would print some for each batch, and for each body that is no JSON after all.
@@ -39,14 +43,19 @@ class BloodCellHandler:
         model_dir = Path(properties["model_dir"])
         self.model_name = context.manifest["model"]["modelName"]
         self.card = json.loads((model_dir / "card.json").read_text())
+        gpu = properties.get("gpu_id")
+        if context.model_yaml_config.get("deviceType") == "gpu" and gpu is None:
+            # TorchServe sees no GPU, and would do with the cores and not say so.
+            raise RuntimeError(f"deviceType is gpu, but TorchServe finds none. {CURE}")
         self.version = load(
             model_dir,
             self.card,
             batch_size=int(properties.get("batch_size") or 1),
             threads=context.model_yaml_config["handler"]["threads"],
-            gpu=properties.get("gpu_id"),
+            gpu=gpu,
         )
         self.version.warm_up()
+        self.metrics = metrics.start(self.card["version"])
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch: one JSON document for each row of data, in its order."""
@@ -55,7 +64,9 @@ class BloodCellHandler:
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         if _is_describe(data, headers):
             return [self.card]
+        started = perf_counter()
         requests = [self._read(row, header) for row, header in zip(data, headers, strict=True)]
+        self.metrics.decoded(len(data), perf_counter() - started)
         answers = self._answer(
             [
                 (picture, explained)
@@ -64,14 +75,21 @@ class BloodCellHandler:
                 if isinstance(picture, Picture)
             ]
         )
-        return [
-            _respond(
-                [image if isinstance(image, InputError) else next(answers) for image in images],
-                many,
-                index,
-                context,
+        answered = [
+            [image if isinstance(image, InputError) else next(answers) for image in images]
+            for images, _many, _explained in requests
+        ]
+        self.metrics.answered(
+            chain.from_iterable(
+                each
+                for each, header in zip(answered, headers, strict=True)
+                # Sent to see whether the service is well, such an image says nothing of its work.
+                if header.get("X-Known-Image") != "true"
             )
-            for index, (images, many, _explained) in enumerate(requests)
+        )
+        return [
+            _respond(each, many, index, context)
+            for index, (each, (_, many, _)) in enumerate(zip(answered, requests, strict=True))
         ]
 
     def _read(
@@ -89,7 +107,10 @@ class BloodCellHandler:
     def _answer(self, asked: Sequence[tuple[Picture, bool]]) -> Iterator[Answer | InputError]:
         """Answer pictures in their order; those to be explained get a heat map, too."""
         plain = [picture for picture, explained in asked if not explained]
+        started = perf_counter()
         examinations = iter(self.version.examine(plain))
+        if plain:
+            self.metrics.examined(perf_counter() - started)
         for picture, explained in asked:
             if explained:
                 yield self._explain(picture)

@@ -31,7 +31,7 @@ class Engine:
         """Load a network for the CPU, or for a GPU; RuntimeError if there is no way to use that.
 
         A GPU works on multiples of `batch_size` inputs: it would plan anew for each other number,
-        which takes it a hundred times as long as the inputs that fill up a batch.
+        which takes it far longer than the inputs that fill up a batch.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

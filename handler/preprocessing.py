@@ -26,6 +26,8 @@ MAX_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 30_000_000
 # Keeps a request of many bombs, each just within its own bound, from holding a worker for long.
 MAX_PIXELS_PER_REQUEST = 100_000_000
+# Progressive JPEGs have about ten. Each goes over all pixels again, and may take only some bytes.
+MAX_SCANS = 100
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -39,6 +41,7 @@ _SIGNATURES = {
     "TIFF": (b"II*\x00", b"MM\x00*"),
     "WEBP": (b"RIFF",),
 }
+_START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 _TRANSPOSE = {
@@ -157,6 +160,8 @@ def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> P
     """
     if not data.startswith(_SIGNATURES["JPEG"]) or len(data) > MAX_BYTES:
         return None
+    if data.count(_START_OF_SCAN) > MAX_SCANS:
+        return None
     # In EXIF, or in XMP. Pillow decides what the notes say.
     if data.find(b"Exif\0\0") >= 0 or data.find(b"tiff:Orientation") >= 0:
         return None
@@ -198,6 +203,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if len(data) > MAX_BYTES:
         raise too_large("bytes")
     kind = _kind(data)
+    if kind == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
+        raise too_large("scans")
     try:
         with warnings.catch_warnings():
             # Damaged metadata is no matter, and Pillow's bound on pixels is laxer than ours below.
@@ -224,6 +231,9 @@ def _pixels(image: Image.Image) -> int:
 def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> Picture:
     """Decode an opened image, upright, to the size that `fit` wants."""
     try:
+        if image.format == "PNG":
+            # Pillow loads it to look for EXIF, where damage would be passed over.
+            image.load()
         orientation = _orientation(image)
         if image.format == "TIFF":
             # Pillow turns it upright as it loads, and swaps its size.

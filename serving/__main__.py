@@ -20,9 +20,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from serving import doctor, predict, supervisor
+from serving import doctor, edge, predict, supervisor
 from serving.client import InferenceClient, ServiceError, Unreachable
 from serving.deployment import Busy, Canary, DeploymentError, History
+from serving.edge_keys import MAY, KeyFile, KeyFileError
 from serving.readiness import Say
 from serving.rollout import NotRunning, Refused, Rollout
 from serving.settings import Settings, SettingsError
@@ -30,11 +31,14 @@ from serving.tokens import KINDS, TokenError, Tokens, renew, write_header
 from serving.torchserve import StartError
 
 FAILED, NOT_RUNNING, BUSY = 1, 3, 4
+# How much of a key's hash tells it from others.
+KEY_DIGITS = 12
 NOTHING_RUNS = "The service does not run: start it with `make run`."
 
 # What was asked for goes to standard output, what happens meanwhile to standard error.
 # Nothing is markup: a path in brackets would look like it.
-output = Console(highlight=False, markup=False)
+# A pipe has no width that lines would have to keep.
+output = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200)
 progress = Console(stderr=True, highlight=False, markup=False)
 
 
@@ -52,7 +56,14 @@ class Group(click.Group):
             _fail(say, NOT_RUNNING)
         except Busy as error:
             _fail(str(error), BUSY)
-        except (Refused, ServiceError, StartError, SettingsError, DeploymentError) as error:
+        except (
+            Refused,
+            ServiceError,
+            StartError,
+            SettingsError,
+            DeploymentError,
+            KeyFileError,
+        ) as error:
             _fail(str(error), FAILED)
 
 
@@ -100,6 +111,62 @@ def run(settings: Settings) -> None:
 def stop(settings: Settings) -> None:
     """Stop what `run` started elsewhere."""
     supervisor.stop(settings)
+
+
+@main.command("edge")
+@click.pass_obj
+def run_edge(settings: Settings) -> None:
+    """Open the running service to a network, by nginx.
+
+    TLS, API keys, bounds; Ctrl-C closes it when what is in flight is answered.
+    """
+    edge.run(settings)
+
+
+@main.group("edge-key")
+def edge_key() -> None:
+    """Give programs keys for the edge, and take them back.
+
+    The edge heeds a change at once.
+    """
+
+
+@edge_key.command("add")
+@click.argument("client")
+@click.option(
+    "--allow",
+    multiple=True,
+    type=click.Choice(MAY),
+    default=MAY,
+    show_default=True,
+    help="What it may ask; can be given twice.",
+)
+@click.pass_obj
+def add_key(settings: Settings, client: str, allow: tuple[str, ...]) -> None:
+    """Make a key for CLIENT, and print it, this once."""
+    click.echo(KeyFile(edge.keys_path(settings)).add(client, allow))
+
+
+@edge_key.command("revoke")
+@click.argument("which")
+@click.pass_obj
+def revoke_key(settings: Settings, which: str) -> None:
+    """Revoke keys.
+
+    WHICH is a client, or how a key is called in the list.
+    """
+    found = KeyFile(edge.keys_path(settings)).revoke(which)
+    click.echo("revoked " + ", ".join(hashed[:KEY_DIGITS] for hashed in found))
+
+
+@edge_key.command("list")
+@click.pass_obj
+def list_keys(settings: Settings) -> None:
+    """List the keys: whose they are, what they may ask."""
+    table = _table("key", "client", "may", "revoked")
+    for hashed, key in KeyFile(edge.keys_path(settings)).read().items():
+        table.add_row(hashed[:KEY_DIGITS], key.client, ", ".join(key.allow), key.revoked or "")
+    output.print(table)
 
 
 @main.command()

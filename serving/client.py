@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import requests
@@ -26,6 +26,8 @@ RENEWAL_PATIENCE = 2.0
 # Seconds that a prediction waits for a service that starts anew, and between two looks.
 PATIENCE = 15.0
 PAUSE = 0.02
+# Marks what is sent to see whether the service is well: the handler does not count it.
+KNOWN = {"X-Known-Image": "true"}
 # The handler's own errors; whoever shows them to a person needs a sentence for each.
 INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage")
 
@@ -149,13 +151,17 @@ class InferenceClient(_Client):
         """Return a version's answer, whatever the routing says; raise ServiceError."""
         return self._post("predictions", image, version)
 
+    def ask_known(self, name: str, version: str) -> dict[str, Any]:
+        """Return a version's answer to a known image, which is not counted; raise ServiceError."""
+        return self._post("predictions", (golden.SAMPLES / name).read_bytes(), version, KNOWN)
+
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless it is answered at once, and rightly."""
         routing = self.routing.read()
         if routing is None:
             raise Unreachable("The service is not ready.")
         version, name = routing.default, "neutrophil.png"
-        answer = self.ask((golden.SAMPLES / name).read_bytes(), version)
+        answer = self.ask_known(name, version)
         try:
             if version not in self._known:
                 archive = archives.deployed(self.settings, version)
@@ -227,12 +233,14 @@ class InferenceClient(_Client):
     def _explained(self, routing: Routing, image: bytes, version: str) -> dict[str, Any]:
         return self._post("explanations", image, version)
 
-    def _post(self, kind: str, image: bytes, version: str) -> dict[str, Any]:
+    def _post(
+        self, kind: str, image: bytes, version: str, more: Mapping[str, str] | None = None
+    ) -> dict[str, Any]:
         response = self._request(
             "POST",
             f"{self.settings.inference_url}/{kind}/{MODEL}/{version}",
             data=image,
-            headers={"Content-Type": "application/octet-stream"},
+            headers={"Content-Type": "application/octet-stream", **(more or {})},
         )
         answer: dict[str, Any] = _document(response)
         return answer
@@ -338,7 +346,8 @@ def _error(response: requests.Response) -> ServiceError:
         return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe takes.")
     if response.status_code == 503:
         # TorchServe says the same of a full queue and of a version without workers.
-        return ServiceError(503, "ServiceBusy", message)
+        busy = kind != "ExplanationFailed"
+        return ServiceError(503, "ServiceBusy" if busy else "ServiceUnavailable", message)
     return ServiceError(
         502, "ServiceError", f"TorchServe answered {response.status_code} {kind}: {message}"
     )

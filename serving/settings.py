@@ -24,9 +24,12 @@ class Settings:
     inference_port: int = 8080
     management_port: int = 8081
     metrics_port: int = 8082
+    exporter_port: int = 8083
     frontend_port: int = 5000
     grpc_inference_port: int = 7070
     grpc_management_port: int = 7071
+    # Not one of `ports`: the edge comes and goes beside the service.
+    edge_port: int = 8443
     run_dir: Path = field(default=ROOT / ".run")
     model_store: Path = field(default=ROOT / "model_store")
     deployment: Path = field(default=ROOT / "deployment.yaml")
@@ -39,6 +42,7 @@ class Settings:
         return replace(
             default,
             **{name.lower(): _port(name, port) for name, port in default.ports.items()},
+            edge_port=_port("EDGE_PORT", default.edge_port),
             run_dir=_path("RUN_DIR", default.run_dir),
             model_store=_path("MODEL_STORE", default.model_store),
             deployment=_path("DEPLOYMENT", default.deployment),
@@ -48,6 +52,10 @@ class Settings:
     @property
     def archives(self) -> Path:
         return self.run_dir / "archives"
+
+    @property
+    def metrics(self) -> Path:
+        return self.run_dir / "metrics"
 
     @property
     def inference_url(self) -> str:
@@ -63,11 +71,11 @@ class Settings:
 
     @property
     def ports(self) -> dict[str, int]:
-        """Return every port of the service by the name of its environment variable."""
+        """Return every port of TorchServe and the page by the name of its environment variable."""
         return {
             name.upper(): getattr(self, name)
             for name in self.__dataclass_fields__
-            if name.endswith("_port")
+            if name.endswith("_port") and name != "edge_port"
         }
 
 

@@ -12,13 +12,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
 
 import requests
 
-from serving import archives, deployment
+from serving import archives, deployment, exporter
 from serving.archives import BadArchive
 from serving.canary import Watch
 from serving.deployment import LOCK, Busy, Deployment, DeploymentError
@@ -53,7 +53,10 @@ class Ended(Exception):
 
 def run(settings: Settings) -> None:
     """Start everything, serve until told to stop, and stop everything; raise StartError."""
+    # What is written from here on is for its owner alone.
+    os.umask(0o077)
     settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    close_to_others(settings.run_dir)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _raise_stopped)
     try:
@@ -90,6 +93,18 @@ def running(run_dir: Path) -> int | None:
         return None
 
 
+def close_to_others(run_dir: Path) -> None:
+    """Let nobody else write where code and tokens will lie; raise StartError if we can't.
+
+    A folder of root's, as a container is given one, is left as it is.
+    """
+    found = run_dir.stat()
+    if found.st_uid == os.geteuid():
+        run_dir.chmod(found.st_mode & ~0o022)
+    elif found.st_uid != 0:
+        raise StartError(f"{run_dir} belongs to another user: set RUN_DIR to a folder of your own.")
+
+
 class Service:
     """TorchServe, the page, the keeper of the tokens and the watch over the canary."""
 
@@ -101,6 +116,7 @@ class Service:
         self._deployment: Deployment | None = None
         self._server: TorchServe | None = None
         self._page: subprocess.Popen[bytes] | None = None
+        self._restarts = Counter(torchserve=0, page=0)
         self._ending = threading.Event()
         self._threads = [
             threading.Thread(target=each, args=arguments, daemon=True)
@@ -113,12 +129,14 @@ class Service:
     def run(self) -> None:
         """Serve until told to stop; raise StartError."""
         started = time.monotonic()
+        exporter.clear(self.settings)
         try:
-            print("starting TorchServe ...", flush=True)
-            wanted = self._start_torchserve()
-            self._start_page()
-            _greet(self.settings, wanted, time.monotonic() - started)
-            self._watch()
+            with exporter.exported(self.settings, self._restarts, self._processes):
+                print("starting TorchServe ...", flush=True)
+                wanted = self._start_torchserve()
+                self._start_page()
+                _greet(self.settings, wanted, time.monotonic() - started)
+                self._watch()
         except (BadArchive, DeploymentError, Ended, OSError) as error:
             raise StartError(str(error)) from error
         finally:
@@ -187,6 +205,7 @@ class Service:
         page = self._page = subprocess.Popen(
             [sys.executable, "-m", "frontend"],
             cwd=ROOT,
+            env=os.environ | exporter.environment(self.settings),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
             preexec_fn=die_with_parent,
@@ -236,11 +255,22 @@ class Service:
         assert self._server
         assert self._page
         if self._server.exit_code() is not None:
+            self._restarts["torchserve"] += 1
             self.routing.withdraw()
             self._server.stop()
             self._start_torchserve()
         if self._page.poll() is not None:
+            self._restarts["page"] += 1
             self._start_page()
+
+    def _processes(self) -> dict[str, int]:
+        """Return what runs as which process."""
+        parts = {"supervisor": os.getpid()}
+        if self._server and (pid := self._server.pid):
+            parts["torchserve"] = pid
+        if self._page:
+            parts["page"] = self._page.pid
+        return parts
 
     def _stop(self) -> None:
         print("stopping ...", flush=True)

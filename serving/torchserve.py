@@ -21,7 +21,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving import archives, batching, routing
+from serving import archives, batching, exporter, routing
 from serving.deployment import Deployment
 from serving.settings import HOST, MODEL, Settings
 from serving.tokens import HEADER_FILE, KEY_FILE
@@ -29,6 +29,7 @@ from serving.tokens import HEADER_FILE, KEY_FILE
 JAVA_VERSIONS = range(11, 22)
 HERE = Path(__file__).parent
 SCRATCH_NOTE = "scratch"
+SCRATCH_PREFIX = "bloodcells-"
 # What Java runs of ours, and not only as it starts: so not where files are cleaned away by age.
 CODE = "torchserve-code"
 # Loaded here, since little is safe between a fork and its exec.
@@ -54,7 +55,7 @@ class TorchServe:
         # For unpacked archives and for sockets, whose paths may not be long. One in .run/ could
         # be, so the folder stands elsewhere, and .run/ notes where.
         remove_leftovers(settings.run_dir)
-        self._scratch = Path(tempfile.mkdtemp(prefix="bloodcells-"))
+        self._scratch = Path(tempfile.mkdtemp(prefix=SCRATCH_PREFIX))
         (settings.run_dir / SCRATCH_NOTE).write_text(str(self._scratch))
         self._code = settings.run_dir / CODE
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,6 +86,10 @@ class TorchServe:
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     def exit_code(self) -> int | None:
         """Return the exit code of Java, or None while it runs."""
@@ -153,13 +158,17 @@ class TorchServe:
             "METRICS_LOCATION": logs,
             "TMPDIR": scratch,
             "TEMP": scratch,
+            **exporter.environment(self.settings),
         }
 
 
 def remove_leftovers(run_dir: Path) -> None:
     """Remove what a service leaves that is over, killed ones too: tokens, routing, programs."""
     with contextlib.suppress(FileNotFoundError):
-        shutil.rmtree((run_dir / SCRATCH_NOTE).read_text(), ignore_errors=True)
+        scratch = Path((run_dir / SCRATCH_NOTE).read_text())
+        # A damaged note must not name something else.
+        if scratch.name.startswith(SCRATCH_PREFIX):
+            shutil.rmtree(scratch, ignore_errors=True)
     shutil.rmtree(run_dir / CODE, ignore_errors=True)
     for name in (routing.FILE, KEY_FILE, HEADER_FILE, SCRATCH_NOTE):
         (run_dir / name).unlink(missing_ok=True)
@@ -281,11 +290,11 @@ def _installed_javas() -> Iterator[Path]:
         yield Path(found)
 
 
-def die_with_parent() -> None:
+def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
     """Have the kernel end this child when its parent dies, even by kill -9 (Linux only)."""
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
-        _libc.prctl(pr_set_pdeathsig, signal.SIGKILL)
+        _libc.prctl(pr_set_pdeathsig, number)
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

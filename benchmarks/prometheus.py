@@ -1,0 +1,105 @@
+"""A real Prometheus that watches a service of one's own, with the rules of deploy/prometheus/."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import requests
+import yaml
+
+from benchmarks.service import free_ports
+from serving.local import local_session
+from serving.settings import HOST, ROOT, Settings
+
+DEPLOY = ROOT / "deploy" / "prometheus"
+MISSING = "There is no Prometheus (Debian: apt install prometheus)."
+PATIENCE = 60.0
+
+
+class Prometheus:
+    """A running Prometheus, to be asked."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """Return what an expression is now: a list of {metric, value}."""
+        return self._get("query", query=expression)
+
+    def query_range(self, expression: str, start: float, end: float, step: float) -> Any:
+        """Return how an expression was: a list of {metric, values}."""
+        return self._get("query_range", query=expression, start=start, end=end, step=step)
+
+    def _get(self, what: str, **parameters: Any) -> list[dict[str, Any]]:
+        with local_session() as session:
+            response = session.get(f"{self.url}/api/v1/{what}", params=parameters, timeout=30)
+        document = response.json()
+        if document["status"] != "success":
+            raise ValueError(document["error"])
+        result: list[dict[str, Any]] = document["data"]["result"]
+        return result
+
+
+def is_installed() -> bool:
+    return bool(shutil.which("prometheus") and shutil.which("promtool"))
+
+
+@contextlib.contextmanager
+def watching(settings: Settings, folder: Path, interval: str = "1s") -> Iterator[Prometheus]:
+    """Run Prometheus meanwhile, with the service's own ports and a shorter interval."""
+    config = folder / "prometheus.yml"
+    config.write_text(yaml.safe_dump(config_for(settings, interval)))
+    rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())
+    for group in rules["groups"]:
+        group.pop("interval", None)
+    (folder / "rules.yml").write_text(yaml.safe_dump(rules))
+    url = f"http://{HOST}:{free_ports(1)[0]}"
+    with (folder / "prometheus.log").open("wb") as log:
+        process = subprocess.Popen(
+            [
+                "prometheus",
+                f"--config.file={config}",
+                f"--storage.tsdb.path={folder / 'data'}",
+                f"--web.listen-address={url.removeprefix('http://')}",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait(url, process)
+        yield Prometheus(url)
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def config_for(settings: Settings, interval: str) -> Mapping[str, Any]:
+    """Return the deployed configuration for a service on other ports."""
+    config: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    default = Settings()
+    ports = {
+        f"{HOST}:{getattr(default, name)}": f"{HOST}:{getattr(settings, name)}"
+        for name in ("exporter_port", "metrics_port")
+    }
+    config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
+    for job in config["scrape_configs"]:
+        for group in job["static_configs"]:
+            group["targets"] = [ports[target] for target in group["targets"]]
+    return config
+
+
+def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(requests.RequestException), local_session() as session:
+            if session.get(f"{url}/-/ready", timeout=5).ok:
+                return
+        time.sleep(0.1)
+    raise AssertionError("Prometheus did not start.")

@@ -1,0 +1,217 @@
+"""The service's metrics on a port of loopback, as Prometheus reads them.
+
+Two kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up over
+their processes; and the state of the service, looked up at each scrape.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from handler.metrics import FOLDER
+from serving import deployment
+from serving.client import ManagementClient, ServiceError
+from serving.deployment import Deployment, DeploymentError
+from serving.settings import HOST, ROOT, Settings
+from serving.tokens import KINDS, TokenError, Tokens
+
+# Prometheus waits 10 s for an answer.
+TIMEOUT = (1.0, 4.0)
+
+Descriptions = Mapping[str, Mapping[str, Any]]
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """Return what tells workers and page where to write what they count."""
+    return {FOLDER: str(settings.metrics)}
+
+
+def clear(settings: Settings) -> None:
+    """Begin to count anew, as a service does at its start."""
+    shutil.rmtree(settings.metrics, ignore_errors=True)
+    settings.metrics.mkdir(mode=0o700, parents=True)
+
+
+@contextlib.contextmanager
+def exported(
+    settings: Settings,
+    restarts: Mapping[str, int],
+    processes: Callable[[], Mapping[str, int]],
+) -> Iterator[None]:
+    """Answer Prometheus meanwhile; OSError if the port can't be used.
+
+    `restarts` tells how often each part was started again, `processes` what each runs as.
+    """
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=str(settings.metrics))
+    registry.register(State(settings, restarts, processes))
+    server, thread = start_http_server(settings.exporter_port, HOST, registry)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+class State(Collector):
+    """How the service is: versions, workers, queues, tokens, memory, and what to expect of it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        restarts: Mapping[str, int],
+        processes: Callable[[], Mapping[str, int]],
+        models: Path = ROOT / "models",
+    ) -> None:
+        self._settings, self._restarts, self._processes = settings, restarts, processes
+        self._models = models
+        self._tokens = Tokens(settings.run_dir)
+        self._management = ManagementClient(settings, TIMEOUT)
+        # One scrape at a time: neither tokens nor clients need be asked twice at once.
+        self._lock = threading.Lock()
+
+    def collect(self) -> Iterator[Metric]:
+        """Look everything up; what can't be is left out."""
+        with self._lock:
+            described = self._described()
+            up = GaugeMetricFamily("bloodcells_up", "Whether TorchServe answers.")
+            up.add_metric([], described is not None)
+            yield up
+            yield from self._of_versions(described or {})
+            yield self._token_life()
+            yield self._restarted()
+            yield self._memory()
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that to register this looks nothing up."""
+        return []
+
+    def _described(self) -> Descriptions | None:
+        try:
+            return self._management.versions()
+        except ServiceError:
+            return None
+
+    def _of_versions(self, described: Descriptions) -> Iterator[Metric]:
+        try:
+            wanted = deployment.load(self._settings.deployment)
+        except DeploymentError:
+            # Someone is editing it.
+            return
+        yield _roles(wanted)
+        yield from _workers(wanted, described)
+        yield from _queues(described)
+        yield from _expected(wanted, self._models)
+
+    def _token_life(self) -> Metric:
+        life = GaugeMetricFamily(
+            "bloodcells_token_seconds", "Seconds until a token expires.", labels=["kind"]
+        )
+        for kind in KINDS:
+            with contextlib.suppress(TokenError, KeyError, ValueError):
+                life.add_metric([kind], self._tokens.expires(kind).timestamp() - time.time())
+        return life
+
+    def _restarted(self) -> Metric:
+        restarts = CounterMetricFamily(
+            "bloodcells_restarts", "How often a part was started again.", labels=["part"]
+        )
+        for part, count in self._restarts.items():
+            restarts.add_metric([part], count)
+        return restarts
+
+    def _memory(self) -> Metric:
+        memory = GaugeMetricFamily(
+            "bloodcells_memory_bytes", "Resident memory of a part's processes.", labels=["part"]
+        )
+        for part, pid in self._processes().items():
+            with contextlib.suppress(psutil.Error):
+                process = psutil.Process(pid)
+                memory.add_metric([part], process.memory_info().rss)
+                if part == "torchserve":
+                    memory.add_metric(["workers"], sum(map(_resident, process.children())))
+        return memory
+
+
+def _roles(wanted: Deployment) -> Metric:
+    info = GaugeMetricFamily(
+        "bloodcells_version_info", "1 for each version, and its role.", labels=["version", "role"]
+    )
+    canary = wanted.canary and wanted.canary.version
+    for version in wanted.versions:
+        role = {wanted.default: "default", canary: "canary"}.get(version, "standby")
+        info.add_metric([version, role], 1)
+    return info
+
+
+def _workers(wanted: Deployment, described: Descriptions) -> Iterator[Metric]:
+    asked = GaugeMetricFamily(
+        "bloodcells_workers_wanted", "Workers by deployment.yaml.", labels=["version"]
+    )
+    ready = GaugeMetricFamily(
+        "bloodcells_workers_ready", "Workers that are ready.", labels=["version"]
+    )
+    for version, each in wanted.versions.items():
+        asked.add_metric([version], each.workers)
+        workers = described.get(version, {}).get("workers", [])
+        ready.add_metric([version], sum(worker["status"] == "READY" for worker in workers))
+    return iter((asked, ready))
+
+
+def _queues(described: Descriptions) -> Iterator[Metric]:
+    waiting = GaugeMetricFamily(
+        "bloodcells_queue_waiting", "Requests that wait for a worker.", labels=["version"]
+    )
+    room = GaugeMetricFamily(
+        "bloodcells_queue_room", "Requests that may wait besides.", labels=["version"]
+    )
+    for version, each in described.items():
+        queue = each["jobQueueStatus"]
+        waiting.add_metric([version], queue["pendingRequests"])
+        room.add_metric([version], queue["remainingCapacity"])
+    return iter((waiting, room))
+
+
+def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
+    """Return what each version said of the images of its card; none where that is not measured."""
+    share = GaugeMetricFamily(
+        "bloodcells_expected_share",
+        "Share of a label among the answers to the card's TEST images.",
+        labels=["version", "label"],
+    )
+    doubt = GaugeMetricFamily(
+        "bloodcells_expected_doubt",
+        "Share of answers to the card's TEST images that were not confident.",
+        labels=["version"],
+    )
+    for version in wanted.versions:
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            folder = models / version
+            labels = json.loads((folder / "card.json").read_text())["labels"]
+            measured = json.loads((folder / "metrics.json").read_text())
+            said = [sum(column) for column in zip(*measured["test"]["confusion"], strict=True)]
+            verdicts = measured["test_verdicts"]
+            for label, count in zip(labels, said, strict=True):
+                share.add_metric([version, label], count / sum(said))
+            doubt.add_metric([version], verdicts["uncertain"] + verdicts["rejected"])
+    return iter((share, doubt))
+
+
+def _resident(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0
