@@ -14,7 +14,7 @@ from benchmarks.service import environment_of
 from serving import supervisor
 from serving.routing import FILE, Routing, RoutingFile
 from serving.settings import ROOT, Settings
-from serving.torchserve import StartError
+from serving.torchserve import StartError, remove_leftovers
 
 
 def test_only_one_holds_the_folder(tmp_path: Path) -> None:
@@ -41,6 +41,33 @@ def test_stop_takes_away_what_a_killed_service_left(
     supervisor.stop(Settings(run_dir=tmp_path))
     assert capsys.readouterr().out == "nothing runs\n"
     assert not (tmp_path / FILE).exists()
+
+
+@pytest.mark.parametrize(("name", "kept"), [("bloodcells-x", False), ("precious", True)])
+def test_only_a_scratch_folder_is_removed(tmp_path: Path, name: str, kept: bool) -> None:
+    scratch, run_dir = tmp_path / name, tmp_path / "run"
+    scratch.mkdir()
+    run_dir.mkdir()
+    (run_dir / "scratch").write_text(str(scratch))
+    remove_leftovers(run_dir)
+    assert scratch.exists() == kept
+
+
+def test_a_folder_of_ones_own_is_closed_to_others(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    supervisor.close_to_others(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_folder_of_somebody_elses_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() == 0:
+        os.chown(tmp_path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(StartError, match="belongs to another user"):
+        supervisor.close_to_others(tmp_path)
 
 
 @pytest.mark.parametrize(
