@@ -1,0 +1,128 @@
+"""Hostile uploads: each is refused or answered, none ends a worker, none takes long."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from benchmarks import connections, hostile
+from benchmarks.connections import Call
+from benchmarks.hostile import BYTES, Upload
+from benchmarks.service import Service
+from handler.preprocessing import InputError, Picture, decode, squashed, within_field
+from serving.client import ManagementClient
+from serving.settings import MODEL
+
+UPLOADS = hostile.collection()
+
+
+def status(body: bytes) -> int:
+    """Return the status that a decoder's answer becomes; anything but its own errors is raised."""
+    try:
+        picture = decode(body, within_field)
+    except InputError as error:
+        return error.code
+    assert isinstance(picture, Picture)
+    assert picture.pixels.shape[2] == 3
+    assert max(picture.pixels.shape) <= 320
+    return 200
+
+
+@pytest.mark.parametrize(
+    "upload",
+    [upload for upload in UPLOADS if upload.content_type == BYTES],
+    ids=lambda upload: upload.name,
+)
+def test_the_decoder_takes_it_as_it_must(upload: Upload) -> None:
+    assert status(upload.body) in upload.allowed
+
+
+@pytest.mark.parametrize("upload", list(hostile.mutations(400)), ids=lambda upload: upload.name)
+def test_the_decoder_stands_what_is_damaged_at_random(upload: Upload) -> None:
+    assert status(upload.body) in upload.allowed
+
+
+@settings(max_examples=200, derandomize=True, deadline=None, database=None)
+@given(
+    kind=st.sampled_from(sorted(hostile.seeds())),
+    damages=st.lists(st.integers(0, 2**30), min_size=1, max_size=5),
+    behind=st.binary(max_size=64),
+)
+def test_the_decoder_stands_what_hypothesis_finds(
+    kind: str, damages: list[int], behind: bytes
+) -> None:
+    body = hostile.seeds()[kind] + behind
+    for damage in damages:
+        body = hostile.mutate(body, damage)
+    assert status(body) in (200, *hostile.REFUSED)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"])
+def test_the_decoder_stands_images_cut_anywhere(kind: str) -> None:
+    body = hostile.seeds()[kind]
+    seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
+    assert set(seen) <= {200, *hostile.REFUSED}
+    assert seen[400] > 100
+
+
+def test_good_ones_are_good() -> None:
+    assert {status(body) for body in hostile.seeds().values()} == {200}
+
+
+def test_damages_are_the_same_at_each_run() -> None:
+    once, again, other = (list(hostile.mutations(50, seed)) for seed in (3, 3, 4))
+    assert once == again
+    assert once != other
+
+
+def test_a_png_damaged_gets_the_sums_of_what_it_says() -> None:
+    good = hostile.seeds()["PNG"]
+    assert hostile.with_right_sums(good) == good
+    at = good.index(b"IDAT") + 8
+    damaged = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
+    mended = hostile.with_right_sums(damaged)
+    assert mended != damaged
+    assert len(mended) == len(damaged)
+
+
+def test_many_scans_are_refused_by_both_readers() -> None:
+    many = hostile.jpeg_of_scans(64, 64, 200)
+    for fit in (squashed, within_field):
+        with pytest.raises(InputError, match="too many scans"):
+            decode(many, fit)
+    # What cameras and programs write has about ten.
+    assert status(hostile.jpeg_of_scans(64, 64, 20)) == 200
+    assert status(hostile.seeds()["JPEG, progressive"]) == 200
+
+
+def test_the_service_refuses_them_all_and_no_worker_dies(service: Service) -> None:
+    client = ManagementClient(service.settings)
+
+    def workers() -> dict[str, list[int]]:
+        return {
+            version: sorted(worker["pid"] for worker in described["workers"])
+            for version, described in client.versions().items()
+        }
+
+    def ask(upload: Upload, version: str) -> str:
+        headers = {"Content-Type": upload.content_type} | client.tokens.header("inference")
+        url = f"{service.settings.inference_url}/predictions/{MODEL}/{version}"
+        [said] = connections.at_once(Call(url, upload.body, headers), 1)
+        return said
+
+    before = workers()
+    uploads = [*UPLOADS, *hostile.mutations(150, 5)]
+    wrong = {
+        f"{upload.name}, {version}": said
+        for version in before
+        for upload in uploads
+        if (said := ask(upload, version)) not in map(str, upload.allowed)
+    }
+    assert wrong == {}
+    assert workers() == before
+    good = Upload("good", hostile.encoded(hostile.sample(), "JPEG"))
+    assert {ask(good, version) for version in before} == {"200"}
+    client.close()
