@@ -12,14 +12,17 @@ BIN := .venv/bin
 NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=2.0),$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help run stop status deploy promote canary rollback apply doctor setup mar data train sweep \
-	curve evaluate served drill bench page test screenshots lint clean
+.PHONY: help run edge stop status deploy promote canary rollback apply doctor setup mar data train \
+	sweep curve evaluate served drill bench page test screenshots lint clean audit nodes chaos soak
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: .venv/run.stamp mar  ## set up, build the archives, start TorchServe and the page
 	@$(BIN)/python -m serving run
+
+edge: .venv/run.stamp  ## open the service, which runs, to a network: TLS, API keys, bounds (nginx)
+	@$(BIN)/python -m serving edge
 
 stop:  ## stop what `make run` started elsewhere
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m serving stop; else echo "nothing runs"; fi
@@ -77,11 +80,23 @@ served: .venv/dev.stamp  ## measure VERSION as the running service answers it
 drill: .venv/dev.stamp mar  ## change versions and break things under load; write what users saw
 	@$(BIN)/python -m benchmarks.drill
 
+nodes: .venv/dev.stamp mar  ## let one of three nodes fail under load, and count what they bring (root)
+	@$(BIN)/python -m benchmarks.nodes
+
+chaos: .venv/dev.stamp mar  ## break the service in all ways under load; write what clients saw
+	@$(BIN)/python -m benchmarks.chaos
+
+soak: .venv/dev.stamp mar  ## put a mixed load on it for 30 minutes; write how memory grows
+	@$(BIN)/python -m benchmarks.chaos --soak 30
+
 bench: .venv/dev.stamp mar  ## measure speed and cost beside other servers; QUICK=1: what changed since
 	@$(BIN)/python -m benchmarks.bench
 
 test: .venv/dev.stamp mar lint  ## check the code and run every test
 	@$(BIN)/python -m pytest
+
+audit: .venv/dev.stamp  ## list what the service is made of; ask what weaknesses are known of it
+	@$(BIN)/python -m scripts.audit
 
 screenshots: .venv/dev.stamp mar  ## photograph every state of the page for the docs
 	@$(BIN)/python -m scripts.screenshots

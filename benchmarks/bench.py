@@ -259,7 +259,9 @@ def load(
         text=True,
         check=True,
     )
-    spent = {kind: now - before.get(kind, 0) for kind, now in running.cpu_seconds().items()}
+    after = running.cpu_seconds()
+    # What a process that has ended computed is no longer told.
+    spent = {kind: max(0.0, now - before.get(kind, 0)) for kind, now in after.items()}
     row = json.loads(done.stdout.splitlines()[-1])
     if row["requests"] == row["refused"]:
         raise RuntimeError(f"{running.url} answered none of {clients} clients in {seconds} s.")

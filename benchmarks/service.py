@@ -19,8 +19,9 @@ from serving import deployment
 from serving.deployment import Deployment
 from serving.settings import ROOT, Settings
 
-# The last thing that it prints when it is ready.
+# The last thing that each prints when it is ready.
 READY = "Ctrl-C stops everything."
+EDGE_OPEN = "Ctrl-C closes it."
 
 
 def machine() -> dict[str, Any]:
@@ -112,3 +113,47 @@ def run_service(settings: Settings) -> Service:
             raise AssertionError(f"the service did not start:\n{service.printed.read_text()}")
         time.sleep(0.1)
     return service
+
+
+@dataclass
+class Edge:
+    """A running edge: where, the certificate that it is known by, its process, where it prints."""
+
+    url: str
+    certificate: Path
+    log: Path
+    process: subprocess.Popen[bytes]
+    printed: Path
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Stop it as a person or an init system would; return what it printed."""
+        self.process.send_signal(number)
+        self.process.wait(timeout=90)
+        return self.printed.read_text()
+
+
+def run_edge(settings: Settings, **variables: str) -> Edge:
+    """Start the edge of a service on a free port, and wait until it says that it is open."""
+    (port,) = free_ports(1)
+    handle, name = tempfile.mkstemp(dir=settings.run_dir.parent, suffix=".printed")
+    with open(handle, "wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "serving", "edge"],
+            cwd=ROOT,
+            env=environment_of(settings) | {"EDGE_PORT": str(port)} | variables,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    printed = Path(name)
+    while EDGE_OPEN not in printed.read_text():
+        if process.poll() is not None:
+            raise AssertionError(f"the edge did not start:\n{printed.read_text()}")
+        time.sleep(0.05)
+    return Edge(
+        f"https://127.0.0.1:{port}",
+        settings.run_dir / "edge" / "certificate.pem",
+        settings.run_dir / "logs" / "edge.log",
+        process,
+        printed,
+    )

@@ -1,6 +1,6 @@
 -- A load for wrk: the bodies in a folder, in turn. Prints what came of it as one line of JSON.
 --
--- BODIES names the folder, CONTENT_TYPE and AUTHORIZATION go with each request.
+-- BODIES names the folder; CONTENT_TYPE, AUTHORIZATION and X-API-KEY go with each request.
 local requests, at = {}, 0
 
 function init()
@@ -8,6 +8,7 @@ function init()
    if os.getenv("AUTHORIZATION") then
       headers["Authorization"] = os.getenv("AUTHORIZATION")
    end
+   headers["X-API-Key"] = os.getenv("X-API-KEY")
    for name in io.popen('ls "' .. os.getenv("BODIES") .. '"'):lines() do
       local file = io.open(os.getenv("BODIES") .. "/" .. name, "rb")
       requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from conftest import CARDS, VERSIONS
 
 from handler import engine
+from handler.bloodcells_handler import BloodCellHandler
 from handler.engine import Engine
 from handler.networks import Locator, load_networks
 from serving.settings import ROOT
@@ -142,3 +144,15 @@ def test_a_graph_takes_any_number_of_inputs(tmp_path: Path) -> None:
     for count in (1, 3, 5):
         pixels = np.random.default_rng(0).integers(0, 256, (count, 128, 128, 3), np.uint8)
         assert served(pixels) == pytest.approx(in_torch(network)(pixels), abs=1e-4)
+
+
+def test_a_gpu_that_torchserve_does_not_see_is_told(tmp_path: Path) -> None:
+    """Else the worker would do with the cores, and nobody would know."""
+    (tmp_path / "card.json").write_text("{}")
+    context = SimpleNamespace(
+        system_properties={"model_dir": str(tmp_path), "gpu_id": None},
+        manifest={"model": {"modelName": "bloodcells"}},
+        model_yaml_config={"deviceType": "gpu", "handler": {"threads": 1}},
+    )
+    with pytest.raises(RuntimeError, match="TorchServe finds none"):
+        BloodCellHandler().initialize(context)

@@ -284,6 +284,7 @@ class TestOperation:
         with steady_load(client, image) as failures:
             for _ in range(5):
                 tokens.renew(service.settings, Tokens(service.settings.run_dir), "inference")
+                tokens.write_header(service.settings.run_dir, Tokens(service.settings.run_dir))
                 time.sleep(0.2)
         assert failures == []
         assert client.tokens.header("inference") != before
@@ -368,7 +369,7 @@ class TestStop:
         assert output.rstrip().endswith("stopped")
         assert_gone(processes, own.settings)
         left = {path.name for path in own.settings.run_dir.iterdir()}
-        assert left == {"archives", "change.lock", "config.properties", "logs", "pid"}
+        assert left == {"archives", "change.lock", "config.properties", "logs", "metrics", "pid"}
         assert (own.settings.run_dir / "pid").read_text() == ""
 
     def test_kill_minus_nine_leaves_no_process_behind(self, own: Service) -> None:

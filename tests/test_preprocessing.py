@@ -535,6 +535,17 @@ def test_a_truncated_image_is_corrupt(kind: str, share: float) -> None:
     assert refusal(data[: int(len(data) * share)]) == (400, "CorruptImage")
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_png_with_damaged_pixels_is_corrupt(seed: int) -> None:
+    """Pillow decodes it for its EXIF, too, and what it then finds must not be passed over."""
+    data = bytearray(encode(noise(100, 100), "PNG"))
+    pixels = range(data.index(b"IDAT") + 100, data.rindex(b"IEND") - 8)
+    random = np.random.default_rng(seed)
+    for place in random.choice(pixels, 50, replace=False):
+        data[place] = random.integers(256)
+    assert refusal(bytes(data)) == (400, "CorruptImage")
+
+
 @pytest.mark.parametrize(
     "signature",
     [b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\0", b"MM\0*", b"RIFF\x04\0\0\0WEBP"],

@@ -472,8 +472,8 @@ def test_the_readme_shows_all_versions_side_by_side(both: Path) -> None:
     assert "| photographs of TEST's 71 that are right |  | 63 | 63 |" in text
     assert "| weights |  | 1.2 MB | 1.2 MB |" in text
     assert "| the same, asked through the service |  | 85.3% | 85.3% |" in text
-    assert "| an image on one core, median |  | 3.2 ms | 3.2 ms |" in text
-    assert "| an image through the service, one at a time, median |  | 7.5 ms | 7.5 ms |" in text
+    assert "| an image on one core, by turns with the next, median |  | 3.2 ms | 3.2 ms |" in text
+    assert "| an image through the service, from Python, median |  | 7.5 ms | 7.5 ms |" in text
     alone = two["one_laboratory_from_the_other"]["pbc from photographs"]["macro_recall"]
     assert f"|  | as above | {report.text(alone)} |" in text
     assert "83.2% claimed, 80.5% by its own table" in text

@@ -63,6 +63,7 @@ class TestClient:
             (413, "ImageTooLarge", (413, "ImageTooLarge")),
             (413, "Whatever", (413, "ImageTooLarge")),
             (503, "ServiceUnavailableException", (503, "ServiceBusy")),
+            (503, "ExplanationFailed", (503, "ServiceUnavailable")),
             (500, "InternalServerException", (503, "ServiceUnavailable")),
             (500, "OutOfMemoryError", (502, "ServiceError")),
             (404, "ModelVersionNotFoundException", (404, "NotServed")),
@@ -337,7 +338,7 @@ class TestBeforeTheStart:
             torchserve.check_ports(Settings(frontend_port=8080))
 
     def test_what_a_killed_service_left_is_removed(self, tmp_path: Path) -> None:
-        scratch = tmp_path / "scratch-of-old"
+        scratch = tmp_path / "bloodcells-old"
         scratch.mkdir()
         (tmp_path / torchserve.SCRATCH_NOTE).write_text(str(scratch))
         (tmp_path / torchserve.CODE / "home").mkdir(parents=True)

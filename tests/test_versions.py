@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import CARDS
 
 from handler import gate, versions
 from handler.locator import Located
@@ -15,6 +16,7 @@ from handler.networks import BloodCellNet, CellNet, Locator
 from handler.preprocessing import HEIGHT, WIDTH, Picture
 from handler.versions import CellByCell, Version, WholeField
 from scripts.draw_cells import draw_cell
+from serving.settings import ROOT
 from training.export import in_torch
 from training.gate import Gate
 from training.version_files import write_onnx
@@ -129,3 +131,28 @@ def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool)
     for name in card["sha256"]:
         with pytest.raises(RuntimeError, match=f"{name} is not the file"):
             versions.load(tmp_path, card | {"sha256": card["sha256"] | {name: "0"}}, 2)
+
+
+@pytest.mark.parametrize("name", ["1.0", "2.0"])
+def test_a_gpu_is_warm_for_the_batches_that_it_gets(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each network of a version is asked for its batch size, and for nothing else later."""
+    engines: list[Any] = []
+
+    class Recorded:
+        def __init__(self, _model: bytes, threads: int, gpu: int | None, batch_size: int) -> None:
+            self.built, self.sizes = (threads, gpu, batch_size), list[int]()
+            engines.append(self)
+
+        def __call__(self, inputs: Any) -> Any:
+            self.sizes.append(len(inputs))
+            return np.zeros(len(inputs))
+
+    monkeypatch.setattr(versions, "Engine", Recorded)
+    folder = ROOT / "models" / name
+    versions.load(folder, CARDS[name], 8, 2, gpu=3).warm_up()
+    assert len(engines) == {"1.0": 2, "2.0": 3}[name]
+    for each in engines:
+        assert each.built == (2, 3, 8)
+        assert each.sizes == list(range(1, 9))

@@ -341,8 +341,8 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
         row("told from other cells (AUROC)", plain("rejection", "near", "auroc")),
         row("told from no smear at all (AUROC)", plain("rejection", "far", "auroc")),
         row("weights", lambda each: f"{each.weights_bytes / 1e6:.1f} MB"),
-        row("an image on one core, median", _milliseconds("one_core")),
-        row("an image through the service, one at a time, median", _milliseconds("service")),
+        row("an image on one core, by turns with the next, median", _milliseconds("one_core")),
+        row("an image through the service, from Python, median", _milliseconds("service")),
     ]
 
 
