@@ -13,7 +13,6 @@ import random
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +27,7 @@ import requests
 
 from benchmarks import chaos_report, connections, drill, drill_report, hostile
 from benchmarks.chaos_report import Fault
+from benchmarks.clients import Clients
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request
 from benchmarks.hostile import BYTES, Upload
@@ -336,32 +336,19 @@ class Chaos(drill.Drill):
             subprocess.run(["umount", "--lazy", str(self.logs)], check=False)
 
 
-class Direct:
+class Direct(Clients):
     """Clients that ask TorchServe itself, one image after another, and nothing twice."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__(DIRECT)
         self.settings = settings
         self.requests: list[Request] = []
-        self._ending = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(seed,), daemon=True) for seed in range(DIRECT)
-        ]
 
-    def __enter__(self) -> Direct:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask(self, seed: int) -> None:
-        chance, tokens = random.Random(seed), Tokens(self.settings.run_dir)
+    def ask_on(self, number: int) -> None:
+        chance, tokens = random.Random(number), Tokens(self.settings.run_dir)
         image = hostile.encoded(hostile.sample(), "JPEG")
         address = f"{self.settings.inference_url}/predictions/{MODEL}"
-        while not self._ending.wait(chance.uniform(*DIRECT_PAUSE)):
+        while not self.ending.wait(chance.uniform(*DIRECT_PAUSE)):
             moment, started = time.time(), time.perf_counter()
             try:
                 call = Call(address, image, {"Content-Type": BYTES} | tokens.header("inference"))
@@ -370,7 +357,7 @@ class Direct:
                 said = "refused"
             took = 1000 * (time.perf_counter() - started)
             error = "" if said == "200" else said
-            self.requests.append(Request(moment, took, f"direct-{seed}", "", error))
+            self.requests.append(Request(moment, took, f"direct-{number}", "", error))
 
 
 def only(fault: Fault, allowed: Sequence[str]) -> None:

@@ -22,7 +22,6 @@ import ssl
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from tqdm import tqdm
 from benchmarks import nodes_report
 from benchmarks.bench import Bodies, load
 from benchmarks.bench_report import SMALL
+from benchmarks.clients import Clients
 from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
 from benchmarks.service import environment_of, machine
@@ -209,30 +209,19 @@ class Node:
         _ip("netns", "delete", self._link)
 
 
-class Load:
+class Load(Clients):
     """Clients that ask one image after another, nothing a second time, and note the answers."""
 
     def __init__(self, host: str, key: str, ca: Path, images: Sequence[bytes]) -> None:
+        super().__init__(CLIENTS)
         self._host, self._key, self._images = host, key, images
         self._context = ssl.create_default_context(cafile=str(ca))
-        self._ending = threading.Event()
         self.requests: list[Request] = []
-        self._threads = [threading.Thread(target=self._ask_on) for _ in range(CLIENTS)]
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _ask_on(self) -> None:
+    def ask_on(self, number: int) -> None:
         connection = Connection(self._host, self._context)
         with contextlib.closing(connection):
-            while not self._ending.wait(random.uniform(*PAUSE)):
+            while not self.ending.wait(random.uniform(*PAUSE)):
                 self.requests.append(self._ask(connection))
 
     def _ask(self, connection: Connection) -> Request:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.settings import HOST, ROOT, Settings, SettingsError
-from serving.torchserve import StartError, die_with_parent
+from serving.torchserve import StartError, die_with_parent, why_closed
 
 SOURCES = ROOT / "deploy" / "nginx"
 OPENAPI = ROOT / "docs" / "openapi.yaml"
@@ -186,16 +186,11 @@ def _self_signed(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
 
 def _check_port(host: str, port: int) -> None:
     """Raise StartError if the edge can't listen there."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host.strip("[]"), port))
-        except OSError as error:
-            raise StartError(
-                f"The edge can't listen on {host}, port {port} ({error.strerror}): stop what does, "
-                "or set EDGE_PORT or EDGE_HOST to another."
-            ) from None
+    if why := why_closed(host, port):
+        raise StartError(
+            f"The edge can't listen on {host}, port {port} ({why}): stop what does, "
+            "or set EDGE_PORT or EDGE_HOST to another."
+        )
 
 
 def _listens(process: subprocess.Popen[bytes], host: str, port: int) -> bool:

@@ -272,15 +272,23 @@ def check_ports(settings: Settings) -> None:
             raise StartError(f"{names[port]} and {variable} are both {port}: set one to another.")
         names[port] = variable
     for variable, port in settings.ports.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError as error:
-                raise StartError(
-                    f"Port {port} can't be used ({error.strerror}): stop what listens there, or "
-                    f"set {variable} to another."
-                ) from None
+        if why := why_closed(HOST, port):
+            raise StartError(
+                f"Port {port} can't be used ({why}): stop what listens there, or "
+                f"set {variable} to another."
+            )
+
+
+def why_closed(host: str, port: int) -> str | None:
+    """Return why nothing new can listen there, or None if it can."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host.strip("[]"), port))
+        except OSError as error:
+            return str(error.strerror)
+    return None
 
 
 def _installed_javas() -> Iterator[Path]:

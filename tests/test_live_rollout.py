@@ -12,7 +12,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ import requests
 import yaml
 
 from benchmarks import faulty
+from benchmarks.clients import Clients
 from benchmarks.service import Service, environment_of, free_settings, run_service
 from serving import archives, golden
 from serving.client import InferenceClient, ManagementClient, ServiceError
@@ -103,21 +103,18 @@ def wait(until: Callable[[], bool]) -> None:
     raise AssertionError("it takes too long")
 
 
-class Load:
+class Load(Clients):
     """A few people who ask and ask; what fails, and who answered whom, is kept."""
 
     def __init__(self, settings: Settings) -> None:
         self.failures: list[str] = []
         self.seen: dict[str, list[str]] = {person: [] for person in PEOPLE}
         self._client = InferenceClient(settings)
-        self._ending = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(PEOPLE[first::4],)) for first in range(4)
-        ]
+        super().__init__(4)
 
-    def _ask(self, people: list[str]) -> None:
-        while not self._ending.is_set():
-            for person in people:
+    def ask_on(self, number: int) -> None:
+        while not self.ending.is_set():
+            for person in PEOPLE[number::4]:
                 try:
                     answer = self._client.predict(IMAGE, client=person)
                     self.seen[person].append(answer["version"])
@@ -136,15 +133,8 @@ class Load:
         wait(lambda: all(len(self.seen[each]) >= before[each] + 2 for each in PEOPLE))
         return {person: set(answers[before[person] :]) for person, answers in self.seen.items()}
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
     def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        for thread in self._threads:
-            thread.join()
+        super().__exit__()
         self._client.close()
 
 

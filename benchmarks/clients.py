@@ -1,0 +1,34 @@
+"""Clients that ask for as long as a block runs, each in a thread of its own."""
+
+from __future__ import annotations
+
+import abc
+import threading
+from typing import TypeVar
+
+Own = TypeVar("Own", bound="Clients")
+
+
+class Clients(abc.ABC):
+    """So many clients; `ask_on` is what each does until `ending` is set."""
+
+    def __init__(self, count: int) -> None:
+        self.ending = threading.Event()
+        self._threads = [
+            threading.Thread(target=self.ask_on, args=(number,), daemon=True)
+            for number in range(count)
+        ]
+
+    @abc.abstractmethod
+    def ask_on(self, number: int) -> None:
+        """Ask as the client of this number, until told to end."""
+
+    def __enter__(self: Own) -> Own:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.ending.set()
+        for thread in self._threads:
+            thread.join()
