@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ def hold(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
     The patience, in seconds, is never 0: to look who holds a file is to hold it for a moment.
     """
     deadline = time.monotonic() + patience
-    with path.open("a+") as file:
+    with open(path, "a+", opener=_for_its_owner) as file:
         while not _lock(file):
             if time.monotonic() > deadline:
                 raise Held(_note(file))
@@ -43,6 +44,10 @@ def holder(path: Path) -> str | None:
             return None if _lock(file) else _note(file)
     except FileNotFoundError:
         return None
+
+
+def _for_its_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def _note(file: IO[str]) -> str:

@@ -99,9 +99,9 @@ STATUS_LINE = "Failed to load resource: "
 Open = Callable[..., "Page"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start the Chromium of this machine."""
+    """Start the Chromium of this machine; Playwright's event loop bars others till it ends."""
     playwright_api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
     program = chromium.find()
     if not program:
