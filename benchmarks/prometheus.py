@@ -81,17 +81,11 @@ def watching(settings: Settings, folder: Path, interval: str = "1s") -> Iterator
 
 
 def config_for(settings: Settings, interval: str) -> Mapping[str, Any]:
-    """Return the deployed configuration for a service on other ports."""
+    """Return the deployed configuration for a service on another port."""
     config: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    default = Settings()
-    ports = {
-        f"{HOST}:{getattr(default, name)}": f"{HOST}:{getattr(settings, name)}"
-        for name in ("exporter_port", "metrics_port")
-    }
     config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
-    for job in config["scrape_configs"]:
-        for group in job["static_configs"]:
-            group["targets"] = [ports[target] for target in group["targets"]]
+    (job,) = config["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"{HOST}:{settings.exporter_port}"]}]
     return config
 
 

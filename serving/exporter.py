@@ -1,7 +1,8 @@
-"""The service's metrics on a port of loopback, as Prometheus reads them.
+"""The service's metrics on one port, as Prometheus reads them.
 
-Two kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up over
-their processes; and the state of the service, looked up at each scrape.
+Three kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up
+over their processes; the state of the service, looked up at each scrape; and TorchServe's own
+metrics, which it tells on loopback alone.
 """
 
 from __future__ import annotations
@@ -16,15 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import requests
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from handler.metrics import FOLDER
 from serving import deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
+from serving.local import local_session
 from serving.settings import HOST, ROOT, Settings
 from serving.tokens import KINDS, TokenError, Tokens
 
@@ -58,7 +62,8 @@ def exported(
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=str(settings.metrics))
     registry.register(State(settings, restarts, processes))
-    server, thread = start_http_server(settings.exporter_port, HOST, registry)
+    registry.register(TorchServe(settings))
+    server, thread = start_http_server(settings.exporter_port, settings.exporter_host, registry)
     try:
         yield
     finally:
@@ -145,6 +150,24 @@ class State(Collector):
                 if part == "torchserve":
                     memory.add_metric(["workers"], sum(map(_resident, process.children())))
         return memory
+
+
+class TorchServe(Collector):
+    """What TorchServe counts itself: requests, their status codes, their time in its queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._url = f"http://{HOST}:{settings.metrics_port}/metrics"
+
+    def collect(self) -> Iterator[Metric]:
+        """Hand its metrics on, each counter with a name in `_total`; none while it is away."""
+        with contextlib.suppress(requests.RequestException, ValueError), local_session() as session:
+            response = session.get(self._url, timeout=TIMEOUT)
+            response.raise_for_status()
+            yield from text_string_to_metric_families(response.text)
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that to register this asks nothing."""
+        return []
 
 
 def _roles(wanted: Deployment) -> Metric:

@@ -30,6 +30,8 @@ class Settings:
     grpc_management_port: int = 7071
     # Not one of `ports`: the edge comes and goes beside the service.
     edge_port: int = 8443
+    # Where Prometheus is on another machine, as it is for a pod; it tells counts, and asks no key.
+    exporter_host: str = HOST
     run_dir: Path = field(default=ROOT / ".run")
     model_store: Path = field(default=ROOT / "model_store")
     deployment: Path = field(default=ROOT / "deployment.yaml")
@@ -43,6 +45,7 @@ class Settings:
             default,
             **{name.lower(): _port(name, port) for name, port in default.ports.items()},
             edge_port=_port("EDGE_PORT", default.edge_port),
+            exporter_host=os.environ.get("EXPORTER_HOST") or HOST,
             run_dir=_path("RUN_DIR", default.run_dir),
             model_store=_path("MODEL_STORE", default.model_store),
             deployment=_path("DEPLOYMENT", default.deployment),

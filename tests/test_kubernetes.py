@@ -21,7 +21,7 @@ KUBERNETES = ROOT / "deploy" / "kubernetes"
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text()
 # The oldest that knows sidecars, and what was newest.
 RELEASES = ["1.29", "1.37"]
-EDGE_PORT = 8443
+EDGE_PORT, EXPORTER_PORT = 8443, Settings().exporter_port
 
 
 @pytest.fixture(scope="module", params=["base", "overlays/example"])
@@ -155,10 +155,12 @@ def test_every_version_that_serves_is_built(manifests: list[dict[str, Any]]) -> 
         assert (ROOT / "models" / version / "golden.json").exists()
 
 
-def test_only_the_edge_is_reached(
+def test_only_the_edge_is_reached_and_metrics_by_prometheus(
     manifests: list[dict[str, Any]], service: dict[str, Any], edge: dict[str, Any]
 ) -> None:
-    assert "ports" not in service
+    assert service["ports"] == [{"name": "metrics", "containerPort": EXPORTER_PORT}]
+    own = {each["name"]: each["value"] for each in service["env"]}
+    assert {name for name in own if name.endswith("_HOST")} == {"EXPORTER_HOST"}
     assert edge["ports"] == [{"name": "https", "containerPort": EDGE_PORT}]
     assert EDGE_PORT not in {
         port for name, port in Settings().ports.items() if not name.startswith("EDGE")
@@ -169,7 +171,11 @@ def test_only_the_edge_is_reached(
     (port,) = of_kind(manifests, "Service")["spec"]["ports"]
     assert port["targetPort"] == "https"
     policy = of_kind(manifests, "NetworkPolicy")["spec"]
-    assert policy["ingress"] == [{"ports": [{"port": "https", "protocol": "TCP"}]}]
+    everyone, monitoring = policy["ingress"]
+    assert everyone == {"ports": [{"port": "https", "protocol": "TCP"}]}
+    assert monitoring["ports"] == [{"port": "metrics", "protocol": "TCP"}]
+    (where,) = monitoring["from"]
+    assert where["namespaceSelector"]["matchLabels"]
     assert set(policy["policyTypes"]) == {"Ingress", "Egress"}
     assert not policy.get("egress")
 

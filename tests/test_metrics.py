@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +20,7 @@ import psutil
 import pytest
 import requests
 import yaml
-from conftest import DEPLOYMENT
+from conftest import DEPLOYMENT, free_settings
 from flask import Flask
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -26,7 +28,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import prometheus
 from benchmarks.prometheus import DEPLOY, Prometheus
-from benchmarks.service import Service
+from benchmarks.service import Service, free_ports
 from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
@@ -312,6 +314,49 @@ def test_what_is_expected_is_what_the_card_measured(collect: Collect, version: s
     assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
 
 
+class TestTorchServesOwn:
+    @staticmethod
+    def told(port: int) -> Series:
+        registry = CollectorRegistry()
+        registry.register(exporter.TorchServe(Settings(metrics_port=port)))
+        return parsed(generate_latest(registry).decode())
+
+    @pytest.mark.parametrize(
+        ("status", "text", "seen"),
+        [
+            (200, "# TYPE Requests5XX counter\nRequests5XX 3.0\n", {key("Requests5XX_total"): 3.0}),
+            (500, "# TYPE Requests5XX counter\nRequests5XX 3.0\n", {}),
+            (200, "Requests5XX three\n", {}),
+        ],
+    )
+    def test_it_is_handed_on(self, status: int, text: str, seen: Series) -> None:
+        answer = f"HTTP/1.0 {status} -\r\n\r\n{text}".encode()
+        with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
+            told = pool.submit(self.told, server.getsockname()[1])
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+            assert told.result(10) == seen
+
+    def test_it_is_left_out_while_torchserve_is_away(self) -> None:
+        (port,) = free_ports(1)
+        assert self.told(port) == {}
+
+
+def test_prometheus_may_be_let_in_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
+    host = Settings.from_environment().exporter_host
+    settings = replace(free_settings(tmp_path), exporter_host=host)
+    with exporter.exported(settings, {}, dict):
+        port = settings.exporter_port
+        assert "bloodcells_up 0.0" in requests.get(f"http://127.0.0.2:{port}", timeout=10).text
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{port}", timeout=10)
+
+
 def test_nothing_is_expected_of_a_version_that_was_not_measured(collect: Collect) -> None:
     versions = {dict(labels)["version"] for name, labels in collect() if "expected" in name}
     assert versions == {"1.0", "2.0"}
@@ -391,16 +436,11 @@ def test_an_alert_says_what_is_and_where_to_read_on(alert: Mapping[str, Any]) ->
     assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
-def test_the_ports_are_the_defaults() -> None:
-    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
-    targets = [
-        target
-        for job in config["scrape_configs"]
-        for group in job["static_configs"]
-        for target in group["targets"]
-    ]
+def test_the_port_is_the_default() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
     default = Settings()
-    assert targets == [f"127.0.0.1:{default.exporter_port}", f"127.0.0.1:{default.metrics_port}"]
+    target = f"{default.exporter_host}:{default.exporter_port}"
+    assert job["static_configs"] == [{"targets": [target]}]
 
 
 def test_panels_do_not_overlap() -> None:
@@ -445,7 +485,9 @@ def exported(service: Service) -> Series:
 
 
 def counters(seen: Series) -> Series:
-    return {each: value for each, value in seen.items() if each[0].endswith("_total")}
+    """Return what the project itself counts."""
+    own = re.compile("bloodcells_.+_total")
+    return {each: value for each, value in seen.items() if own.fullmatch(each[0])}
 
 
 def growth(before: Series, after: Series) -> Series:
@@ -607,9 +649,8 @@ def test_rules_and_dashboard_ask_for_what_there_is(
     watcher: Prometheus, service: Service, send: Callable[..., requests.Response]
 ) -> None:
     send(headers=BYTES, data=b"no image")
-    live = ""
-    for port in (service.settings.exporter_port, service.settings.metrics_port):
-        live += requests.get(f"http://127.0.0.1:{port}/metrics", timeout=10).text
+    url = f"http://127.0.0.1:{service.settings.exporter_port}/metrics"
+    live = requests.get(url, timeout=10).text
     # Some only get a value when something fails, but they are announced.
     exists = set(re.findall(r"^(?:# TYPE )?(\w+)", live, re.MULTILINE)) | OWN | RECORDED
     asked = set()
