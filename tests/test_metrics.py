@@ -350,6 +350,7 @@ def test_prometheus_may_be_let_in_from_elsewhere(
     monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
     host = Settings.from_environment().exporter_host
     settings = replace(free_settings(tmp_path), exporter_host=host)
+    exporter.clear(settings)
     with exporter.exported(settings, {}, dict):
         port = settings.exporter_port
         assert "bloodcells_up 0.0" in requests.get(f"http://127.0.0.2:{port}", timeout=10).text
