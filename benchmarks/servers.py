@@ -10,6 +10,7 @@ import base64
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -65,12 +66,24 @@ class Running:
 
     def megabytes(self) -> dict[str, list[float]]:
         """Return the memory of its processes by kind; what they share counts in parts (PSS)."""
+        return self._by_kind(lambda each: each.memory_full_info().pss)
+
+    def anonymous_megabytes(self) -> dict[str, list[float]]:
+        """Return what its processes hold by themselves (RssAnon), by kind: no file's pages."""
+        return self._by_kind(_anonymous)
+
+    def _by_kind(self, held: Callable[[psutil.Process], int]) -> dict[str, list[float]]:
         memory: dict[str, list[float]] = {}
         for each in self.tree():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                megabytes = round(each.memory_full_info().pss / 2**20, 1)
-                memory.setdefault(_kind(each), []).append(megabytes)
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
+                memory.setdefault(_kind(each), []).append(round(held(each) / 2**20, 1))
         return memory
+
+
+def _anonymous(process: psutil.Process) -> int:
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    (kilobytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", status, re.M)
+    return 1024 * int(kilobytes)
 
 
 def _kind(process: psutil.Process) -> str:

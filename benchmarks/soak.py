@@ -5,24 +5,25 @@ Run by `python -m benchmarks.chaos --soak MINUTES`, which writes benchmarks/resu
 
 from __future__ import annotations
 
-import itertools
 import json
 import random
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import psutil
+import requests
 from tqdm import tqdm
 
 from benchmarks import hostile
-from benchmarks.hostile import Upload, encoded, sample
+from benchmarks.clients import Clients
+from benchmarks.hostile import encoded, sample
 from benchmarks.servers import Running, in_json, multipart
 from benchmarks.service import free_settings, machine, run_service
 from serving import deployment
@@ -41,37 +42,29 @@ EVERY = 10.0
 COUNTED = 2 / 3
 SIZES = ((320, 240), (640, 480), (1600, 1200))
 KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+# How often each thing is asked for, in a hundred.
+WISHES = {"one": 50, "page": 20, "damaged": 15, "form": 6, "JSON": 6, "explanation": 3}
 TITLES = {"worker": "workers", "java": "Java", "python": "page and supervisor"}
 
 
 def soak(minutes: float, folder: Path, results: Path) -> list[str]:
     """Put the load on a service of its own, and write what its memory did; return problems."""
     wanted = deployment.load(ROOT / "deployment.yaml")
-    images = [encoded(sample(size), kind) for size, kind in itertools.product(SIZES, KINDS)]
     service = run_service(free_settings(folder / "run", wanted))
     running = Running(service.settings.inference_url, psutil.Process(service.process.pid))
-    ending, counts = threading.Event(), Counter[str]()
-    clients = [
-        threading.Thread(target=_client, args=(service.settings, images, seed, ending, counts))
-        for seed in range(CLIENTS)
-    ]
     samples: list[dict[str, Any]] = []
     started = time.monotonic()
     try:
-        for client in clients:
-            client.start()
-        for at in tqdm(range(int(60 * minutes / EVERY)), unit="samples"):
-            time.sleep(max(0.0, started + at * EVERY - time.monotonic()))
-            samples.append(_sample(running, time.monotonic() - started))
+        with Visitors(service.settings) as visitors:
+            for at in tqdm(range(int(60 * minutes / EVERY)), unit="samples"):
+                time.sleep(max(0.0, started + at * EVERY - time.monotonic()))
+                samples.append(_sample(running, time.monotonic() - started))
     # What was seen so far is worth having, too.
     except KeyboardInterrupt:
         pass
     finally:
-        ending.set()
-        for client in clients:
-            client.join()
         service.stop()
-    document = summary(samples, counts)
+    document = summary(samples, visitors.counts)
     results.mkdir(parents=True, exist_ok=True)
     (results / "soak.json").write_text(json.dumps(document, indent=1) + "\n")
     (results / "soak.md").write_text(page(document))
@@ -144,10 +137,10 @@ def page(document: dict[str, Any]) -> str:
         "explanations, with images of all kinds and several sizes, alone, as forms and as JSON; "
         f"some were damaged. {host['processor']}, {host['cores']} cores; {document['date']}.",
         "",
-        "Memory counts what processes share in parts (PSS), so it grows, too, when another program "
-        "ends that shared libraries with these. Slopes are those of the last two thirds, from "
-        f"minute {document['counted_from_minute']:g} on, and of the last third, with their "
-        "standard errors.",
+        "Memory is what the processes hold by themselves (RssAnon), without the pages of files, "
+        "such as libraries. Slopes are those of the last two thirds, from minute "
+        f"{document['counted_from_minute']:g} on, and of the last third, with their standard "
+        "errors.",
         "",
         "| | MB at first | MB at last | MB an hour | in the last third |",
         "|---|--:|--:|--:|--:|",
@@ -172,14 +165,14 @@ def plot(path: Path, document: dict[str, Any]) -> None:
     for kind, title in TITLES.items():
         axes.plot(minutes, [each["megabytes"][kind] for each in document["samples"]], label=title)
     axes.axvline(document["counted_from_minute"], color="#888888", linestyle=":")
-    axes.set(xlabel="minutes", ylabel="MB (PSS)", ylim=(0, None))
+    axes.set(xlabel="minutes", ylabel="MB (RssAnon)", ylim=(0, None))
     axes.legend(frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _sample(running: Running, seconds: float) -> dict[str, Any]:
-    found = running.megabytes()
+    found = running.anonymous_megabytes()
     workers = [each.pid for each in running.tree() if "model_service_worker" in _line(each)]
     return {
         "minutes": round(seconds / 60, 3),
@@ -195,49 +188,44 @@ def _line(process: psutil.Process) -> str:
         return ""
 
 
-def _client(
-    settings: Settings,
-    images: Sequence[bytes],
-    seed: int,
-    ending: threading.Event,
-    counts: Counter[str],
-) -> None:
-    """Ask one thing after another, chosen by the seed, until told to end."""
-    chance, tokens, session = random.Random(seed), Tokens(settings.run_dir), local_session()
-    token = session.get(settings.frontend_url, timeout=20).text
-    token = token.partition('name="csrf_token" value="')[2].partition('"')[0]
+class Visitors(Clients):
+    """They ask one thing after another, each chosen by its own seed."""
 
-    def direct(upload: Upload, path: str) -> int:
-        headers = {"Content-Type": upload.content_type} | tokens.header("inference")
-        address = f"{settings.inference_url}/{path}/{MODEL}"
-        return session.post(address, upload.body, headers=headers, timeout=60).status_code
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(CLIENTS)
+        self._settings, self._tokens = settings, Tokens(settings.run_dir)
+        self._images = [encoded(sample(size), kind) for size, kind in product(SIZES, KINDS)]
+        self.counts: Counter[str] = Counter()
 
-    def page(body: bytes) -> int:
+    def ask_on(self, number: int) -> None:
+        chance, session = random.Random(number), local_session()
+        form = session.get(self._settings.frontend_url, timeout=20).text
+        token = form.partition('name="csrf_token" value="')[2].partition('"')[0]
+        session.headers["X-CSRFToken"] = token
+        while not self.ending.wait(chance.uniform(*PAUSE)):
+            what = chance.choices(list(WISHES), list(WISHES.values()))[0]
+            try:
+                said = str(self._ask(session, what, chance))
+            except OSError as error:
+                said = type(error).__name__
+            self.counts[f"{said}, {what}"] += 1
+
+    def _ask(self, session: requests.Session, what: str, chance: random.Random) -> int:
+        """Ask for one thing; return the status."""
+        image = chance.choice(self._images)
+        if what == "page":
+            url = f"{self._settings.frontend_url}/api/predictions"
+            return session.post(url, files={"image": image}, timeout=60).status_code
+        kind, body = hostile.BYTES, image
+        if what == "damaged":
+            body = hostile.mutate(image, chance.getrandbits(30))
+        elif what in ("form", "JSON"):
+            make = multipart if what == "form" else in_json
+            kind, body = make(chance.sample(self._images[:10], 4))
+        path = "explanations" if what == "explanation" else "predictions"
         return session.post(
-            f"{settings.frontend_url}/api/predictions",
-            files={"image": body},
-            headers={"X-CSRFToken": token},
+            f"{self._settings.inference_url}/{path}/{MODEL}",
+            body,
+            headers={"Content-Type": kind} | self._tokens.header("inference"),
             timeout=60,
         ).status_code
-
-    while not ending.wait(chance.uniform(*PAUSE)):
-        image = chance.choice(images)
-        what = chance.choices(
-            ("one", "page", "damaged", "form", "JSON", "explanation"), (50, 20, 15, 6, 6, 3)
-        )[0]
-        try:
-            if what == "page":
-                status = page(image)
-            elif what == "damaged":
-                damaged = hostile.mutate(image, chance.getrandbits(30))
-                status = direct(Upload(what, damaged), "predictions")
-            elif what in ("form", "JSON"):
-                make = multipart if what == "form" else in_json
-                kind, body = make(chance.sample(images[:10], 4))
-                status = direct(Upload(what, body, kind), "predictions")
-            else:
-                path = "explanations" if what == "explanation" else "predictions"
-                status = direct(Upload(what, image), path)
-            counts[f"{status}, {what}"] += 1
-        except OSError as error:
-            counts[f"{type(error).__name__}, {what}"] += 1
