@@ -35,7 +35,7 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
     each field: `{field: {"content-type": type}}`.
     """
     body = row.get("body")
-    if isinstance(body, dict):
+    if isinstance(body, dict) or header.get("body") == {"content-type": "application/json"}:
         return Payload([_instance(each) for each in _instances(body)], many=True)
     # Fields of a form that are no files come in the same row; they have no type.
     values = [
@@ -49,8 +49,8 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
     return Payload([_image(value) for value in values], many=len(values) > 1)
 
 
-def _instances(body: Mapping[str, Any]) -> list[Any]:
-    instances = body.get("instances")
+def _instances(body: Any) -> list[Any]:
+    instances = body.get("instances") if isinstance(body, dict) else None
     if not isinstance(instances, list) or not instances:
         raise _bad_request('JSON must be {"instances": [{"b64": "<image in base64>"}, ...]}.')
     _check_count(len(instances))
