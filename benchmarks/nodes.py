@@ -1,8 +1,8 @@
 """Three nodes on one machine, each a service with its edge, and what happens when one fails.
 
 Each node is a network namespace with an address of its own, and a cgroup that bounds its time on
-the processor; a balancer (deploy/nginx/balancer.conf) stands outside. Under a steady load one node
-is killed, cut off, hung, slowed and drained. Then: images a second of one, two and three nodes.
+the processor; before them all stands one more edge (EDGE_NODES). Under a steady load one node is
+killed, cut off, hung, slowed and drained. Then: images a second of one, two and three nodes.
 Writes benchmarks/results/nodes.{json,md,png}; exit code 1 if a request failed. Needs root, nginx,
 iproute2, openssl and wrk.
 """
@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import itertools
+import json
 import os
 import random
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -24,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -38,23 +40,24 @@ from benchmarks.bench_report import SMALL
 from benchmarks.clients import Clients
 from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
-from benchmarks.service import environment_of, machine
+from benchmarks.service import Edge, environment_of, machine, run_edge
 from serving import deployment
 from serving.deployment import Deployment, Version
+from serving.edge import NAME, sign
+from serving.edge_keys import KeyFile
 from serving.settings import ROOT, Settings
 from training import data
 
 RESULTS = ROOT / "benchmarks" / "results"
-TEMPLATE = ROOT / "deploy" / "nginx" / "balancer.conf"
 PROGRAMS = ("ip", "nginx", "openssl", "wrk")
 NODES = 3
 # A network that lies within this machine.
 BRIDGE, NETWORK = "bloodcells", "10.213.77"
-BALANCER = f"{NETWORK}.1"
+FRONT = f"{NETWORK}.1"
 PORT = 8443
 WANTED = Deployment("1.0", {"1.0": Version(1)})
-# The name that the nodes' certificate bears.
-NAME = "bloodcells"
+# Seconds until another node is asked for what one does not answer.
+NODES_TIMEOUT = 3
 CLIENTS = 8
 # Seconds between two requests of a client.
 PAUSE = (0.02, 0.1)
@@ -124,15 +127,9 @@ class Node:
         deployment.save(WANTED, wanted)
         # The ports are the usual ones: each namespace has its own.
         settings = Settings(run_dir=self._folder / "run", deployment=wanted)
-        self._environment = environment_of(settings) | {
-            "EDGE_HOST": self.address,
-            "EDGE_PORT": str(PORT),
-            "EDGE_CERTIFICATE": str(certificate[0]),
-            "EDGE_CERTIFICATE_KEY": str(certificate[1]),
-            "EDGE_KEYS": str(keys),
-            # No client is to be refused for its pace.
-            "EDGE_RATE": "100000",
-        }
+        self._environment = environment_of(settings) | edge_environment(
+            self.address, certificate, keys
+        )
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.cgroup = Cgroup(self.name)
         self._plug_in()
@@ -212,48 +209,61 @@ class Node:
 class Load(Clients):
     """Clients that ask one image after another, nothing a second time, and note the answers."""
 
-    def __init__(self, host: str, key: str, ca: Path, images: Sequence[bytes]) -> None:
+    def __init__(self, it: Cluster, log: Path, images: Sequence[bytes]) -> None:
         super().__init__(CLIENTS)
-        self._host, self._key, self._images = host, key, images
-        self._context = ssl.create_default_context(cafile=str(ca))
-        self.requests: list[Request] = []
+        self._key, self._images = it.key, images
+        self._context = ssl.create_default_context(cafile=str(it.certificate[0]))
+        self._asked: list[tuple[str, Request]] = []
+        # Who was asked, by the request's id; the front edge tells it in its log.
+        self._log = log.open()
+        self._nodes: dict[str, tuple[str, ...]] = {}
 
     def ask_on(self, number: int) -> None:
-        connection = Connection(self._host, self._context)
+        connection = Connection(self._context)
         with contextlib.closing(connection):
             while not self.ending.wait(random.uniform(*PAUSE)):
-                self.requests.append(self._ask(connection))
+                name = secrets.token_hex(8)
+                self._asked.append((name, self._ask(connection, name)))
 
-    def _ask(self, connection: Connection) -> Request:
-        headers = {"Content-Type": "image/jpeg", "X-API-Key": self._key}
+    def _ask(self, connection: Connection, name: str) -> Request:
+        headers = {"Content-Type": "image/jpeg", "X-API-Key": self._key, "X-Request-ID": name}
         image = random.choice(self._images)
-        moment, started, error, nodes = time.time(), time.perf_counter(), "", ""
+        moment, started, error = time.time(), time.perf_counter(), ""
         try:
             connection.request("POST", "/predictions/bloodcells", image, headers)
             answer = connection.getresponse()
-            body, nodes = answer.read(), answer.getheader("X-Node") or ""
+            body = answer.read()
             if answer.status != 200:
                 error = f"{answer.status} {body[:200]!r}"
         except (OSError, http.client.HTTPException) as failure:
             error = repr(failure)
             connection.close()
         milliseconds = 1000 * (time.perf_counter() - started)
-        return Request(moment, milliseconds, tuple(re.findall(r"[0-9.]+(?=:)", nodes)), error)
+        return Request(moment, milliseconds, (), error)
+
+    def requests(self, last: int = 0) -> list[Request]:
+        """Return the last requests, or all, with the nodes that were asked."""
+        for line in self._log:
+            told = json.loads(line)
+            self._nodes[told["request_id"]] = tuple(re.findall(r"[0-9.]+(?=:)", told["upstream"]))
+        return [
+            replace(request, nodes=self._nodes.get(name, ()))
+            for name, request in self._asked[-last:]
+        ]
 
     def seen(self, node: Node, since: float) -> bool:
         """Return whether a request that was sent since then was answered by this node."""
         return any(
-            request.time > since and request.node == node.address
-            for request in self.requests[-1000:]
+            request.time > since and request.node == node.address for request in self.requests(1000)
         )
 
 
 class Connection(http.client.HTTPSConnection):
-    """A connection to the balancer, whose certificate names no address."""
+    """A connection to the front edge, whose certificate names no address."""
 
-    def __init__(self, host: str, context: ssl.SSLContext) -> None:
+    def __init__(self, context: ssl.SSLContext) -> None:
         context.check_hostname = False
-        super().__init__(host, PORT, timeout=30, context=context)
+        super().__init__(FRONT, PORT, timeout=30, context=context)
 
 
 @dataclass(frozen=True)
@@ -325,58 +335,46 @@ class Cluster:
     folder: Path
     nodes: list[Node]
     certificate: tuple[Path, Path]
+    keys: Path
     key: str
 
     @contextlib.contextmanager
-    def balanced(self, nodes: Sequence[Node]) -> Iterator[subprocess.Popen[bytes]]:
-        """Run the balancer in front of some nodes."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="balancer-"))
-        config = folder / "balancer.conf"
-        addresses = [f"{node.address}:{PORT}" for node in nodes]
-        config.write_text(
-            balancer_config(folder, f"{BALANCER}:{PORT}", addresses, self.certificate)
+    def fronted(self, nodes: Sequence[Node]) -> Iterator[Edge]:
+        """Run the edge in front of some nodes."""
+        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="front-"))
+        edge = run_edge(
+            Settings(run_dir=folder / "run"),
+            **edge_environment(FRONT, self.certificate, self.keys),
+            EDGE_NODES=",".join(f"https://{node.address}:{PORT}" for node in nodes),
+            EDGE_NODES_CA=str(self.certificate[0]),
+            EDGE_NODES_TIMEOUT=str(NODES_TIMEOUT),
         )
-        process = subprocess.Popen(["nginx", "-e", "stderr", "-p", f"{folder}/", "-c", config])
         try:
-            wait(lambda: listens(BALANCER), "the balancer")
-            yield process
+            yield edge
         finally:
-            process.terminate()
-            process.wait()
+            edge.stop()
 
 
-def balancer_config(
-    folder: Path, listen: str, addresses: Sequence[str], certificate: tuple[Path, Path]
-) -> str:
-    """Return the balancer's configuration for these nodes."""
-    filled = {
-        "folder": str(folder),
-        "listen": listen,
-        "servers": "\n        ".join(
-            f"server {address} max_fails=1 fail_timeout=2s;" for address in addresses
-        ),
-        "certificate": str(certificate[0]),
-        "certificate_key": str(certificate[1]),
-        "nodes_ca": str(certificate[0]),
+def edge_environment(host: str, certificate: tuple[Path, Path], keys: Path) -> dict[str, str]:
+    """Return what tells an edge where it listens, who it is and whom it lets in."""
+    return {
+        "EDGE_HOST": host,
+        "EDGE_PORT": str(PORT),
+        "EDGE_CERTIFICATE": str(certificate[0]),
+        "EDGE_CERTIFICATE_KEY": str(certificate[1]),
+        "EDGE_KEYS": str(keys),
+        # No client is to be refused for its pace.
+        "EDGE_RATE": "100000",
     }
-    # In a comment, a placeholder is only named.
-    lines = [line for line in TEMPLATE.read_text().splitlines() if not line.strip().startswith("#")]
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: filled[match[1]], "\n".join(lines))
 
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Make the network and the nodes, wait until all are ready; in the end leave nothing."""
-    certificate = self_signed(folder)
+    certificate = folder / "certificate.pem", folder / "certificate.key"
+    sign(*certificate, f"DNS:{NAME}")
     keys = folder / "keys.json"
-    key = subprocess.run(
-        [sys.executable, "-m", "serving", "edge-key", "add", "nodes"],
-        cwd=ROOT,
-        env=os.environ | {"EDGE_KEYS": str(keys)},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout.strip()
+    key = KeyFile(keys).add("nodes")
     with network(), contextlib.ExitStack() as stack:
         nodes = []
         for number in range(1, NODES + 1):
@@ -386,35 +384,25 @@ def cluster(folder: Path) -> Iterator[Cluster]:
         for node in nodes:
             node.start()
             wait(node.answers, f"{node.name}'s edge")
-        yield Cluster(folder, nodes, certificate, key)
+        yield Cluster(folder, nodes, certificate, keys, key)
 
 
 @contextlib.contextmanager
 def network() -> Iterator[None]:
-    """Make the bridge that all nodes hang on, with the balancer's address."""
+    """Make the bridge that all nodes hang on, with the front edge's address."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
-        _ip("address", "add", f"{BALANCER}/24", "dev", BRIDGE)
+        _ip("address", "add", f"{FRONT}/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
         yield
     finally:
         _ip("link", "delete", BRIDGE)
 
 
-def self_signed(folder: Path) -> tuple[Path, Path]:
-    """Make a certificate for balancer and nodes, and its key."""
-    certificate, key = folder / "certificate.pem", folder / "certificate.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
-    command += ["-nodes", "-days", "2", "-subj", f"/CN={NAME}", "-addext"]
-    command += [f"subjectAltName=DNS:{NAME}", "-out", str(certificate), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
-    return certificate, key
-
-
 def break_nodes(it: Cluster, images: Sequence[bytes]) -> tuple[list[Request], list[Event]]:
     """Have each fault befall one node in turn, under load; return what clients saw."""
     events = []
-    with it.balanced(it.nodes), Load(BALANCER, it.key, it.certificate[0], images) as clients:
+    with it.fronted(it.nodes) as front, Load(it, front.log, images) as clients:
         time.sleep(CALM)
         plan = zip(tqdm(FAULTS, unit=" faults"), itertools.cycle(it.nodes), strict=False)
         for fault, node in plan:
@@ -428,7 +416,7 @@ def break_nodes(it: Cluster, images: Sequence[bytes]) -> tuple[list[Request], li
             event.back = time.time()
             events.append(event)
         time.sleep(CALM)
-    return clients.requests, events
+    return clients.requests(), events
 
 
 def throughput(it: Cluster, bodies: Bodies) -> list[dict[str, Any]]:
@@ -438,9 +426,9 @@ def throughput(it: Cluster, bodies: Bodies) -> list[dict[str, Any]]:
         for node in it.nodes:
             node.cgroup.limit(share)
         for count in range(1, NODES + 1):
-            with it.balanced(it.nodes[:count]) as process:
-                url = f"https://{BALANCER}:{PORT}/predictions/bloodcells"
-                running = Running(url, psutil.Process(process.pid), {"X-API-Key": it.key})
+            with it.fronted(it.nodes[:count]) as front:
+                url = f"https://{FRONT}:{PORT}/predictions/bloodcells"
+                running = Running(url, psutil.Process(front.process.pid), {"X-API-Key": it.key})
                 row = load(running, bodies.singles(SMALL, SERVICE), LOAD_CLIENTS, LOAD_SECONDS)
             rows.append({"nodes": count, "cores a node": share, **row})
     return rows

@@ -92,9 +92,9 @@ def page(found: dict[str, Any]) -> str:
         "# Three nodes, one of them failing",
         "",
         f"{found['date']}, {found['machine']['cores']} cores ({found['machine']['processor']}), "
-        "which nodes, balancer and clients share. Written by `make nodes`: three network "
-        "namespaces, each with a service (1.0, one worker) and its edge, behind "
-        f"`deploy/nginx/balancer.conf`; {found['clients']} clients, who ask nothing a second time.",
+        "which nodes, front edge and clients share. Written by `make nodes`: three network "
+        "namespaces, each with a service (1.0, one worker) and its edge, and one edge more in "
+        f"front of them (`EDGE_NODES`); {found['clients']} clients, who ask nothing a second time.",
         "",
         f"**{found['failed']} of {found['requests']:,} requests failed.**",
         "",
@@ -111,7 +111,7 @@ def page(found: dict[str, Any]) -> str:
     lines += [
         "",
         "The time until it answers again counts from its start, or from when the fault ended, to "
-        "the end of the first request that the balancer had it answer.",
+        "the end of the first request that the front edge had it answer.",
         "",
         "| nodes | cores a node | images a second | p50 | p99 | failed |",
         "|---|---|---|---|---|---|",

@@ -6,12 +6,14 @@ stands in deploy/nginx/.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import time
 from dataclasses import dataclass
@@ -28,10 +30,13 @@ JS_MODULE = "ngx_http_js_module.so"
 INSTALL = "install nginx and its njs module (Debian: apt install nginx libnginx-mod-http-js)"
 # A certificate of our own names this, too, so that an edge knows the edges behind it.
 NAME = "bloodcells"
-DAYS = 365
+DAYS, LAST_DAYS = 365, 7
+DAY = 24 * 3600.0
 PATIENCE = 10.0
-# Longer than deploy/nginx/edge.conf gives what is in flight.
-DRAIN_PATIENCE = 65.0
+# Seconds between two looks at the certificate.
+EVERY = 5.0
+# More would not help, and each keeps connections to the page, which has few.
+PROCESSES = 4
 NODE = re.compile(r"(?:(https?)://)?([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 
 
@@ -49,6 +54,10 @@ class EdgeSettings:
     scheme: str = "http"
     # What nodes' certificates are checked by.
     nodes_ca: Path | None = None
+    # Seconds until another node is asked for a prediction that one does not answer.
+    nodes_timeout: int = 10
+    # Whether the page is there, which asks no key.
+    page: bool = True
 
     @classmethod
     def from_environment(cls) -> EdgeSettings:
@@ -62,7 +71,17 @@ class EdgeSettings:
             raise SettingsError(
                 "Set EDGE_NODES_CA to the file by which the certificates of EDGE_NODES are checked."
             )
-        return cls(_host(), certificate, key, _rate(), nodes, scheme, ca)
+        return cls(
+            host=_host(),
+            certificate=certificate,
+            certificate_key=key,
+            rate=_number("EDGE_RATE", cls.rate, 100_000),
+            nodes=nodes,
+            scheme=scheme,
+            nodes_ca=ca,
+            nodes_timeout=_number("EDGE_NODES_TIMEOUT", cls.nodes_timeout, 65),
+            page=_page(),
+        )
 
 
 def run(settings: Settings) -> None:
@@ -86,18 +105,52 @@ def run(settings: Settings) -> None:
         signal.signal(number, lambda *_, meant=meant: process.send_signal(meant))
     if _listens(process, own.host, settings.edge_port):
         print(f"the edge is open: {address}\nCtrl-C closes it.", flush=True)
-    if code := process.wait():
+    try:
+        code = _watch(process, settings, own, folder)
+    finally:
+        settings.edge_note.unlink(missing_ok=True)
+    if code:
         raise StartError(f"nginx ended with exit code {code}; above it says why.")
     print("the edge is closed", flush=True)
+
+
+def _watch(
+    process: subprocess.Popen[bytes], settings: Settings, own: EdgeSettings, folder: Path
+) -> int:
+    """Have nginx read the certificate anew whenever it changes; return nginx's exit code."""
+    known = b""
+    while True:
+        certificate, key = _certificate(own, folder)
+        # While both are exchanged one may be away, and nginx keeps those that it has.
+        with contextlib.suppress(FileNotFoundError):
+            now = certificate.read_bytes() + key.read_bytes()
+            if now != known:
+                if known:
+                    print("the certificate has changed", flush=True)
+                    process.send_signal(signal.SIGHUP)
+                _note(settings, own, certificate)
+            known = now
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.wait(EVERY)
+
+
+def _note(settings: Settings, own: EdgeSettings, certificate: Path) -> None:
+    """Tell whoever watches the edge where it is, and until when its certificate is valid."""
+    note = {
+        "host": _reached(own.host),
+        "port": settings.edge_port,
+        "certificate_expires": _expires(certificate),
+    }
+    partial = settings.edge_note.with_suffix(".partial")
+    partial.write_text(json.dumps(note))
+    partial.replace(settings.edge_note)
 
 
 def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
     """Write what nginx reads into a folder; return its configuration; raise StartError."""
     for each in (folder / "tmp", settings.run_dir / "logs"):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
-    certificate, key = own.certificate, own.certificate_key
-    if certificate is None or key is None:
-        certificate, key = _self_signed(own, folder)
+    certificate, key = _certificate(own, folder)
     known = {
         "run_dir": str(settings.run_dir),
         "keys": str(keys_path(settings)),
@@ -111,6 +164,8 @@ def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
         "user": "user root;" if os.geteuid() == 0 else "",
         "js_module": _quoted(_js_module()),
         "here": _quoted(SOURCES),
+        # Those of the machine may be many more than a container may use.
+        "processes": str(min(os.cpu_count() or 1, PROCESSES)),
         "settings": _quoted(folder / "settings.json"),
         "log": _quoted(settings.run_dir / "logs" / "edge.log"),
         "openapi": _quoted(OPENAPI),
@@ -120,6 +175,10 @@ def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
         "rate": str(own.rate),
         "burst": str(2 * own.rate),
         "scheme": own.scheme,
+        # A node that is cut off does not even refuse. A version's own responseTimeout is 60 s.
+        "connect_timeout": "500ms" if own.nodes else "2s",
+        "prediction_timeout": str(own.nodes_timeout if own.nodes else 65),
+        "page_closed": "" if own.page else "return 404;",
         # What failed is tried again after a while, unless there is no other.
         "servers": _servers(servers),
         "pages": _servers(pages),
@@ -133,7 +192,8 @@ def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
 
 def keys_path(settings: Settings) -> Path:
     """Return where the clients' keys lie: EDGE_KEYS, or in RUN_DIR."""
-    return Path(os.environ.get("EDGE_KEYS") or settings.run_dir / "edge-keys.json").resolve()
+    # Not where a link leads now: a mounted Secret is exchanged by another link.
+    return Path(os.environ.get("EDGE_KEYS") or settings.run_dir / "edge-keys.json").absolute()
 
 
 def _servers(addresses: tuple[str, ...] | list[str]) -> str:
@@ -154,25 +214,36 @@ def _nodes_tls(own: EdgeSettings) -> str:
     )
 
 
-def _self_signed(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
-    """Return a certificate of our own and its key: the last one, while it is valid."""
+def _certificate(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
+    """Return the certificate and its key; without any, of our own; raise StartError."""
+    if own.certificate and own.certificate_key:
+        return own.certificate, own.certificate_key
     certificate, key = folder / "certificate.pem", folder / "certificate.key"
+    names, named = _names(own), folder / "certificate.names"
+    left = (_expires(certificate) or 0.0) - time.time()
+    if left < LAST_DAYS * DAY or not key.exists() or not _holds(named, names):
+        sign(certificate, key, names)
+        named.write_text(names)
+        print(f"made a certificate of our own, for {DAYS} days: {certificate}", flush=True)
+    return certificate, key
+
+
+def _names(own: EdgeSettings) -> str:
     host = own.host.strip("[]")
     names = f"DNS:{NAME},DNS:localhost,IP:{HOST}"
     if host not in (HOST, "localhost", "0.0.0.0", "::"):
         numeric = ":" in host or re.fullmatch(r"[0-9.]+", host)
         names += f",{'IP' if numeric else 'DNS'}:{host}"
-    week = str(7 * 24 * 3600)
+    return names
+
+
+def sign(certificate: Path, key: Path, names: str) -> None:
+    """Make a certificate of these names (as openssl's subjectAltName) and its key; StartError."""
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", str(DAYS)]
+    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={NAME}"]
+    command += ["-addext", f"subjectAltName={names}", "-out", str(certificate)]
+    command += ["-keyout", str(key)]
     try:
-        if certificate.exists() and key.exists():
-            command = ["openssl", "x509", "-noout", "-checkend", week, "-in", str(certificate)]
-            if subprocess.run(command, capture_output=True).returncode == 0:
-                print(f"the certificate is our own: {certificate}", flush=True)
-                return certificate, key
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", str(DAYS)]
-        command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={NAME}"]
-        command += ["-addext", f"subjectAltName={names}", "-out", str(certificate)]
-        command += ["-keyout", str(key)]
         subprocess.run(command, check=True, capture_output=True, umask=0o077)
     except FileNotFoundError:
         raise StartError(
@@ -180,8 +251,20 @@ def _self_signed(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
         ) from None
     except subprocess.CalledProcessError as error:
         raise StartError(f"openssl made no certificate: {error.stderr.decode()}") from error
-    print(f"made a certificate of our own, for {DAYS} days: {certificate}", flush=True)
-    return certificate, key
+
+
+def _expires(certificate: Path) -> float | None:
+    """Return when a certificate expires, in seconds since the epoch; None if that can't be told."""
+    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
+    try:
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return ssl.cert_time_to_seconds(told.strip().removeprefix("notAfter="))
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+
+
+def _holds(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
 
 
 def _check_port(host: str, port: int) -> None:
@@ -195,7 +278,7 @@ def _check_port(host: str, port: int) -> None:
 
 def _listens(process: subprocess.Popen[bytes], host: str, port: int) -> bool:
     """Wait until nginx listens; return whether it does."""
-    reached = {"0.0.0.0": HOST, "::": "::1"}.get(host.strip("[]"), host.strip("[]"))
+    reached = _reached(host)
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -204,6 +287,12 @@ def _listens(process: subprocess.Popen[bytes], host: str, port: int) -> bool:
         except OSError:
             time.sleep(0.05)
     return False
+
+
+def _reached(host: str) -> str:
+    """Return by what address this machine reaches what listens on a host."""
+    plain = host.strip("[]")
+    return {"0.0.0.0": HOST, "::": "::1"}.get(plain, plain)
 
 
 def _nginx() -> str:
@@ -241,11 +330,18 @@ def _host() -> str:
     return host
 
 
-def _rate() -> int:
-    value = os.environ.get("EDGE_RATE") or str(EdgeSettings.rate)
-    if not value.isdecimal() or not 0 < int(value) <= 100_000:
-        raise SettingsError(f"EDGE_RATE must be requests a second, not {value!r}.")
+def _number(name: str, default: int, most: int) -> int:
+    value = os.environ.get(name) or str(default)
+    if not value.isdecimal() or not 0 < int(value) <= most:
+        raise SettingsError(f"{name} must be a number from 1 to {most}, not {value!r}.")
     return int(value)
+
+
+def _page() -> bool:
+    value = os.environ.get("EDGE_PAGE") or "on"
+    if value not in ("on", "off"):
+        raise SettingsError(f"EDGE_PAGE must be on or off, not {value!r}.")
+    return value == "on"
 
 
 def _nodes(text: str) -> tuple[str, tuple[str, ...]]:
@@ -266,7 +362,8 @@ def _file(name: str) -> Path | None:
     value = os.environ.get(name)
     if not value:
         return None
-    path = Path(value).resolve()
+    # Not where a link leads now: a mounted Secret is exchanged by another link.
+    path = Path(value).absolute()
     if not os.access(path, os.R_OK):
         raise SettingsError(f"{name}: {path} can't be read.")
     return path

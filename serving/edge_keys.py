@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from serving.locks import hold
+from serving.locks import Held, hold
 
 MAY = ("predict", "explain")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -97,6 +97,8 @@ class KeyFile:
                 with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                     json.dump({hashed: _document(key) for hashed, key in keys.items()}, file)
                 partial.replace(self._path)
+        except Held as error:
+            raise KeyFileError(f"{self._path} is being changed by another: try again.") from error
         except OSError as error:
             raise KeyFileError(f"{self._path} can't be written: {error.strerror}.") from error
 

@@ -61,6 +61,11 @@ class Settings:
         return self.run_dir / "metrics"
 
     @property
+    def edge_note(self) -> Path:
+        """Return where the edge notes how it can be watched, while it is open."""
+        return self.run_dir / "edge" / "running.json"
+
+    @property
     def inference_url(self) -> str:
         return f"http://{HOST}:{self.inference_port}"
 

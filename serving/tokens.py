@@ -7,10 +7,12 @@ replaces the old one at once, so whoever is answered "invalid" reads the file ag
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +23,7 @@ from serving.settings import Settings
 
 KEY_FILE = "key_file.json"
 HEADER_FILE = "inference.header"
+_WRITING = threading.Lock()
 Kind = Literal["inference", "management"]
 KINDS: tuple[Kind, ...] = ("inference", "management")
 
@@ -70,30 +73,50 @@ def write_header(run_dir: Path, tokens: Tokens) -> None:
     """Write the inference token as a header, so that `curl -H @file` shows it to nobody."""
     path = run_dir / HEADER_FILE
     partial = path.with_suffix(".partial")
-    partial.touch(mode=0o600)
-    partial.write_text(f"Authorization: {tokens.header('inference')['Authorization']}\n")
-    partial.replace(path)
+    with _WRITING:
+        partial.touch(mode=0o600)
+        partial.write_text(_header_line(tokens))
+        partial.replace(path)
+
+
+def correct_header(run_dir: Path, tokens: Tokens) -> None:
+    """Write the header anew if it holds another token; leave it away while the service starts.
+
+    A renewal may come to pass and its answer not arrive, or the disk be full just then.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if (run_dir / HEADER_FILE).read_text() != _header_line(tokens):
+            write_header(run_dir, tokens)
+
+
+def _header_line(tokens: Tokens) -> str:
+    return f"Authorization: {tokens.header('inference')['Authorization']}\n"
 
 
 def keep_fresh(settings: Settings, tokens: Tokens, life: float, stop: threading.Event) -> None:
     """Renew each token when four fifths of its life (in seconds) are over, until told to stop."""
+    steps = [partial(_renew_if_due, settings, tokens, kind, life / 5) for kind in KINDS]
+    steps.append(partial(correct_header, settings.run_dir, tokens))
     failing = False
     # Looked at so often, as our clock stands still while the machine sleeps. The tokens' does not.
     while not stop.wait(min(1.0, life / 20)):
-        for kind in KINDS:
+        errors = []
+        for step in steps:
             try:
-                if tokens.expires(kind).timestamp() - time.time() > life / 5:
-                    continue
-                renew(settings, tokens, kind)
-                write_header(settings.run_dir, tokens)
-                failing = False
+                step()
             except TokenError:
                 # TorchServe starts, or starts anew.
-                continue
+                break
             except (requests.RequestException, OSError, KeyError, ValueError) as error:
-                if not failing:
-                    print(f"the {kind} token can't be renewed, trying on: {type(error).__name__}")
-                failing = True
+                errors.append(type(error).__name__)
+        if errors and not failing:
+            print(f"the tokens can't be renewed, trying on: {', '.join(errors)}", flush=True)
+        failing = bool(errors)
+
+
+def _renew_if_due(settings: Settings, tokens: Tokens, kind: Kind, left: float) -> None:
+    if tokens.expires(kind).timestamp() - time.time() <= left:
+        renew(settings, tokens, kind)
 
 
 def _time(text: str) -> datetime:

@@ -6,6 +6,7 @@ import contextlib
 import http.server
 import json
 import re
+import shutil
 import signal
 import socket
 import ssl
@@ -115,8 +116,54 @@ class TestKeys:
     def test_a_broken_file_opens_nothing(self, front: Callable[..., Asker]) -> None:
         asker = front()
         assert asker.ask().status_code == 200
-        (asker.settings.run_dir / "edge-keys.json").write_text("{")
+        path = asker.settings.run_dir / "edge-keys.json"
+        path.write_text("{")
+        # A client must not think that its key is none.
+        assert problem_of(asker.ask()) == (503, "ServiceUnavailable")
+        assert problem_of(asker.ask(key=None)) == (401, "Unauthorized")
+        path.unlink()
         assert problem_of(asker.ask()) == (401, "Unauthorized")
+        assert [line["fault"][:21] for line in asker.log()][1:] == [
+            "The keys can't be rea",
+            "",
+            "The keys can't be rea",
+        ]
+
+    def test_a_mounted_secret_is_followed(
+        self, tmp_path: Path, front: Callable[..., Asker]
+    ) -> None:
+        """Kubernetes exchanges what a link leads to; the files that it led to are gone."""
+        mount = Secret(tmp_path / "mounted", "keys.json")
+        keys = KeyFile(tmp_path / "keys.json")
+        first = keys.add("first")
+        mount.exchange((tmp_path / "keys.json").read_bytes())
+        asker = front(EDGE_KEYS=str(mount.path))
+        assert asker.ask(key=first).status_code == 200
+        second = keys.add("second")
+        mount.exchange((tmp_path / "keys.json").read_bytes())
+        assert asker.ask(key=second).status_code == 200
+
+
+class Secret:
+    """One file of a Secret, as Kubernetes mounts it."""
+
+    def __init__(self, mount: Path, name: str) -> None:
+        mount.mkdir()
+        self._mount, self._name, self._count = mount, name, 0
+        self.path = mount / name
+        self.path.symlink_to(Path("..data") / name)
+
+    def exchange(self, content: bytes) -> None:
+        data, link = self._mount / "..data", self._mount / "..data_tmp"
+        old = data.resolve() if data.exists() else None
+        self._count += 1
+        folder = self._mount / f"..{self._count}"
+        folder.mkdir()
+        (folder / self._name).write_bytes(content)
+        link.symlink_to(folder.name)
+        link.replace(data)
+        if old:
+            shutil.rmtree(old)
 
 
 class TestKeyFile:
@@ -282,6 +329,32 @@ class TestPage:
         models = asker.ask("/models", None, "GET", key=None)
         assert models.headers["Content-Type"].startswith("text/html")
 
+    def test_can_be_closed(self, front: Callable[..., Asker]) -> None:
+        asker = front(EDGE_PAGE="off")
+        for path in ("/", "/api/predictions", "/models"):
+            assert problem_of(asker.ask(path, b"", "POST", key=None)) == (404, "NotFound")
+        assert asker.ask().status_code == 200
+        # What is not there is not ready, but asked for.
+        assert problem_of(asker.ask("/readyz", None, "GET")) == (503, "ServiceUnavailable")
+
+    def test_learns_the_address_of_who_asks(self, front: Callable[..., Asker]) -> None:
+        asker, seen = front(), []
+
+        class Page(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                seen.append((self.headers["X-Real-IP"], self.headers["X-Forwarded-For"]))
+                self.send_error(404)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        page = http.server.HTTPServer(("127.0.0.1", asker.settings.frontend_port), Page)
+        threading.Thread(target=page.handle_request, daemon=True).start()
+        claimed = {"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"}
+        asker.ask("/models", None, "GET", headers=claimed)
+        page.server_close()
+        assert seen == [("127.0.0.1", None)]
+
 
 class TestHealth:
     def test_is_ready_over_a_ready_service(self, asker: Asker) -> None:
@@ -292,6 +365,11 @@ class TestHealth:
         asker = front()
         assert asker.ask("/healthz", None, "GET").status_code == 200
         assert problem_of(asker.ask("/readyz", None, "GET")) == (503, "ServiceUnavailable")
+
+    def test_one_address_can_not_ask_for_ever(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+        found = {asker.ask("/readyz", None, "GET", key=None).status_code for _ in range(60)}
+        assert found == {503, 429}
 
 
 class TestHeaders:
@@ -364,6 +442,18 @@ class TestSizes:
         assert problem_of(response)[0] in (413, 415)
         assert response.headers["X-Model-Version"]
 
+    def test_only_so_many_large_ones_are_held_at_a_time(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+        head = f"POST {ANSWERS} HTTP/1.1\r\nHost: a\r\nX-API-Key: {asker.key}\r\n"
+        large = f"{head}Content-Length: 1000000\r\n\r\n".encode()
+        with contextlib.ExitStack() as stack:
+            for _ in range(40):
+                stack.enter_context(asker.connect()).sendall(large)
+            wait(lambda: asker.raw(large).startswith(b"HTTP/1.1 429 "))
+            chunked = f"{head}Transfer-Encoding: chunked\r\n\r\n".encode()
+            assert asker.raw(chunked).startswith(b"HTTP/1.1 429 ")
+            assert asker.ask(body=bytes(999_999)).status_code == 200
+
     def test_headers_and_addresses(self, asker: Asker) -> None:
         response = asker.ask("/healthz", None, "GET", headers={"X": "a" * 9000})
         assert problem_of(response) == (431, "HeadersTooLarge")
@@ -395,8 +485,7 @@ class TestTooMany:
     def test_a_full_queue(self, asker: Asker, image: bytes) -> None:
         with ThreadPoolExecutor(220) as pool, stopped_workers(asker, "1.0") as resume:
             futures = [pool.submit(asker.ask, f"{ANSWERS}/1.0", image) for _ in range(220)]
-            while not any(each.done() for each in futures):
-                time.sleep(0.05)
+            wait(lambda: any(each.done() for each in futures))
             time.sleep(1)
             resume()
             found = [each.result() for each in futures]
@@ -506,12 +595,9 @@ class TestNodes:
             return 200, b"{}"
 
         stand_in.answer = answer
-        (nobody,) = free_ports(1)
+        well = stand_in.settings.inference_port
         with failing_server() as broken:
-            nodes = ",".join(
-                f"http://127.0.0.1:{port}"
-                for port in (nobody, broken, stand_in.settings.inference_port)
-            )
+            nodes = ",".join(f"http://127.0.0.1:{port}" for port in (broken, well))
             asker = front(EDGE_NODES=nodes)
             found = [asker.ask(body=b"image").status_code for _ in range(9)]
         assert found == 9 * [200]
@@ -574,6 +660,36 @@ class TestTLS:
                 with pytest.raises(ssl.SSLError, match="PROTOCOL_VERSION"):
                     context.wrap_socket(plain, server_hostname="localhost")
 
+    def test_a_new_certificate_is_followed(
+        self, tmp_path: Path, front: Callable[..., Asker]
+    ) -> None:
+        pair = tmp_path / "a.pem", tmp_path / "a.key"
+        edge_module.sign(*pair, "DNS:localhost,IP:127.0.0.1")
+        asker = front(EDGE_CERTIFICATE=str(pair[0]), EDGE_CERTIFICATE_KEY=str(pair[1]))
+        port = int(asker.edge.url.rpartition(":")[2])
+
+        def shown() -> str:
+            return ssl.get_server_certificate(("127.0.0.1", port))
+
+        assert shown() == pair[0].read_text()
+        edge_module.sign(*pair, "DNS:localhost,IP:127.0.0.1")
+        wait(lambda: shown() == pair[0].read_text())
+
+    def test_our_own_is_made_anew_when_it_must(self, tmp_path: Path) -> None:
+        def made(host: str = "127.0.0.1") -> bytes:
+            pair = edge_module._certificate(edge_module.EdgeSettings(host=host), tmp_path)
+            return b"".join(path.read_bytes() for path in pair)
+
+        first = made()
+        assert made() == first
+        other = made("edge.example")
+        assert other != first
+        monkeypatch = pytest.MonkeyPatch()
+        with monkeypatch.context() as patched:
+            soon = time.time() + (edge_module.DAYS - edge_module.LAST_DAYS + 1) * edge_module.DAY
+            patched.setattr(time, "time", lambda: soon)
+            assert made("edge.example") != other
+
     def test_the_key_of_the_certificate_is_our_own(self, asker: Asker) -> None:
         private = asker.edge.certificate.with_suffix(".key")
         assert stat.S_IMODE(private.stat().st_mode) == 0o600
@@ -587,6 +703,8 @@ class TestSettings:
             {"EDGE_NODES": "http://a:1,https://b:2"},
             {"EDGE_NODES": "https://a:1"},
             {"EDGE_RATE": "0"},
+            {"EDGE_PAGE": "no"},
+            {"EDGE_NODES_TIMEOUT": "66"},
             {"EDGE_HOST": "a; b"},
             {"EDGE_CERTIFICATE": str(ROOT / "Makefile")},
             {"EDGE_CERTIFICATE": "/nowhere", "EDGE_CERTIFICATE_KEY": "/nowhere"},
@@ -641,9 +759,7 @@ class TestOverTime:
             with ThreadPoolExecutor(8) as pool:
                 loads = [pool.submit(load) for _ in range(8)]
                 try:
-                    while len(seen) < 3:
-                        seen.add(header.read_text())
-                        time.sleep(0.05)
+                    wait(lambda: seen.add(header.read_text()) or len(seen) == 3)
                 finally:
                     done.set()
                 assert all(each.result() for each in loads)
@@ -659,20 +775,30 @@ class TestOverTime:
         with ThreadPoolExecutor() as pool, stopped_workers(asker, "1.0") as resume:
             waiting = [pool.submit(asker.ask, f"{ANSWERS}/1.0", image) for _ in range(4)]
             # The first is with the worker, alone or with some; the others wait in the queue.
-            while management.describe("1.0")["jobQueueStatus"]["pendingRequests"] < 2:
-                time.sleep(0.05)
+            wait(lambda: management.describe("1.0")["jobQueueStatus"]["pendingRequests"] >= 2)
             asker.edge.process.send_signal(signal.SIGTERM)
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), timeout=5).close()
-                except ConnectionError:
-                    break
-                time.sleep(0.02)
+            wait(lambda: not listens(port))
             assert not any(each.done() for each in waiting)
             resume()
             assert [each.result().status_code for each in waiting] == 4 * [200]
         assert asker.edge.process.wait(30) == 0
         assert asker.edge.printed.read_text().endswith("the edge is closed\n")
+
+
+def wait(until: Callable[[], object]) -> None:
+    """Wait until something holds."""
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionError:
+        return False
+    return True
 
 
 @contextlib.contextmanager

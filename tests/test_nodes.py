@@ -1,11 +1,10 @@
-"""The node test's means: cgroups, what is counted, and the real balancer in front of stand-ins."""
+"""The node test's means: cgroups, what is counted, and the real edge in front of stand-ins."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import shutil
 import signal
 import socket
 import ssl
@@ -13,18 +12,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-import requests
+from conftest import free_settings
+from edges import Asker, need_nginx, problem_of
 
 from benchmarks import nodes, nodes_report
-from benchmarks.nodes import Cgroup, balancer_config, self_signed
+from benchmarks.nodes import Cgroup
 from benchmarks.nodes_report import Event, Request
-from benchmarks.service import free_ports
+from benchmarks.service import free_ports, run_edge
+from serving.edge import NAME, sign
 
 EVENT = Event("killed", "10.0.0.1", began=10, mended=20, back=25)
 
@@ -137,12 +138,14 @@ def node(address: str, certificate: tuple[Path, Path], answer: Any) -> Iterator[
     server.daemon_threads = True
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
     server.socket = context.wrap_socket(server.socket, server_side=True)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def well(handler: BaseHTTPRequestHandler, body: bytes) -> None:
@@ -176,79 +179,82 @@ def refused(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    return self_signed(tmp_path)
+    pair = tmp_path / "certificate.pem", tmp_path / "certificate.key"
+    sign(*pair, f"DNS:{NAME}")
+    return pair
 
 
 @pytest.fixture
-def addresses() -> list[str]:
-    return [f"127.0.0.1:{port}" for port in free_ports(3)]
+def before(tmp_path: Path, certificate: tuple[Path, Path]) -> Iterator[Callable[..., Asker]]:
+    """Return a function that runs an edge before some addresses."""
+    need_nginx()
+    with contextlib.ExitStack() as stack:
+
+        def run(*addresses: str) -> Asker:
+            settings = free_settings(tmp_path / "front")
+            edge = run_edge(
+                settings,
+                EDGE_NODES=",".join(f"https://{address}" for address in addresses),
+                EDGE_NODES_CA=str(certificate[0]),
+                EDGE_NODES_TIMEOUT="1",
+            )
+            asker = Asker(edge, settings)
+            stack.callback(asker.close)
+            return asker
+
+        yield run
 
 
-@pytest.fixture
-def balancer(
-    tmp_path: Path, addresses: list[str], certificate: tuple[Path, Path]
-) -> Iterator[requests.Session]:
-    """Run the balancer in front of two addresses; return what asks it."""
-    program = shutil.which("nginx")
-    if not program:
-        if os.environ.get("CI"):
-            pytest.fail("nginx is missing")
-        pytest.skip("nginx is missing")
-    config = tmp_path / "balancer.conf"
-    config.write_text(balancer_config(tmp_path, addresses[0], addresses[1:], certificate))
-    process = subprocess.Popen(
-        [program, "-e", "stderr", "-p", f"{tmp_path}/", "-c", config], stderr=sys.stderr
-    )
-    host, _, port = addresses[0].partition(":")
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError):
-            socket.create_connection((host, int(port)), timeout=1).close()
-            break
-        time.sleep(0.02)
-    with requests.Session() as session:
-        session.verify = False
-        session.trust_env = False
-        yield session
-    process.terminate()
-    process.wait(timeout=30)
+def free_addresses(count: int) -> list[str]:
+    return [f"127.0.0.1:{port}" for port in free_ports(count)]
 
 
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
+def asked(front: Asker) -> list[str]:
+    return [line["upstream"] for line in front.log()]
+
+
 @pytest.mark.parametrize("fault", [not_ready, broken_off, hung, None])
 def test_another_node_answers_for_one_that_fails(
-    balancer: requests.Session,
-    addresses: list[str],
-    certificate: tuple[Path, Path],
-    fault: Any,
+    before: Callable[..., Asker], certificate: tuple[Path, Path], fault: Any
 ) -> None:
-    front, one, other = addresses
+    one, other = free_addresses(2)
+    front = before(one, other)
     with contextlib.ExitStack() as stack:
         if fault:
             stack.enter_context(node(one, certificate, fault))
         stack.enter_context(node(other, certificate, well))
-        asked = []
         for _ in range(3):
-            answer = balancer.post(
-                f"https://{front}/predictions/bloodcells",
-                data=b"image ",
-                headers={"X-API-Key": "key"},
-                timeout=30,
-            )
-            assert (answer.status_code, answer.content) == (200, b"image key")
-            asked.append(answer.headers["X-Node"])
-        # Which is first is for the balancer to say.
-        assert f"{one}, {other}" in asked
+            answer = front.ask(body=b"image ")
+            assert (answer.status_code, answer.content) == (200, f"image {front.key}".encode())
+        # Which is first is for the edge to say.
+        assert f"{one}, {other}" in asked(front)
 
 
-@pytest.mark.filterwarnings("ignore:Unverified HTTPS request")
 def test_what_a_node_refuses_is_refused(
-    balancer: requests.Session, addresses: list[str], certificate: tuple[Path, Path]
+    before: Callable[..., Asker], certificate: tuple[Path, Path]
 ) -> None:
-    front, one, other = addresses
+    one, other = free_addresses(2)
+    front = before(one, other)
     with node(one, certificate, refused), node(other, certificate, refused):
-        answer = balancer.post(f"https://{front}/predictions/bloodcells", data=b"x", timeout=30)
-        assert (answer.status_code, answer.headers["X-Node"].count(":")) == (429, 1)
+        assert front.ask().status_code == 429
+        assert len(asked(front)[0].split(", ")) == 1
+
+
+def test_what_kills_nodes_is_sent_to_two_of_them(
+    before: Callable[..., Asker], certificate: tuple[Path, Path]
+) -> None:
+    addresses, seen = free_addresses(3), []
+
+    def dies(handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        seen.append(body)
+        broken_off(handler, body)
+
+    front = before(*addresses)
+    with contextlib.ExitStack() as stack:
+        for address in addresses:
+            stack.enter_context(node(address, certificate, dies))
+        assert problem_of(front.ask()) == (503, "ServiceUnavailable")
+    assert len(seen) == 2
 
 
 @pytest.mark.skipif(bool(nodes.lacking()), reason=str(nodes.lacking()))

@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
 from http.server import BaseHTTPRequestHandler
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import requests
 import yaml
 from conftest import DEPLOYMENT, free_settings
 from PIL import Image
@@ -175,26 +176,54 @@ class TestClient:
         stand_in.answer = break_once
         assert client.predict(b"image") == {}
 
-    def test_readiness_compares_the_answer(
-        self, stand_in: StandIn, client: InferenceClient
-    ) -> None:
+    @pytest.fixture
+    def answer(self, stand_in: StandIn) -> Callable[[float], None]:
+        """Return a function that has the known image answered, rightly but for a shift."""
         known = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
         served = archives.deployed(stand_in.settings, "1.0")
         served.parent.mkdir()
         with zipfile.ZipFile(served, "w") as archive:
             archive.writestr("golden.json", json.dumps({"neutrophil.png": known}))
 
-        def answer(shift: float) -> None:
-            shifted = {name: value + shift for name, value in known.items()}
-            document = json.dumps({"version": "1.0", "probabilities": shifted}).encode()
+        def shifted(shift: float) -> None:
+            told = {name: value + shift for name, value in known.items()}
+            document = json.dumps({"version": "1.0", "probabilities": told}).encode()
             stand_in.answer = lambda request, body: (200, document)
 
+        return shifted
+
+    def test_readiness_compares_the_answer(
+        self, stand_in: StandIn, client: InferenceClient, answer: Callable[[float], None]
+    ) -> None:
         answer(shift=5e-5)
         client.check_ready()
         answer(shift=5e-4)
         with pytest.raises(ServiceError, match="wrongly"):
             client.check_ready()
         assert {path for path, _ in stand_in.requests} == {"/predictions/bloodcells/1.0"}
+
+    def test_a_full_queue_is_ready_if_all_was_well_a_while_ago(
+        self,
+        stand_in: StandIn,
+        client: InferenceClient,
+        answer: Callable[[float], None],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        def overload() -> None:
+            stand_in.refuse(503, "ServiceUnavailableException")
+
+        overload()
+        with pytest.raises(ServiceError) as caught:
+            client.check_ready()
+        assert caught.value.type == "ServiceBusy"
+        answer(0.0)
+        client.check_ready()
+        overload()
+        client.check_ready()
+        later = time.monotonic() + 61
+        monkeypatch.setattr(time, "monotonic", lambda: later)
+        with pytest.raises(ServiceError):
+            client.check_ready()
 
     @pytest.mark.parametrize("content", [None, b"no archive"])
     def test_readiness_without_known_answers(
@@ -246,6 +275,33 @@ class TestTokens:
         before = read.header("inference")
         (tmp_path / tokens.KEY_FILE).write_text('{"inference": {"key"')
         assert read.header("inference") == before
+
+    def test_a_renewal_whose_answer_is_lost_reaches_the_header_all_the_same(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        write_keys(tmp_path)
+        read, stop = Tokens(tmp_path), threading.Event()
+        tokens.write_header(tmp_path, read)
+
+        def renew_unheard(*_: object) -> None:
+            document = json.loads((tmp_path / tokens.KEY_FILE).read_text())
+            document["inference"]["key"] = "second"
+            (tmp_path / tokens.KEY_FILE).write_text(json.dumps(document))
+            raise requests.ReadTimeout
+
+        monkeypatch.setattr(tokens, "renew", renew_unheard)
+        # Of a life as long as this, each look finds them due.
+        arguments = (Settings(run_dir=tmp_path), read, 1e12, stop)
+        monkeypatch.setattr(stop, "wait", lambda _: stop.is_set() or stop.set())
+        keeper = threading.Thread(target=tokens.keep_fresh, args=arguments)
+        keeper.start()
+        keeper.join(10)
+        assert (tmp_path / tokens.HEADER_FILE).read_text() == "Authorization: Bearer second\n"
+
+    def test_no_header_is_written_while_the_service_starts(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        tokens.correct_header(tmp_path, Tokens(tmp_path))
+        assert not (tmp_path / tokens.HEADER_FILE).exists()
 
     def test_the_header_file_is_for_its_owner_alone(self, tmp_path: Path) -> None:
         write_keys(tmp_path)

@@ -18,13 +18,17 @@ const UNREACHABLE_PAUSE = 500;
 const KINDS = { predictions: 'predict', explanations: 'explain' };
 const BEARER = /^Bearer +([^ ]+)$/i;
 
-// Return "STATUS CLIENT": 200, 401 or 403, and the name of who asks where a key tells it.
+// Return "STATUS CLIENT": 200, 401, 403, or 503 where the keys can't be read; and the name of who
+// asks where a key tells it.
 function access(r) {
     const key = apiKey(r);
     if (!key) {
         return '401 ';
     }
-    const known = readJson(settings.keys) || {};
+    const known = readKeys(r);
+    if (!known) {
+        return '503 ';
+    }
     const entry = known[crypto.createHash('sha256').update(key).digest('hex')];
     if (!entry) {
         return '401 ';
@@ -149,7 +153,7 @@ async function sendAuthorized(r, target) {
 
 async function send(r, target) {
     r.variables.edge_target = target;
-    const reply = await r.subrequest('/upstream', { method: 'POST' });
+    const reply = await r.subrequest(`/upstream/${r.uri.split('/')[1]}`, { method: 'POST' });
     const seen = reply.variables;
     r.variables.edge_upstream = seen.upstream_addr || '';
     r.variables.edge_upstream_seconds = seen.upstream_response_time || '';
@@ -237,6 +241,16 @@ function refuse(status, type, message) {
 function apiKey(r) {
     const bearer = BEARER.exec(r.headersIn['Authorization'] || '');
     return r.headersIn['X-API-Key'] || (bearer ? bearer[1] : '');
+}
+
+// Return the keys by their hashes; none are known before the first is made; null on a fault.
+function readKeys(r) {
+    try {
+        return JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
+    } catch (error) {
+        r.variables.edge_fault = `The keys can't be read: ${error.message}`;
+        return error.code === 'ENOENT' ? {} : null;
+    }
 }
 
 function readToken() {
