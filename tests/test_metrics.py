@@ -108,8 +108,8 @@ def test_answers_and_rejects(counted: metrics.Metrics, tmp_path: Path) -> None:
         key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
         key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
         key(name, version="2.0", label="none", verdict="rejected"): 1,
-        key("bloodcells_rejects_total", version="2.0", type="CorruptImage"): 2,
-        key("bloodcells_rejects_total", version="2.0", type="EmptyImage"): 1,
+        key(REJECTS, version="2.0", type="CorruptImage"): 2,
+        key(REJECTS, version="2.0", type="EmptyImage"): 1,
         key("bloodcells_worker_starts_total", version="2.0"): 1,
     }
     assert read(tmp_path)[key("bloodcells_explanations_total")] == 1
@@ -118,6 +118,28 @@ def test_answers_and_rejects(counted: metrics.Metrics, tmp_path: Path) -> None:
 def test_every_class_and_verdict_is_there_at_0(counted: metrics.Metrics, tmp_path: Path) -> None:
     zeros = [name for name, _ in read(tmp_path) if name == "bloodcells_predictions_total"]
     assert len(zeros) == len(metrics.SAID) == 9
+
+
+def test_every_reject_is_there_at_0(counted: metrics.Metrics, tmp_path: Path) -> None:
+    """Else the first of a kind were no increase."""
+    code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
+    named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
+    assert code.count("InputError(") == len(re.findall(r"InputError\(\s*\d+", code)) + 1
+    assert named == set(metrics.REFUSED)
+    rejects = {each: at for each, at in read(tmp_path).items() if each[0] == REJECTS}
+    assert rejects == {key(REJECTS, version="2.0", type=kind): 0 for kind in named}
+
+
+def test_a_reject_that_nobody_foresaw_is_counted(counted: metrics.Metrics, tmp_path: Path) -> None:
+    counted.answered([InputError(400, "New", "Of another day.")])
+    assert read(tmp_path)[key(REJECTS, version="2.0", type="New")] == 1
+
+
+def test_the_room_suffices_also_for_a_long_name(tmp_path: Path) -> None:
+    metrics.Counted(tmp_path, "2.0" + 60 * "x")
+    for file in tmp_path.iterdir():
+        used = int.from_bytes(file.read_bytes()[:4], sys.byteorder)
+        assert 0 < used < metrics.ROOM * 0.6, file
 
 
 @pytest.mark.parametrize(
@@ -643,19 +665,18 @@ def test_prometheus_finds_what_was_asked(
         labels = {"label": answer["label"] or "none", "verdict": answer["verdict"]}
         each = key("bloodcells_predictions_total", version=answer["version"], **labels)
         expected[each] = expected.get(each, 0) + 1
-    rejects = "bloodcells_rejects_total"
-    expected[key(rejects, version="2.0", type="CorruptImage")] = 1
-    expected[key(rejects, version="2.0", type="UnsupportedImage")] = 1
-    expected[key(rejects, version="1.0", type="UnsupportedImage")] = 1
+    expected[key(REJECTS, version="2.0", type="CorruptImage")] = 1
+    expected[key(REJECTS, version="2.0", type="UnsupportedImage")] = 1
+    expected[key(REJECTS, version="1.0", type="UnsupportedImage")] = 1
     assert asked == expected
 
     # And so does Prometheus, at its next look.
-    names = ("bloodcells_predictions_total", rejects)
+    names = ("bloodcells_predictions_total", REJECTS)
     now = counters(exported(service))
     wanted = {each: value for each, value in now.items() if each[0] in names}
     deadline = time.monotonic() + 60
     while True:
-        seen = watched(watcher, names[0], names[0]) | watched(watcher, rejects, rejects)
+        seen = watched(watcher, names[0], names[0]) | watched(watcher, REJECTS, REJECTS)
         if seen == wanted or time.monotonic() > deadline:
             break
         time.sleep(0.2)
