@@ -403,8 +403,11 @@ def test_state_of_a_service_that_is_well(collect: Collect, monkeypatch: pytest.M
     monkeypatch.setattr(Management, "described", versions)
     seen = collect()
     assert seen[key("bloodcells_up")] == 1
+    assert seen[key("bloodcells_deployment_readable")] == 1
     assert seen[key("bloodcells_workers_wanted", version="2.0")] == 2
     assert seen[key("bloodcells_workers_ready", version="2.0")] == 1
+    # Wanted, but TorchServe knows nothing of it.
+    assert seen[key("bloodcells_workers_ready", version="9.9")] == 0
     assert seen[key("bloodcells_queue_waiting", version="1.0")] == 28
     assert seen[key("bloodcells_queue_room", version="1.0")] == 100
     assert seen[key("bloodcells_restarts_total", part="page")] == 3
@@ -425,12 +428,35 @@ def test_state_while_torchserve_is_away(collect: Collect) -> None:
     assert not any(name == "bloodcells_token_seconds" for name, _ in seen)
 
 
-def test_state_while_someone_edits_the_deployment(
-    collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", ["default: ", "}", None])
+def test_state_while_the_deployment_cannot_be_read(
+    collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    monkeypatch.setattr(Management, "described", {"2.0": described("READY")})
-    (tmp_path / "deployment.yaml").write_text("default: ")
-    assert collect()[key("bloodcells_up")] == 1
+    """What TorchServe says is told, so that alerts of it still come; no more."""
+    versions = {"1.0": described("UNLOADED"), "2.0": described("READY", "READY")}
+    monkeypatch.setattr(Management, "described", versions)
+    file = tmp_path / "deployment.yaml"
+    file.write_text(text) if text else file.unlink()
+    seen = collect()
+    told = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
+    assert seen[key("bloodcells_up")] == 1
+    assert seen[key("bloodcells_deployment_readable")] == 0
+    assert told == {
+        key("bloodcells_workers_ready", version="1.0"): 0,
+        key("bloodcells_workers_ready", version="2.0"): 2,
+        key("bloodcells_queue_waiting", version="1.0"): 28,
+        key("bloodcells_queue_waiting", version="2.0"): 28,
+        key("bloodcells_queue_room", version="1.0"): 100,
+        key("bloodcells_queue_room", version="2.0"): 100,
+    }
+
+
+def test_a_version_on_trial_is_not_missed(
+    collect: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it loads, it has no worker yet, and nobody wants it yet."""
+    monkeypatch.setattr(Management, "described", {"3.0": described()})
+    assert key("bloodcells_workers_ready", version="3.0") not in collect()
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
