@@ -30,9 +30,11 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         port = Settings.from_environment().frontend_port
-        server = bind(create_app(), port)
+        app = create_app()
     except SettingsError as error:
         sys.exit(str(error))
+    try:
+        server = bind(app, port)
     except OSError as error:
         sys.exit(f"Cannot listen on {HOST}:{port}: {error.strerror}. Set FRONTEND_PORT to another.")
     run(server)

@@ -3,6 +3,7 @@
 Where PROMETHEUS_MULTIPROC_DIR is set, the numbers stand in a file that serving/exporter.py reads.
 """
 
+import logging
 import os
 from pathlib import Path
 from time import perf_counter
@@ -12,7 +13,12 @@ from prometheus_client import CollectorRegistry, Histogram
 
 from handler.metrics import FOLDER
 
+logger = logging.getLogger(__name__)
+
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
+# What asks the service, and the ways in which that fails.
+ASKING = ("api.predict", "api.explain", "page.classify")
+FAILURES = (500, 502, 503, 504)
 # More than all endpoints with all their statuses take.
 ROOM = 1 << 19
 SECONDS = Histogram(
@@ -25,9 +31,14 @@ SECONDS = Histogram(
 
 
 def init_app(app: Flask) -> None:
-    """Measure the requests to `app`."""
+    """Measure the requests to `app`; where there is no room for that, it serves all the same."""
     if folder := os.environ.get(FOLDER):
-        make_room(Path(folder))
+        try:
+            make_room(Path(folder))
+        except OSError as error:
+            logger.error("No request is measured: %s", error)
+            return
+    begin_at_0()
     app.before_request(begin)
     app.after_request(measure)
 
@@ -38,9 +49,28 @@ def make_room(folder: Path) -> None:
     It is mapped to memory: on a disk that is full by then, to write where no room was made would
     kill the process.
     """
-    with (folder / f"histogram_{os.getpid()}.db").open("ab") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, ROOM)
+    path = folder / f"histogram_{os.getpid()}.db"
+    if path.exists():
+        # Of a dead process with the same number: it has its room, and its counts must stay.
+        return
+    # The exporter fails at an empty file, so this one gets its name when it is none.
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, ROOM)
+            file.truncate(ROOM)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def begin_at_0() -> None:
+    """Let the failures be there before the first of them: a rate needs to see them at 0."""
+    for endpoint in ASKING:
+        for status in FAILURES:
+            SECONDS.labels(endpoint, "POST", status)
 
 
 def begin() -> None:

@@ -27,6 +27,16 @@ from handler.verdict import CLASSES
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 SAID = [(label, verdict) for label in CLASSES for verdict in ("confident", "uncertain")]
 SAID.append(("none", "rejected"))
+# All types of InputError in this package.
+REFUSED = (
+    "BadRequest",
+    "CorruptImage",
+    "EmptyImage",
+    "ExplanationFailed",
+    "ImageTooLarge",
+    "TooManyImages",
+    "UnsupportedImage",
+)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 # Several times what all of a worker's numbers take.
@@ -100,6 +110,8 @@ class Counted:
             for label, verdict in SAID
         }
         self._refused: dict[str, int] = {}
+        for kind in REFUSED:
+            self._refusal(kind)
         self._explained = self._counter("explanations", "Images explained by a heat map.")
         self._values[self._counter("worker_starts", "Workers started.", version=version)] = 1
 
@@ -121,7 +133,7 @@ class Counted:
                 values[self._explained] += 1
 
     def _refusal(self, kind: str) -> int:
-        # The types are those that the code names: few.
+        # One that was forgotten above must not cost the answer.
         if kind not in self._refused:
             self._refused[kind] = self._counter(
                 "rejects", "Images answered by an error.", version=self._version, type=kind

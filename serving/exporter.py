@@ -12,7 +12,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -112,15 +112,22 @@ class State(Collector):
             return None
 
     def _of_versions(self, described: Descriptions) -> Iterator[Metric]:
-        try:
-            wanted = deployment.load(self._settings.deployment)
-        except DeploymentError:
-            # Someone is editing it.
-            return
-        yield _roles(wanted)
-        yield from _workers(wanted, described)
+        wanted = self._wanted()
+        yield _readable(wanted)
+        # While nobody knows which are wanted, those that TorchServe has.
+        yield _ready(wanted.versions if wanted else described, described)
         yield from _queues(described)
-        yield from _expected(wanted, self._models)
+        if wanted:
+            yield _roles(wanted)
+            yield _asked(wanted)
+            yield from _expected(wanted, self._models)
+
+    def _wanted(self) -> Deployment | None:
+        try:
+            return deployment.load(self._settings.deployment)
+        except DeploymentError:
+            # Someone is editing it, or it is broken.
+            return None
 
     def _token_life(self) -> Metric:
         life = GaugeMetricFamily(
@@ -170,6 +177,14 @@ class TorchServe(Collector):
         return []
 
 
+def _readable(wanted: Deployment | None) -> Metric:
+    readable = GaugeMetricFamily(
+        "bloodcells_deployment_readable", "Whether deployment.yaml can be read."
+    )
+    readable.add_metric([], wanted is not None)
+    return readable
+
+
 def _roles(wanted: Deployment) -> Metric:
     info = GaugeMetricFamily(
         "bloodcells_version_info", "1 for each version, and its role.", labels=["version", "role"]
@@ -181,18 +196,24 @@ def _roles(wanted: Deployment) -> Metric:
     return info
 
 
-def _workers(wanted: Deployment, described: Descriptions) -> Iterator[Metric]:
+def _asked(wanted: Deployment) -> Metric:
     asked = GaugeMetricFamily(
         "bloodcells_workers_wanted", "Workers by deployment.yaml.", labels=["version"]
     )
+    for version, each in wanted.versions.items():
+        asked.add_metric([version], each.workers)
+    return asked
+
+
+def _ready(versions: Iterable[str], described: Descriptions) -> Metric:
+    """Count each version's workers that are ready; 0 for a version that is not described."""
     ready = GaugeMetricFamily(
         "bloodcells_workers_ready", "Workers that are ready.", labels=["version"]
     )
-    for version, each in wanted.versions.items():
-        asked.add_metric([version], each.workers)
+    for version in versions:
         workers = described.get(version, {}).get("workers", [])
         ready.add_metric([version], sum(worker["status"] == "READY" for worker in workers))
-    return iter((asked, ready))
+    return ready
 
 
 def _queues(described: Descriptions) -> Iterator[Metric]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from benchmarks import prometheus
 from benchmarks.prometheus import DEPLOY, Prometheus
 from benchmarks.service import Service, free_ports
+from frontend import __main__ as page_program
 from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
@@ -50,6 +54,8 @@ DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_tex
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 # What Prometheus says of a target, and of the alerts, by itself.
 OWN = {"up", "ALERTS"}
+REJECTS = "bloodcells_rejects_total"
+PAGE_COUNT = "bloodcells_page_request_seconds_count"
 
 
 def parsed(text: str) -> Series:
@@ -102,8 +108,8 @@ def test_answers_and_rejects(counted: metrics.Metrics, tmp_path: Path) -> None:
         key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
         key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
         key(name, version="2.0", label="none", verdict="rejected"): 1,
-        key("bloodcells_rejects_total", version="2.0", type="CorruptImage"): 2,
-        key("bloodcells_rejects_total", version="2.0", type="EmptyImage"): 1,
+        key(REJECTS, version="2.0", type="CorruptImage"): 2,
+        key(REJECTS, version="2.0", type="EmptyImage"): 1,
         key("bloodcells_worker_starts_total", version="2.0"): 1,
     }
     assert read(tmp_path)[key("bloodcells_explanations_total")] == 1
@@ -112,6 +118,28 @@ def test_answers_and_rejects(counted: metrics.Metrics, tmp_path: Path) -> None:
 def test_every_class_and_verdict_is_there_at_0(counted: metrics.Metrics, tmp_path: Path) -> None:
     zeros = [name for name, _ in read(tmp_path) if name == "bloodcells_predictions_total"]
     assert len(zeros) == len(metrics.SAID) == 9
+
+
+def test_every_reject_is_there_at_0(counted: metrics.Metrics, tmp_path: Path) -> None:
+    """Else the first of a kind were no increase."""
+    code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
+    named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
+    assert code.count("InputError(") == len(re.findall(r"InputError\(\s*\d+", code)) + 1
+    assert named == set(metrics.REFUSED)
+    rejects = {each: at for each, at in read(tmp_path).items() if each[0] == REJECTS}
+    assert rejects == {key(REJECTS, version="2.0", type=kind): 0 for kind in named}
+
+
+def test_a_reject_that_nobody_foresaw_is_counted(counted: metrics.Metrics, tmp_path: Path) -> None:
+    counted.answered([InputError(400, "New", "Of another day.")])
+    assert read(tmp_path)[key(REJECTS, version="2.0", type="New")] == 1
+
+
+def test_the_room_suffices_also_for_a_long_name(tmp_path: Path) -> None:
+    metrics.Counted(tmp_path, "2.0" + 60 * "x")
+    for file in tmp_path.iterdir():
+        used = int.from_bytes(file.read_bytes()[:4], sys.byteorder)
+        assert 0 < used < metrics.ROOM * 0.6, file
 
 
 @pytest.mark.parametrize(
@@ -201,8 +229,7 @@ def test_requests_are_counted_by_what_they_are_for(
 ) -> None:
     before = page_counts()
     app.test_client().open(path, method=method)
-    name = "bloodcells_page_request_seconds_count"
-    counted = key(name, endpoint=endpoint, method=counted_as, status=status)
+    counted = key(PAGE_COUNT, endpoint=endpoint, method=counted_as, status=status)
     new = {each: value - before.get(each, 0) for each, value in page_counts().items()}
     assert {each: value for each, value in new.items() if value} == {counted: 1}
 
@@ -213,7 +240,117 @@ def test_the_page_makes_room_for_what_it_counts(
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
     [file] = tmp_path.iterdir()
+    assert file.name == f"histogram_{os.getpid()}.db"
     assert file.stat().st_blocks * 512 >= page_metrics.ROOM
+
+
+def test_what_a_dead_page_of_the_same_number_counted_stays(tmp_path: Path) -> None:
+    page_metrics.make_room(tmp_path)
+    [file] = tmp_path.iterdir()
+    file.write_bytes(b"counts")
+    page_metrics.make_room(tmp_path)
+    assert file.read_bytes() == b"counts"
+
+
+def test_a_page_without_room_is_not_measured_and_answers(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stand_in: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(file: int, start: int, length: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    app = create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
+    before = page_counts()
+    assert [app.test_client().get("/healthz").status_code for _ in range(3)] == [200] * 3
+    assert page_counts() == before
+    # An empty file would make the exporter fail.
+    assert list(tmp_path.iterdir()) == []
+    [message] = [each.getMessage() for each in caplog.records if each.levelname == "ERROR"]
+    assert message == "No request is measured: [Errno 28] No space left on device"
+
+
+# Python as the supervisor starts the page; no file may grow beyond the bound, if there is one.
+PAGE = """
+import resource, runpy, sys
+if bound := int(sys.argv.pop()):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bound, bound))
+runpy.run_module("frontend", run_name="__main__")
+"""
+
+
+@contextlib.contextmanager
+def page(folder: Path, port: int, bound: int = 0) -> Iterator[subprocess.Popen[str]]:
+    """Run the page by itself, counting into a folder."""
+    environment = os.environ | {metrics.FOLDER: str(folder), "FRONTEND_PORT": str(port)}
+    command = [sys.executable, "-c", PAGE, str(bound)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def printed_until(process: subprocess.Popen[str], end: str) -> str:
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if end in line:
+            break
+    return "".join(lines)
+
+
+def test_every_failure_of_the_page_is_there_at_0(tmp_path: Path) -> None:
+    with page(tmp_path, *free_ports(1)) as process:
+        assert "serving on" in printed_until(process, "serving on")
+        seen = read(tmp_path)
+        assert {each: count for each, count in seen.items() if each[0] == PAGE_COUNT} == {
+            key(PAGE_COUNT, endpoint=endpoint, method="POST", status=status): 0
+            for endpoint in ("api.predict", "api.explain", "page.classify")
+            for status in ("500", "502", "503", "504")
+        }
+        [file] = tmp_path.iterdir()
+        assert file.stat().st_size == page_metrics.ROOM
+        assert int.from_bytes(file.read_bytes()[:4], sys.byteorder) < page_metrics.ROOM / 10
+
+
+def test_what_asks_the_service_is_what_the_page_has_at_0(app: Flask) -> None:
+    posts = {rule.endpoint for rule in app.url_map.iter_rules() if "POST" in (rule.methods or ())}
+    assert posts == set(page_metrics.ASKING)
+
+
+def test_a_page_that_may_write_nothing_serves_all_the_same(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    with page(tmp_path, port, bound=page_metrics.ROOM // 2) as process:
+        told = printed_until(process, "serving on")
+        assert told.count("No request is measured: ") == 1
+        for path in ("/", "/healthz", "/healthz"):
+            assert requests.get(f"http://127.0.0.1:{port}{path}", timeout=30).ok
+        assert process.poll() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_port_that_is_taken_is_called_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with page(tmp_path, port) as process:
+            assert f"Cannot listen on 127.0.0.1:{port}: Address" in printed_until(process, "Cannot")
+            assert process.wait(30) == 1
+
+    def broken() -> Flask:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(page_program, "create_app", broken)
+    with pytest.raises(OSError, match="Input/output"):
+        page_program.main()
 
 
 # The service's state
@@ -266,8 +403,11 @@ def test_state_of_a_service_that_is_well(collect: Collect, monkeypatch: pytest.M
     monkeypatch.setattr(Management, "described", versions)
     seen = collect()
     assert seen[key("bloodcells_up")] == 1
+    assert seen[key("bloodcells_deployment_readable")] == 1
     assert seen[key("bloodcells_workers_wanted", version="2.0")] == 2
     assert seen[key("bloodcells_workers_ready", version="2.0")] == 1
+    # Wanted, but TorchServe knows nothing of it.
+    assert seen[key("bloodcells_workers_ready", version="9.9")] == 0
     assert seen[key("bloodcells_queue_waiting", version="1.0")] == 28
     assert seen[key("bloodcells_queue_room", version="1.0")] == 100
     assert seen[key("bloodcells_restarts_total", part="page")] == 3
@@ -288,12 +428,35 @@ def test_state_while_torchserve_is_away(collect: Collect) -> None:
     assert not any(name == "bloodcells_token_seconds" for name, _ in seen)
 
 
-def test_state_while_someone_edits_the_deployment(
-    collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("text", ["default: ", "}", None])
+def test_state_while_the_deployment_cannot_be_read(
+    collect: Collect, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None
 ) -> None:
-    monkeypatch.setattr(Management, "described", {"2.0": described("READY")})
-    (tmp_path / "deployment.yaml").write_text("default: ")
-    assert collect()[key("bloodcells_up")] == 1
+    """What TorchServe says is told, so that alerts of it still come; no more."""
+    versions = {"1.0": described("UNLOADED"), "2.0": described("READY", "READY")}
+    monkeypatch.setattr(Management, "described", versions)
+    file = tmp_path / "deployment.yaml"
+    file.write_text(text) if text else file.unlink()
+    seen = collect()
+    told = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
+    assert seen[key("bloodcells_up")] == 1
+    assert seen[key("bloodcells_deployment_readable")] == 0
+    assert told == {
+        key("bloodcells_workers_ready", version="1.0"): 0,
+        key("bloodcells_workers_ready", version="2.0"): 2,
+        key("bloodcells_queue_waiting", version="1.0"): 28,
+        key("bloodcells_queue_waiting", version="2.0"): 28,
+        key("bloodcells_queue_room", version="1.0"): 100,
+        key("bloodcells_queue_room", version="2.0"): 100,
+    }
+
+
+def test_a_version_on_trial_is_not_missed(
+    collect: Collect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it loads, it has no worker yet, and nobody wants it yet."""
+    monkeypatch.setattr(Management, "described", {"3.0": described()})
+    assert key("bloodcells_workers_ready", version="3.0") not in collect()
 
 
 @pytest.mark.parametrize("version", ["1.0", "2.0"])
@@ -528,19 +691,18 @@ def test_prometheus_finds_what_was_asked(
         labels = {"label": answer["label"] or "none", "verdict": answer["verdict"]}
         each = key("bloodcells_predictions_total", version=answer["version"], **labels)
         expected[each] = expected.get(each, 0) + 1
-    rejects = "bloodcells_rejects_total"
-    expected[key(rejects, version="2.0", type="CorruptImage")] = 1
-    expected[key(rejects, version="2.0", type="UnsupportedImage")] = 1
-    expected[key(rejects, version="1.0", type="UnsupportedImage")] = 1
+    expected[key(REJECTS, version="2.0", type="CorruptImage")] = 1
+    expected[key(REJECTS, version="2.0", type="UnsupportedImage")] = 1
+    expected[key(REJECTS, version="1.0", type="UnsupportedImage")] = 1
     assert asked == expected
 
     # And so does Prometheus, at its next look.
-    names = ("bloodcells_predictions_total", rejects)
+    names = ("bloodcells_predictions_total", REJECTS)
     now = counters(exported(service))
     wanted = {each: value for each, value in now.items() if each[0] in names}
     deadline = time.monotonic() + 60
     while True:
-        seen = watched(watcher, names[0], names[0]) | watched(watcher, rejects, rejects)
+        seen = watched(watcher, names[0], names[0]) | watched(watcher, REJECTS, REJECTS)
         if seen == wanted or time.monotonic() > deadline:
             break
         time.sleep(0.2)
@@ -600,9 +762,8 @@ def test_the_page_is_measured(service: Service) -> None:
     for path in ("/", "/nobody", "/nowhere"):
         requests.get(service.frontend_url + path, timeout=30)
     after = exported(service)
-    name = "bloodcells_page_request_seconds_count"
     for endpoint, status, count in (("page.index", "200", 1), ("none", "404", 2)):
-        each = key(name, endpoint=endpoint, method="GET", status=status)
+        each = key(PAGE_COUNT, endpoint=endpoint, method="GET", status=status)
         assert after[each] - before.get(each, 0) == count
 
 
