@@ -13,6 +13,10 @@ from benchmarks.drill_report import Request, Step, between, figures
 
 # Seconds after a fault that count as its own.
 AFTER = 3.0
+# What a direct client may be told before its request is taken: that nobody listens, that the queue
+# is full (or no worker is there), that the token was just renewed. TorchServe answers 503 also for
+# an exception of the handler, and 400 also for a body: those had been taken.
+NOT_TAKEN = ("refused", "503 ServiceUnavailableException", "400 InvalidKeyException")
 
 
 @dataclass
@@ -78,7 +82,7 @@ def summary(
 
 def is_loss(said: str) -> bool:
     """Tell whether a direct client's request was taken and never answered rightly."""
-    return not said.startswith(("200", "refused", "503", "400"))
+    return said not in ("200", *NOT_TAKEN)
 
 
 def write(folder: Path, document: dict[str, Any]) -> None:
@@ -100,9 +104,9 @@ def page(document: dict[str, Any]) -> str:
         f"{document['date']}.",
         "",
         f"**{users['failed']} of the users' {users['requests']:,} requests failed.** Lost: taken "
-        "from a direct client, and not answered; those that are refused (no connection, 503, 400 "
-        "for an expired token) can be sent again. Memory (PSS) is that of workers, Java, and page "
-        "with supervisor.",
+        "from a direct client, and not answered; those that are refused (no connection, 503 for a "
+        "full queue, 400 for an expired token) can be sent again. Memory (PSS) is that of workers, "
+        "Java, and page with supervisor.",
         "",
         "| fault | sent, and what was seen | users: requests, failed | direct clients saw | lost "
         "| s until ready | workers ended | MB before | after |",

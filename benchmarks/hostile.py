@@ -42,9 +42,14 @@ class Upload:
     """A body, what it says it is, and the statuses that are right answers to it."""
 
     name: str
-    body: bytes
+    # What is large, or takes long to make, is made when it is asked for, each time.
+    made: bytes | Callable[[], bytes]
     content_type: str = BYTES
     allowed: tuple[int, ...] = REFUSED
+
+    @property
+    def body(self) -> bytes:
+        return self.made if isinstance(self.made, bytes) else self.made()
 
 
 def collection() -> list[Upload]:
@@ -65,70 +70,88 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
     return file.getvalue()
 
 
+@cache
+def small(kind: str) -> bytes:
+    """Return a small good image's bytes, each format made once."""
+    return encoded(_small_sample(), kind)
+
+
+@cache
+def _small_sample() -> Image.Image:
+    return sample(SEED_SIZE)
+
+
 # --- By hand
 
 
 def bombs() -> Iterator[Upload]:
     """Make images that are small as files, and large or slow once they are decoded."""
     yield Upload("PNG that claims 100,000 x 100,000", png(100_000, 100_000, zlib.compress(b"")))
-    rows = packed(30_000 * (1 + 30_000 // 8))
-    yield Upload("PNG of 30,000 x 30,000 in 110 kB", png(30_000, 30_000, rows, depth=1, colour=0))
-    much = packed(100_000_000)
-    yield Upload("PNG with 100 MB behind its last row", png(8, 8, much), allowed=(200, 400))
-    text = b"Comment\0\0" + much
-    good = encoded(sample(SEED_SIZE), "PNG")
+    yield Upload(
+        "PNG of 30,000 x 30,000 in 110 kB",
+        lambda: png(30_000, 30_000, packed(30_000 * (1 + 30_000 // 8)), depth=1, colour=0),
+    )
+    much = 100_000_000
+    yield Upload(
+        "PNG with 100 MB behind its last row", lambda: png(8, 8, packed(much)), allowed=(200, 400)
+    )
+    good = small("PNG")
     # What is said beside the pixels is no matter: some is skipped, some makes Pillow refuse.
     spoken = (200, 400, 413)
-    yield Upload("PNG with 100 MB of text", with_chunk(good, b"zTXt", text), allowed=spoken)
-    profile = b"icc\0\0" + much
-    yield Upload("PNG with a profile of 100 MB", with_chunk(good, b"iCCP", profile), allowed=spoken)
+    yield Upload(
+        "PNG with 100 MB of text",
+        lambda: with_chunk(good, b"zTXt", b"Comment\0\0" + packed(much)),
+        allowed=spoken,
+    )
+    yield Upload(
+        "PNG with a profile of 100 MB",
+        lambda: with_chunk(good, b"iCCP", b"icc\0\0" + packed(much)),
+        allowed=spoken,
+    )
     yield Upload("TIFF that claims 100,000 x 100,000", tiff(100_000, 100_000))
     yield Upload(
         "TIFF of one pixel in a tile of 60,000 x 60,000", tiff(1, 1, tile=(60_000, 60_000))
     )
-    strip = packed(29_000_000 * 3)
-    yield Upload("TIFF of 29 million pixels in 85 kB", tiff(5_800, 5_000, strip, 8), allowed=(200,))
+    yield Upload(
+        "TIFF of 29 million pixels in 85 kB",
+        lambda: tiff(5_800, 5_000, packed(5_800 * 5_000 * 3), 8),
+        allowed=ANSWERED,
+    )
     yield Upload("TIFF whose directory is its own next", tiff(64, 48, next_at=8))
     yield Upload("BMP that claims 100,000 x 100,000", bmp(100_000, 100_000))
     yield Upload("BMP of a height of -2^31", bmp(64, -(2**31)))
     yield Upload("WebP that claims 16,383 x 16,383", webp(16_383, 16_383))
     yield Upload("JPEG that claims 65,500 x 65,500", resized_jpeg(65_500, 65_500))
-    yield Upload("JPEG of 20,000 scans", jpeg_of_scans(5_472, 5_472, 20_000))
-    frames = [Image.new("RGB", (80, 60), (at, at, at)) for at in range(100)]
-    moving = {"save_all": True, "append_images": frames[1:]}
-    yield Upload("WebP of 100 frames", encoded(frames[0], "WEBP", **moving), allowed=ANSWERED)
-    yield Upload("PNG of 100 frames", encoded(frames[0], "PNG", **moving), allowed=ANSWERED)
-    yield Upload("GIF of 100 frames", encoded(frames[0], "GIF", **moving))
-    yield Upload(
-        "TIFF of 100 pages",
-        encoded(frames[0], "TIFF", **moving),
-        allowed=ANSWERED,
-    )
+    yield Upload("JPEG of 20,000 scans", lambda: jpeg_of_scans(5_472, 5_472, 20_000))
+    yield Upload("WebP of 100 frames", lambda: of_frames("WEBP"), allowed=ANSWERED)
+    yield Upload("PNG of 100 frames", lambda: of_frames("PNG"), allowed=ANSWERED)
+    yield Upload("GIF of 100 frames", lambda: of_frames("GIF"))
+    yield Upload("TIFF of 100 pages", lambda: of_frames("TIFF"), allowed=ANSWERED)
 
 
 def lies() -> Iterator[Upload]:
     """Make images whose heads say what is not so."""
-    good = {kind: encoded(sample(SEED_SIZE), kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP")}
+    good = {kind: small(kind) for kind in ("JPEG", "PNG", "TIFF", "WEBP")}
     yield Upload("nothing at all", b"")
     for kind, data in good.items():
         yield Upload(f"{kind}: its first 16 bytes", data[:16])
         yield Upload(f"{kind}: half of it", data[: len(data) // 2])
         yield Upload(f"{kind} that calls itself text", data, "text/plain", ANSWERED)
         yield Upload(f"{kind} that calls itself a PDF", data, "application/pdf", ANSWERED)
-        yield Upload(f"{kind} that calls itself JSON", data, "application/json", ANSWERED)
+        yield Upload(f"{kind} that calls itself JSON", data, "application/json")
     yield Upload("PNG of no width", png(0, 64, zlib.compress(b"")))
     yield Upload("PNG of a depth of 3 bits", png(8, 8, zlib.compress(bytes(200)), depth=3))
     yield Upload("PNG of nothing but its head", PNG_HEAD)
     yield Upload("PNG with a chunk of 4 GB", PNG_HEAD + b"\xff\xff\xff\xffIHDR" + bytes(64))
     yield Upload("TIFF of 65,535 tags", b"II*\0\x08\0\0\0\xff\xff" + b"\xff" * 4096)
     yield Upload("RIFF that is no WebP", b"RIFF\x24\0\0\0WAVEfmt " + bytes(64))
-    yield Upload("8 MiB and a byte", good["JPEG"] + bytes(8 * 2**20 + 1 - len(good["JPEG"])))
+    yield Upload("8 MiB and a byte", lambda: good["JPEG"].ljust(8 * 2**20 + 1, b"\0"))
     yield Upload("random bytes", random.Random(7).randbytes(100_000))
 
 
 def metadata() -> Iterator[Upload]:
     """Make good images that say too much beside: they are to be answered."""
-    plain = encoded(sample(SEED_SIZE), "JPEG")
+    plain = small("JPEG")
     for name, exif in {
         "of 64 kB": b"Exif\0\0MM\0*\0\0\0\x08" + b"\xff" * 65_000,
         "that is its own next directory": b"Exif\0\0II*\0\x08\0\0\0\0\0\x08\0\0\0",
@@ -136,25 +159,27 @@ def metadata() -> Iterator[Upload]:
         "cut short": b"Exif\0\0II*\0",
     }.items():
         yield Upload(f"EXIF {name}", with_segment(plain, 0xE1, exif), allowed=ANSWERED)
-    many = plain
-    for _ in range(100):
-        many = with_segment(many, 0xE1, b"Exif\0\0" + bytes(65_000))
-    yield Upload("EXIF of 64 kB a hundred times", many, allowed=ANSWERED)
+    long = segment(0xE1, b"Exif\0\0" + bytes(65_000))
+    yield Upload(
+        "EXIF of 64 kB a hundred times",
+        lambda: plain[:2] + long * 100 + plain[2:],
+        allowed=ANSWERED,
+    )
     for name, profile in {
         "of noise": random.Random(3).randbytes(60_000),
         "of nothing": b"",
     }.items():
-        segment = b"ICC_PROFILE\0\1\1" + profile
-        yield Upload(f"ICC profile {name}", with_segment(plain, 0xE2, segment), allowed=ANSWERED)
+        said = b"ICC_PROFILE\0\1\1" + profile
+        yield Upload(f"ICC profile {name}", with_segment(plain, 0xE2, said), allowed=ANSWERED)
     xmp = b"http://ns.adobe.com/xap/1.0/\0" + entities()
     yield Upload("XMP of a billion laughs", with_segment(plain, 0xE1, xmp), allowed=ANSWERED)
 
 
 def polyglots() -> Iterator[Upload]:
     """Make files that are two things at once, and files that are another thing."""
-    jpeg, archive = encoded(sample(SEED_SIZE), "JPEG"), io.BytesIO()
+    jpeg, archive = small("JPEG"), io.BytesIO()
     with zipfile.ZipFile(archive, "w") as zipped:
-        zipped.writestr("../../../../tmp/evil.py", "raise SystemExit")
+        zipped.writestr(zipfile.ZipInfo("../../../../tmp/evil.py"), "raise SystemExit")
     script = b"<script>alert(1)</script><?php system($_GET[0]); ?>"
     yield Upload("JPEG and ZIP", jpeg + archive.getvalue(), allowed=ANSWERED)
     yield Upload("JPEG and HTML", with_segment(jpeg, 0xFE, script), allowed=ANSWERED)
@@ -169,9 +194,9 @@ def polyglots() -> Iterator[Upload]:
 
 def forms() -> Iterator[Upload]:
     """Make forms that choke who takes them apart."""
-    jpeg = encoded(sample(SEED_SIZE), "JPEG")
+    jpeg = small("JPEG")
 
-    def form(name: str, fields: bytes, *allowed: int) -> Upload:
+    def form(name: str, fields: bytes | Callable[[], bytes], *allowed: int) -> Upload:
         return Upload(f"form: {name}", fields, FORM, allowed or REFUSED)
 
     yield form("nothing", b"")
@@ -179,21 +204,27 @@ def forms() -> Iterator[Upload]:
     yield form("no fields", b"--edge--\r\n")
     yield form("one field is damaged", field("a", jpeg) + field("b", jpeg[:99]) + END_OF_FORM, 200)
     yield form("129 images", b"".join(field(f"f{n}", b"x") for n in range(129)) + END_OF_FORM)
-    yield form("20,000 fields", b"".join(field(f"f{n}", b"") for n in range(20_000)) + END_OF_FORM)
+    yield form(
+        "20,000 fields",
+        lambda: b"".join(field(f"f{n}", b"") for n in range(20_000)) + END_OF_FORM,
+    )
     yield form("the same name 1,000 times", field("a", b"x") * 1_000 + END_OF_FORM)
     for name, text in {
         "a name with line breaks": 'a"\r\nX-Evil: yes\r\nb="',
         "a name of escaped line breaks": "a%0d%0aX-Evil:%20yes",
         "a name of 60 kB": "a" * 60_000,
-        "an empty name": "",
-        "a name of quotes and semicolons": '";;filename="../../etc/passwd',
         "the name of a control header (describe)": "describe",
         "the name of a control header (explain)": "explain",
         "the name of Authorization": "Authorization",
         "a name beyond ASCII": "\u202e\U0001f480\u0000",
     }.items():
         # What TorchServe makes of the name is its matter; a good image may be answered.
-        yield form(name, field(text, jpeg) + END_OF_FORM, 200, *REFUSED, *UNREAD)
+        yield form(name, field(text, jpeg) + END_OF_FORM, 200, *REFUSED)
+    for name, text in {
+        "an empty name": "",
+        "a name of quotes and semicolons": '";;filename="../../etc/passwd',
+    }.items():
+        yield form(name, field(text, jpeg) + END_OF_FORM, *UNREAD)
     yield form(
         "bytes that are no UTF-8 for a name",
         field("?", jpeg).replace(b"?", b"\xff\xfe"),
@@ -201,7 +232,7 @@ def forms() -> Iterator[Upload]:
         *REFUSED,
     )
     linked = "application/x-www-form-urlencoded"
-    yield Upload("form: an image that calls itself links", jpeg, linked, (*UNREAD, *REFUSED))
+    yield Upload("form: an image that calls itself links", jpeg, linked, UNREAD)
     nested = b'--edge\r\nContent-Type: multipart/mixed; boundary="edge"\r\n\r\n' * 1_000
     yield form("forms in forms", nested + END_OF_FORM)
     for name, kind in {
@@ -215,32 +246,33 @@ def forms() -> Iterator[Upload]:
 def documents() -> Iterator[Upload]:
     """Make JSON that chokes who parses it, or says what is no image."""
 
-    def document(name: str, body: bytes | str, *allowed: int) -> Upload:
-        data = body.encode() if isinstance(body, str) else body
-        return Upload(f"JSON: {name}", data, "application/json", allowed or REFUSED)
+    def document(name: str, text: str | Callable[[], str], *allowed: int) -> Upload:
+        def body() -> bytes:
+            # What is beyond ASCII here is to be no UTF-8.
+            return (text if isinstance(text, str) else text()).encode("latin-1")
 
-    jpeg = base64.b64encode(encoded(sample(SEED_SIZE), "JPEG")).decode()
+        return Upload(f"JSON: {name}", body, "application/json", allowed or REFUSED)
+
+    jpeg = base64.b64encode(small("JPEG")).decode()
     yield document("100,000 lists deep", "[" * 100_000 + "]" * 100_000)
     yield document("100,000 objects deep", '{"a":' * 100_000 + "1" + "}" * 100_000)
     yield document("instances 100,000 deep", '{"instances":' + "[" * 100_000 + "]" * 100_000 + "}")
-    yield document("an open list 5 million deep", "[" * 5_000_000)
+    yield document("an open list 5 million deep", lambda: "[" * 5_000_000)
     yield document("cut short", '{"instances": [{"b64": "')
     yield document("a number of 100,000 digits", '{"instances": ' + "9" * 100_000 + "}")
     yield document("NaN", '{"instances": NaN}')
     yield document("1e999999", '{"instances": [1e999999]}', 200)
     yield document("half of a surrogate pair", '{"instances": [{"b64": "\\ud800"}]}', 200)
-    yield document("bytes that are no UTF-8", b'{"instances": [{"b64": "\xff\xfe"}]}')
+    yield document("bytes that are no UTF-8", '{"instances": [{"b64": "\xff\xfe"}]}')
     yield document("no instances", "{}")
     yield document("null", "null")
     yield document("text", '"instances"')
     yield document("129 instances", json.dumps({"instances": [{"b64": ""}] * 129}))
-    yield document("2 million instances", '{"instances": [' + "1," * 2_000_000 + "1]}")
-    yield document("500,000 keys", json.dumps({str(n): n for n in range(500_000)}))
+    yield document("2 million instances", lambda: '{"instances": [' + "1," * 2_000_000 + "1]}")
+    yield document("500,000 keys", lambda: json.dumps({str(n): n for n in range(500_000)}))
     bad = {"instances": [{"b64": "####"}, {"b64": None}, {}, 1, {"b64": [jpeg]}, {"b64": ""}]}
     yield document("instances that are none", json.dumps(bad), 200)
-    bombs = [png(5_400, 5_400, packed(5_400 * (1 + 3 * 5_400)))] * 100
-    many = [{"b64": base64.b64encode(bomb).decode()} for bomb in bombs]
-    yield document("100 PNGs of 29 million pixels", json.dumps({"instances": many}), 200)
+    yield document("100 PNGs of 29 million pixels", lambda: json_of_bombs(5_400, 100), 200)
 
 
 # --- At random
@@ -249,7 +281,7 @@ def documents() -> Iterator[Upload]:
 @cache
 def seeds() -> dict[str, bytes]:
     """Return a good image in each kind that is answered, and in the ways that kinds know."""
-    image = sample(SEED_SIZE)
+    image = _small_sample()
     grey, palette, clear = image.convert("L"), image.quantize(16), image.convert("RGBA")
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -410,9 +442,16 @@ def tiff(
     return head + entries + struct.pack("<I", next_at) + strip
 
 
+@cache
 def packed(size: int) -> bytes:
-    """Return so many zeros, compressed."""
+    """Return so many zeros, compressed: few bytes, but a second's work."""
     return zlib.compress(bytes(size), 9)
+
+
+def of_frames(kind: str, count: int = 100) -> bytes:
+    """Return an image of so many frames or pages."""
+    first, *others = (Image.new("RGB", (80, 60), (at, at, at)) for at in range(count))
+    return encoded(first, kind, save_all=True, append_images=others)
 
 
 def bmp(width: int, height: int) -> bytes:
@@ -431,7 +470,7 @@ def webp(width: int, height: int) -> bytes:
 
 def resized_jpeg(width: int, height: int) -> bytes:
     """Return a JPEG that says another size than it has."""
-    data = encoded(sample(SEED_SIZE), "JPEG")
+    data = small("JPEG")
     at = data.index(b"\xff\xc0") + 5
     return data[:at] + struct.pack(">HH", height, width) + data[at + 4 :]
 
@@ -473,7 +512,12 @@ def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
 
 def with_segment(image: bytes, marker: int, data: bytes) -> bytes:
     """Return a JPEG with a segment more, behind its first marker."""
-    return image[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data + image[2:]
+    return image[:2] + segment(marker, data) + image[2:]
+
+
+def segment(marker: int, data: bytes) -> bytes:
+    """Return a segment of a JPEG."""
+    return bytes([0xFF, marker]) + struct.pack(">H", len(data) + 2) + data
 
 
 END_OF_FORM = b"--edge--\r\n"
@@ -485,6 +529,12 @@ def field(name: str, data: bytes) -> bytes:
         b'--edge\r\nContent-Disposition: form-data; name="' + name.encode() + b'"; filename="x"\r\n'
         b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n"
     )
+
+
+def json_of_bombs(side: int, count: int) -> str:
+    """Return KServe's JSON of the same PNG so many times, black and square."""
+    bomb = png(side, side, packed(side * (1 + 3 * side)))
+    return json.dumps({"instances": [{"b64": base64.b64encode(bomb).decode()}] * count})
 
 
 def entities() -> bytes:

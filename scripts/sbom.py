@@ -58,8 +58,7 @@ Component = dict[str, Any]
 
 def document() -> dict[str, Any]:
     """Return the bill of materials of this environment."""
-    pinned = (ROOT / "requirements.txt").read_text().splitlines()
-    packages = closure(line for line in pinned if line and not line.startswith("#"))
+    found = packages()
     return {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
@@ -70,7 +69,7 @@ def document() -> dict[str, Any]:
             "properties": [{"name": "python", "value": "{}.{}".format(*sys.version_info)}],
         },
         "components": [
-            *(_package(name, packages[name]) for name in sorted(packages)),
+            *(_package(name, found[name]) for name in sorted(found)),
             jar(),
             java(),
         ],
@@ -80,6 +79,12 @@ def document() -> dict[str, Any]:
 def text() -> str:
     """Return the document as the file holds it."""
     return json.dumps(document(), indent=1) + "\n"
+
+
+def packages() -> dict[str, str]:
+    """Return the version of each Python package that is listed."""
+    pinned = (ROOT / "requirements.txt").read_text().splitlines()
+    return closure(line for line in pinned if line and not line.startswith("#"))
 
 
 def closure(requirements: Iterable[str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ from benchmarks.chaos_report import Fault, summary
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request, Step
 
+FAILED = "503 InternalServerException"
 ABOUT = {
     "date": "2026-01-02",
     "machine": {"processor": "one", "cores": 2, "torch": "2"},
@@ -41,8 +42,12 @@ class TestSummary:
     @pytest.mark.parametrize(
         ("made", "users", "direct", "said"),
         [
-            (fault(), [""], ["", "503", "refused"], []),
+            (fault(), [""], ["", *chaos_report.NOT_TAKEN], []),
             (fault(), ["503 gone"], [""], ["a fault: 1 requests of the users failed"]),
+            # As each is told if the handler fails at whatever it is asked.
+            (fault(), [""], [FAILED] * 6, ["a fault: 6 direct requests were lost, not 0"]),
+            (fault(), [""], ["503"], ["a fault: 1 direct requests were lost, not 0"]),
+            (fault(), [""], ["400 BadRequest"], ["a fault: 1 direct requests were lost, not 0"]),
             (fault(), [""], ["500"], ["a fault: 1 direct requests were lost, not 0"]),
             (fault(), [""], ["nothing"], ["a fault: 1 direct requests were lost, not 0"]),
             (fault(may_lose=2), [""], ["500", "closed"], []),
@@ -167,6 +172,46 @@ class TestConnections:
         call = self.call(listener)
         listener.close()
         assert connections.at_once(call, 2) == {"refused": 2}
+
+    @pytest.mark.parametrize(
+        ("status", "body", "said"),
+        [
+            ("200 OK", b'{"type": "cell"}', "200"),
+            (
+                "503 Service Unavailable",
+                b'{"code": 503, "type": "ServiceUnavailableException"}',
+                "503 ServiceUnavailableException",
+            ),
+            ("503 Service Unavailable", b'{"type": "InternalServerException"}', FAILED),
+            ("400 Bad Request", b'{"type": "InvalidKeyException"}', "400 InvalidKeyException"),
+            ("413 Too Large", b"", "413"),
+            ("503 Service Unavailable", b"<html>", "503"),
+            ("503 Service Unavailable", b'["type"]', "503"),
+        ],
+    )
+    def test_a_direct_client_notes_why_it_was_refused(
+        self, listener: socket.socket, status: str, body: bytes, said: str
+    ) -> None:
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        got: list[bytes] = []
+        thread = self.serve(listener, head + body, got)
+        assert chaos.ask(self.call(listener)) == said
+        thread.join()
+        assert got[0].startswith(b"POST /a/b HTTP/1.1\r\n")
+        assert got[0].endswith(b"\r\nX: y\r\n\r\n0123456789")
+
+    @pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"])
+    def test_a_direct_client_notes_an_answer_that_breaks_off(
+        self, listener: socket.socket, answer: bytes
+    ) -> None:
+        thread = self.serve(listener, answer, [])
+        assert chaos.ask(self.call(listener)) == "closed"
+        thread.join()
+
+    def test_a_direct_client_notes_that_nobody_is_there(self, listener: socket.socket) -> None:
+        call = self.call(listener)
+        listener.close()
+        assert chaos.ask(call) == "refused"
 
     def test_half_a_body_is_sent(self, listener: socket.socket) -> None:
         got: list[bytes] = []

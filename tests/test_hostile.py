@@ -68,6 +68,15 @@ def test_the_decoder_stands_images_cut_anywhere(kind: str) -> None:
     assert seen[400] > 100
 
 
+def test_large_ones_are_made_only_when_they_are_asked_for() -> None:
+    """All of this file's cases are collected at each run of any test."""
+    at_once = [upload.made for upload in UPLOADS if isinstance(upload.made, bytes)]
+    assert sum(map(len, at_once)) < 2**20
+    assert len({upload.name for upload in UPLOADS}) == len(UPLOADS)
+    [flood] = [upload for upload in UPLOADS if upload.name == "8 MiB and a byte"]
+    assert len(flood.body) == 8 * 2**20 + 1
+
+
 def test_good_ones_are_good() -> None:
     assert {status(body) for body in hostile.seeds().values()} == {200}
 

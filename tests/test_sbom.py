@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,13 @@ from scripts import audit, sbom
 
 KEPT: dict[str, Any] = json.loads(sbom.SBOM.read_text())
 STALE = "docs/sbom.json is not of these packages: run `make audit`, and commit it."
+[PYTHON] = [each["value"] for each in KEPT["metadata"]["properties"] if each["name"] == "python"]
+# What is brought along differs from Python to Python, and is told by what is installed.
+on_its_python = pytest.mark.skipif(
+    "{}.{}".format(*sys.version_info) != PYTHON, reason=f"it is written on Python {PYTHON}"
+)
+# What torch's builds for GPUs bring along, which the bill leaves out (SECURITY.md).
+FOR_GPUS = ("cuda-", "nvidia-", "triton")
 
 
 def listed() -> dict[str, str]:
@@ -31,8 +39,7 @@ def listed() -> dict[str, str]:
 
 def pinned(name: str) -> dict[str, str]:
     """Return what a file pins for the Python that the bill was written on."""
-    [python] = KEPT["metadata"]["properties"]
-    environment = {"python_version": python["value"], "python_full_version": python["value"]}
+    environment = {"python_version": PYTHON, "python_full_version": PYTHON}
     lines = (sbom.ROOT / name).read_text().splitlines()
     wanted = [Requirement(line) for line in lines if line and not line.startswith("#")]
     return {
@@ -49,6 +56,12 @@ def differences(found: dict[str, str]) -> dict[str, str]:
     return {name: version for name, version in wanted.items() if found.get(name) != version}
 
 
+def unlike(found: dict[str, str]) -> set[str]:
+    """Return what a list of packages lacks of those here, has beyond them, or has otherwise."""
+    names = {name for name, _ in found.items() ^ sbom.packages().items()}
+    return {name for name in names if name in found or not name.startswith(FOR_GPUS)}
+
+
 def test_it_is_cyclonedx() -> None:
     assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(sbom.SBOM.read_text()) is None
 
@@ -62,6 +75,28 @@ def test_another_pin_is_seen(name: str) -> None:
     assert differences(listed() | {name: "0.1"}).keys() == {name}
 
 
+@on_its_python
+def test_it_lists_all_that_is_brought_along_and_nothing_else() -> None:
+    assert unlike(listed()) == set(), STALE
+
+
+@on_its_python
+# None requirements.txt names: torch, Flask-Babel and requests bring them.
+@pytest.mark.parametrize("name", ["networkx", "pytz", "urllib3"])
+def test_one_left_out_is_seen(name: str) -> None:
+    found = listed()
+    del found[name]
+    assert unlike(found) == {name}
+
+
+@on_its_python
+@pytest.mark.parametrize(
+    ("name", "version"), [("pytest", "9.0"), ("nvidia-nccl", "2.0"), ("networkx", "0.1")]
+)
+def test_one_too_many_or_of_another_version_is_seen(name: str, version: str) -> None:
+    assert unlike(listed() | {name: version}) == {name}
+
+
 def test_its_java_is_that_of_the_packages() -> None:
     java = [each for each in KEPT["components"] if each["name"] in ("model-server.jar", "openjdk")]
     assert java == [sbom.jar(), sbom.java()], STALE
@@ -71,7 +106,20 @@ def test_its_java_is_that_of_the_packages() -> None:
 
 
 def test_it_is_the_same_each_time() -> None:
-    assert sbom.text() == sbom.text()
+    """In processes that go through their sets in different orders."""
+    command = [sys.executable, "-c", "from scripts import sbom; print(sbom.text(), end='')"]
+    once, again = (
+        subprocess.run(
+            command,
+            cwd=sbom.ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )
+    assert once == again
+    assert json.loads(once) == sbom.document()
     assert not {"serialNumber", "timestamp"} & {*KEPT, *KEPT["metadata"]}
 
 
