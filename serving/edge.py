@@ -86,6 +86,8 @@ class EdgeSettings:
 
 def run(settings: Settings) -> None:
     """Serve until told to stop, then finish what is in flight; raise StartError, SettingsError."""
+    # What is written from here on is for its owner alone.
+    os.umask(0o077)
     own = EdgeSettings.from_environment()
     program, folder = _nginx(), settings.run_dir / "edge"
     _check_port(own.host, settings.edge_port)

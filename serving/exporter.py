@@ -1,15 +1,17 @@
 """The service's metrics on one port, as Prometheus reads them.
 
-Three kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up
-over their processes; the state of the service, looked up at each scrape; and TorchServe's own
-metrics, which it tells on loopback alone.
+Four kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up
+over their processes; the state of the service, looked up at each scrape; TorchServe's own metrics,
+which it tells on loopback alone; and whether the edge lives, where one runs beside the service.
 """
 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import shutil
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -63,6 +65,7 @@ def exported(
     MultiProcessCollector(registry, path=str(settings.metrics))
     registry.register(State(settings, restarts, processes))
     registry.register(TorchServe(settings))
+    registry.register(Edge(settings))
     server, thread = start_http_server(settings.exporter_port, settings.exporter_host, registry)
     try:
         yield
@@ -183,6 +186,46 @@ def _readable(wanted: Deployment | None) -> Metric:
     )
     readable.add_metric([], wanted is not None)
     return readable
+
+
+class Edge(Collector):
+    """The edge that runs beside the service, from its start until it is told to close."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._note = settings.edge_note
+
+    def collect(self) -> Iterator[Metric]:
+        """Ask it whether it lives; tell nothing where there is none."""
+        try:
+            note = json.loads(self._note.read_text())
+        except (OSError, ValueError):
+            return
+        yield GaugeMetricFamily(
+            "bloodcells_edge_up", "Whether the edge answers.", _answers(note["host"], note["port"])
+        )
+        if expires := note["certificate_expires"]:
+            yield GaugeMetricFamily(
+                "bloodcells_certificate_seconds",
+                "Seconds until the edge's certificate expires.",
+                expires - time.time(),
+            )
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that to register this asks nothing."""
+        return []
+
+
+def _answers(host: str, port: int) -> bool:
+    # It is here; whether its certificate suits its clients, is not the question.
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT[1], context=context)
+    try:
+        with contextlib.closing(connection):
+            connection.request("GET", "/healthz")
+            return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
 
 
 def _roles(wanted: Deployment) -> Metric:

@@ -477,6 +477,32 @@ def test_what_is_expected_is_what_the_card_measured(collect: Collect, version: s
     assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
 
 
+class TestEdge:
+    @pytest.fixture
+    def told(self, tmp_path: Path) -> Callable[[], Series]:
+        def look() -> Series:
+            registry = CollectorRegistry()
+            registry.register(exporter.Edge(Settings(run_dir=tmp_path)))
+            return parsed(generate_latest(registry).decode())
+
+        return look
+
+    def test_where_there_is_none_nothing_is_told(self, told: Callable[[], Series]) -> None:
+        assert told() == {}
+
+    def test_one_that_was_killed_is_told(self, told: Callable[[], Series], tmp_path: Path) -> None:
+        (port,) = free_ports(1)
+        note = Settings(run_dir=tmp_path).edge_note
+        note.parent.mkdir()
+        expires = time.time() + 1000
+        note.write_text(
+            json.dumps({"host": "127.0.0.1", "port": port, "certificate_expires": expires})
+        )
+        seen = told()
+        assert seen[key("bloodcells_edge_up")] == 0
+        assert seen[key("bloodcells_certificate_seconds")] == pytest.approx(1000, abs=100)
+
+
 class TestTorchServesOwn:
     @staticmethod
     def told(port: int) -> Series:
