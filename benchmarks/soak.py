@@ -42,9 +42,11 @@ EVERY = 10.0
 COUNTED = 2 / 3
 SIZES = ((320, 240), (640, 480), (1600, 1200))
 KINDS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+# MB an hour by which nothing may still grow in the end.
+LEAK = 50.0
 # How often each thing is asked for, in a hundred.
 WISHES = {"one": 50, "page": 20, "damaged": 15, "form": 6, "JSON": 6, "explanation": 3}
-TITLES = {"worker": "workers", "java": "Java", "python": "page and supervisor"}
+TITLES = {"worker": "Workers", "java": "Java", "python": "Page and supervisor"}
 
 
 def soak(minutes: float, folder: Path, results: Path) -> list[str]:
@@ -88,6 +90,12 @@ def summary(samples: Sequence[dict[str, Any]], counts: Counter[str]) -> dict[str
         problems.append("Nothing was asked.")
     if len({tuple(each["workers"]) for each in samples}) > 1:
         problems.append("A worker ended.")
+    problems += [
+        f"{TITLES[kind]}: {found['mb_per_hour']:g} MB an hour more still in the last third."
+        for kind, found in last.items()
+        # By less it may be chance.
+        if found["mb_per_hour"] - 2 * found["standard_error"] > LEAK
+    ]
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),

@@ -110,9 +110,21 @@ class TestSoak:
         found = soak.summary(samples, Counter({"200, one": 9, "500, damaged": 1}))
         assert found["slopes"]["worker"] == {"mb_per_hour": 0, "standard_error": 0}
         assert found["problems"] == ["1 times 500, damaged", "A worker ended."]
-        assert "| workers | 100 | 250 | +0 ± 0 | +0 ± 0 |" in soak.page(found)
+        assert "| Workers | 100 | 250 | +0 ± 0 | +0 ± 0 |" in soak.page(found)
         soak.plot(tmp_path / "soak.png", found)
         assert (tmp_path / "soak.png").read_bytes().startswith(b"\x89PNG")
+
+    def test_a_leak_is_a_problem(self) -> None:
+        samples = [
+            {
+                "minutes": minute,
+                "megabytes": {"worker": 500 + minute, "java": 400 + 0.5 * minute, "python": 200},
+                "workers": [1],
+            }
+            for minute in range(30)
+        ]
+        found = soak.summary(samples, Counter({"200, one": 9}))
+        assert found["problems"] == ["Workers: 60 MB an hour more still in the last third."]
 
     def test_a_soak_that_asked_for_nothing_is_a_problem(self) -> None:
         sample = {

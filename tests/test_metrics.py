@@ -803,11 +803,13 @@ def test_what_a_killed_worker_counted_is_not_lost(
     os.kill(worker["pid"], signal.SIGKILL)
     started = key("bloodcells_worker_starts_total", version="1.0")
     ready = key("bloodcells_workers_ready", version="1.0")
+    deadline = time.monotonic() + 60
     while True:
         after = exported(service)
         growth(before, counters(after))
         if after[started] > before[started] and after[ready] == 1:
             break
+        assert time.monotonic() < deadline
         time.sleep(0.1)
     management.close()
     assert growth(before, counters(after)) == {started: 1}
