@@ -31,11 +31,12 @@ import requests
 from benchmarks import chaos_report, connections, drill, drill_report, hostile
 from benchmarks.chaos_report import Fault
 from benchmarks.clients import Clients
+from benchmarks.clock import Clock
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request
 from benchmarks.hostile import BYTES, Upload
 from benchmarks.servers import Running
-from benchmarks.service import machine, run_edge, run_service
+from benchmarks.service import Service, machine, run_edge, run_service
 from benchmarks.soak import soak
 from handler.preprocessing import InputError, decode, within_field
 from serving.edge import keys_path as edge_keys_path
@@ -46,7 +47,7 @@ from serving.tokens import TokenError, Tokens
 
 FOLDER = ROOT / ".build" / "chaos"
 CALM = 4.0
-STEPS = 19
+STEPS = 21
 DIRECT, DIRECT_PAUSE = 6, (0.05, 0.3)
 # All that TorchServe can hold of the direct clients: nobody else asks it without asking again.
 HELD = DIRECT
@@ -54,6 +55,7 @@ LOG_DISK = "2m"
 # Fewer leave than may wait: TorchServe works for them all the same.
 FLOOD, SLOW, LEAVERS = 500, 100, 100
 SLOW_SECONDS = 15.0
+CLOCK = 2 * 3600
 # Damaged images for the decoder alone, and for the service.
 DAMAGED, DAMAGED_LIVE = 10_000, 2_000
 # Longer than any one image may take.
@@ -66,12 +68,17 @@ class Chaos(drill.Drill):
     def __init__(self, folder: Path) -> None:
         self.logs = folder / "run" / "logs"
         self.on_small_disk = _mount(self.logs)
+        self.clock = Clock(folder)
         super().__init__(folder)
         self._bar.reset(STEPS)
         self.faults: list[Fault] = []
         self.direct = Direct(self.settings)
 
     # --- The means
+
+    def serve(self) -> Service:
+        """Start the service, by a clock that can be set."""
+        return run_service(self.settings, **self.clock.environment)
 
     @contextlib.contextmanager
     def fault(
@@ -136,6 +143,7 @@ class Chaos(drill.Drill):
         before = self.look()
         self.asleep()
         self.adopt(before, kills=False, may_lose=0)
+        self.clock_set()
         self.over_edge()
         self.terminated()
         time.sleep(CALM)
@@ -243,6 +251,13 @@ class Chaos(drill.Drill):
                 fault.step.seen["seconds that the slowest took"] = took
                 fault.step.seen["the slowest"] = upload.name
 
+    def clock_set(self) -> None:
+        """Set the service's clock forward, so that all its tokens are over at once, and back."""
+        for name, seconds in (("forward", CLOCK), ("back", 0)):
+            with self.fault(f"clock set {name} by {CLOCK // 3600} hours") as fault:
+                self.clock.set(seconds)
+                self.until_answered(fault)
+
     def over_edge(self) -> None:
         """Behave badly in front of nginx, which stands between such clients and the service."""
         edge = run_edge(self.settings)
@@ -333,7 +348,7 @@ class Chaos(drill.Drill):
                 fault.saw = Counter(each.result() for each in asked)
             only(fault, ("200",))
             down = time.time()
-            self.service = run_service(self.settings)
+            self.service = self.serve()
             fault.step.seen["seconds until ready"] = time.time() - down
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from benchmarks import drill_report, faulty
 from benchmarks.drill_report import Step
-from benchmarks.service import environment_of, free_settings, machine, run_service
+from benchmarks.service import Service, environment_of, free_settings, machine, run_service
 from serving import archives
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, Version
@@ -65,7 +65,7 @@ class Drill:
         self.settings = replace(free_settings(folder / "run", START), config=config)
         self.steps: list[Step] = []
         self.log = folder / "load.csv"
-        self.service = run_service(self.settings)
+        self.service = self.serve()
         self.management = ManagementClient(self.settings)
         self.routing = RoutingFile(self.settings.run_dir)
         # Who puts the load on it, once it does.
@@ -73,6 +73,10 @@ class Drill:
         self._bar = tqdm(total=STEPS, unit=" steps")
 
     # --- The means
+
+    def serve(self) -> Service:
+        """Start the service."""
+        return run_service(self.settings)
 
     @contextlib.contextmanager
     def step(self, name: str, lossless: bool = True, calm: float = CALM) -> Iterator[Step]:
@@ -273,7 +277,7 @@ class Drill:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.service.process.wait()
-            self.service = run_service(self.settings)
+            self.service = self.serve()
             step.seen["seconds until ready"] = time.time() - step.started
         self._expect_same(step, before)
         step.seen["said"] = "the same versions, workers, archives, default and canary as before"

@@ -89,15 +89,15 @@ def environment_of(settings: Settings) -> dict[str, str]:
     )
 
 
-def start(settings: Settings) -> Service:
-    """Start `python -m serving run`; do not wait."""
+def start(settings: Settings, **variables: str) -> Service:
+    """Start `python -m serving run`, with variables besides; do not wait."""
     # Into a file: a pipe that nobody reads would stop the service in the end.
     handle, name = tempfile.mkstemp(dir=settings.run_dir.parent, suffix=".printed")
     with open(handle, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "serving", "run"],
             cwd=ROOT,
-            env=environment_of(settings),
+            env=environment_of(settings) | variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -105,9 +105,9 @@ def start(settings: Settings) -> Service:
     return Service(settings, process, Path(name))
 
 
-def run_service(settings: Settings) -> Service:
-    """Start the service and wait until it says that it is ready."""
-    service = start(settings)
+def run_service(settings: Settings, **variables: str) -> Service:
+    """Start the service, with variables besides, and wait until it says that it is ready."""
+    service = start(settings, **variables)
     while READY not in service.printed.read_text():
         if service.process.poll() is not None:
             raise AssertionError(f"the service did not start:\n{service.printed.read_text()}")

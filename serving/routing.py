@@ -59,7 +59,8 @@ class Routing:
 
     def is_held(self, version: str) -> bool:
         """Tell whether nothing may be sent to a version just now."""
-        return time.time() < self.held.get(version, 0.0)
+        # Longer it is only where the clock was set back meanwhile.
+        return 0 < self.held.get(version, 0.0) - time.time() <= LONGEST_HOLD
 
 
 class RoutingFile:

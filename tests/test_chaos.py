@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +18,7 @@ import pytest
 
 from benchmarks import chaos, chaos_report, connections, soak
 from benchmarks.chaos_report import Fault, summary
+from benchmarks.clock import COMPILER, Clock
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request, Step
 
@@ -86,6 +91,31 @@ def test_the_decoder_alone_counts_what_comes_of_each() -> None:
     assert saw.total() == 60
     assert set(saw) <= {"200", "400", "413", "415"}
     assert slowest > 0
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C compiler")
+def test_a_clock_is_set_for_who_was_started_with_it(tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    tell = (
+        "import time\nwhile input() is not None: print(time.time(), time.monotonic(), flush=True)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", tell],
+        env=os.environ | clock.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        for ahead in (0, 7200, -7200):
+            clock.set(ahead)
+            process.stdin.write("\n")
+            process.stdin.flush()
+            of_day, steady = map(float, process.stdout.readline().split())
+            assert of_day == pytest.approx(time.time() + ahead, abs=60)
+            assert steady == pytest.approx(time.monotonic(), abs=60)
+        process.kill()
 
 
 class TestSoak:

@@ -554,6 +554,9 @@ class TestRoute:
             stand_in.routing.publish(Routing("2.0", ("2.0",)))
             assert waiting.result().status_code == 200
         assert stand_in.asked[-1] == "2.0"
+        # Nobody holds for an hour: the clock was set back.
+        stand_in.routing.publish(Routing("1.0", ("1.0",), held={"1.0": time.time() + 3600}))
+        assert asker.ask().status_code == 200
 
     def test_what_a_dying_worker_interrupts_is_asked_once_more(
         self, stand_in: StandIn, front: Callable[..., Asker]

@@ -172,6 +172,17 @@ class TestHold:
             monkeypatch.setattr(time, "time", lambda: later)
             assert not found.is_held("2.0")
 
+    def test_is_none_where_the_clock_was_set_back(
+        self, file: RoutingFile, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file.publish(PLAIN)
+        with file.hold("2.0"):
+            found = file.read()
+            assert found
+            earlier = time.time() - 3600
+            monkeypatch.setattr(time, "time", lambda: earlier)
+            assert not found.is_held("2.0")
+
     def test_two_at_once_do_not_end_each_other(self, file: RoutingFile) -> None:
         file.publish(PLAIN)
         with file.hold("1.0"):

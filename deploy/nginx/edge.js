@@ -14,6 +14,8 @@ const PATIENCE = 15000;
 const RENEWAL_PATIENCE = 2000;
 const PAUSE = 20;
 const UNREACHABLE_PAUSE = 500;
+// As in serving/routing.py, in seconds.
+const LONGEST_HOLD = 15;
 
 const KINDS = { predictions: 'predict', explanations: 'explain' };
 const BEARER = /^Bearer +([^ ]+)$/i;
@@ -112,7 +114,9 @@ async function findRoute(named, client, deadline) {
             if (!routing.versions.includes(version)) {
                 return { refusal: refuse(404, 'NotServed', 'This version does not serve.') };
             }
-            if (Date.now() / 1000 >= (routing.held[version] || 0)) {
+            // Longer it is only where the clock was set back meanwhile.
+            const left = (routing.held[version] || 0) - Date.now() / 1000;
+            if (left <= 0 || left > LONGEST_HOLD) {
                 return { routing: routing, version: version };
             }
         }
