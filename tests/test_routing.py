@@ -205,7 +205,7 @@ class TestHold:
         """As of a change that follows one whose own hold has run out."""
         file.publish(PLAIN)
         with file.hold("2.0"):
-            file.publish(replace(PLAIN, held={"2.0": time.time() + 60}))
+            file.publish(replace(PLAIN, held={"2.0": time.time() + routing.LONGEST_HOLD}))
         found = file.read()
         assert found
         assert found.is_held("2.0")
