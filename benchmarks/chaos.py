@@ -30,7 +30,7 @@ import requests
 
 from benchmarks import chaos_report, connections, drill, drill_report, hostile
 from benchmarks.chaos_report import Fault
-from benchmarks.clients import Clients
+from benchmarks.clients import Clients, page_session
 from benchmarks.clock import Clock
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request
@@ -322,18 +322,14 @@ class Chaos(drill.Drill):
         # More than the users' patience may go by until it is back: they are told so.
         name = "TERM of the service, run again"
         with self.fault(name, kills=True, may_lose=HELD, lossless=False) as fault:
-            with local_session(8) as session, ThreadPoolExecutor(8) as pool:
-                page = session.get(self.settings.frontend_url, timeout=20).text
-                token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+            url = self.settings.frontend_url
+            with page_session(local_session(8), url) as session, ThreadPoolExecutor(8) as pool:
 
                 def ask(_: int) -> str:
                     try:
                         return str(
                             session.post(
-                                f"{self.settings.frontend_url}/api/predictions",
-                                files={"image": large},
-                                headers={"X-CSRFToken": token},
-                                timeout=60,
+                                f"{url}/api/predictions", files={"image": large}, timeout=60
                             ).status_code
                         )
                     except requests.RequestException:

@@ -1,10 +1,13 @@
-"""Clients that ask for as long as a block runs, each in a thread of its own."""
+"""Clients that ask for as long as a block runs, each in a thread of its own; also of the page."""
 
 from __future__ import annotations
 
 import abc
+import re
 import threading
 from typing import TypeVar
+
+import requests
 
 Own = TypeVar("Own", bound="Clients")
 
@@ -32,3 +35,11 @@ class Clients(abc.ABC):
         self.ending.set()
         for thread in self._threads:
             thread.join()
+
+
+def page_session(session: requests.Session, url: str) -> requests.Session:
+    """Have a session bear what the page at this address wants of its script."""
+    form = session.get(url, timeout=30).text
+    (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', form)
+    session.headers["X-CSRFToken"] = token
+    return session

@@ -8,13 +8,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 # Seconds before a step that are compared with it, and after it that count as its own.
 BEFORE, AFTER = 10.0, 5.0
@@ -229,6 +230,25 @@ def write_seconds(path: Path, requests: Sequence[Request]) -> None:
             writer.writerow([second, *(figures(found)[key] for key in keys), *counts])
 
 
+class Timed(Protocol):
+    """A request that began so many seconds after the epoch, and took so long."""
+
+    @property
+    def time(self) -> float: ...
+
+    @property
+    def milliseconds(self) -> float: ...
+
+
+def scatter(axes: Axes, requests: Sequence[Timed], first: float, **how: Any) -> None:
+    """Draw a dot for each request: its time by its beginning, in seconds from the first."""
+    axes.scatter(
+        [request.time - first for request in requests],
+        [request.milliseconds for request in requests],
+        **how,
+    )
+
+
 def plot(path: Path, steps: Sequence[Step], requests: Sequence[Request]) -> None:
     """Draw each request's time over the course of the drill, and who answered."""
     first = requests[0].time
@@ -244,23 +264,10 @@ def plot(path: Path, steps: Sequence[Step], requests: Sequence[Request]) -> None
     )
     for version, colour in colours.items():
         own = [request for request in requests if request.version == version]
-        above.scatter(
-            [request.time - first for request in own],
-            [request.milliseconds for request in own],
-            s=3,
-            color=colour,
-            label=f"answered by {version}",
-        )
+        scatter(above, own, first, s=3, color=colour, label=f"answered by {version}")
     failed = [request for request in requests if request.error]
     if failed:
-        above.scatter(
-            [request.time - first for request in failed],
-            [request.milliseconds for request in failed],
-            s=20,
-            marker="x",
-            color="#cc3311",
-            label="failed",
-        )
+        scatter(above, failed, first, s=20, marker="x", color="#cc3311", label="failed")
     for step in steps:
         for axes in (above, below):
             axes.axvspan(step.started - first, step.ended - first, color="#000000", alpha=0.08)

@@ -11,6 +11,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 
+from benchmarks.drill_report import scatter
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
@@ -148,13 +150,8 @@ def plot(
     nodes = sorted({request.node for request in requests} - {""})
     for number, (node, colour) in enumerate(zip(nodes, COLOURS, strict=False)):
         own = [request for request in requests if request.node == node]
-        left.scatter(
-            [request.time - first for request in own],
-            [request.milliseconds for request in own],
-            s=3,
-            color=colour,
-            label=f"answered by node {number + 1}",
-        )
+        label = f"answered by node {number + 1}"
+        scatter(left, own, first, s=3, color=colour, label=label)
     for event in events:
         left.axvspan(event.began - first, event.mended - first, color="#000000", alpha=0.1)
         left.axvspan(event.mended - first, event.back - first, color="#000000", alpha=0.04)

@@ -22,7 +22,7 @@ import requests
 from tqdm import tqdm
 
 from benchmarks import hostile
-from benchmarks.clients import Clients
+from benchmarks.clients import Clients, page_session
 from benchmarks.hostile import encoded, sample
 from benchmarks.servers import Running, in_json, multipart
 from benchmarks.service import free_settings, machine, run_service
@@ -206,10 +206,8 @@ class Visitors(Clients):
         self.counts: Counter[str] = Counter()
 
     def ask_on(self, number: int) -> None:
-        chance, session = random.Random(number), local_session()
-        form = session.get(self._settings.frontend_url, timeout=20).text
-        token = form.partition('name="csrf_token" value="')[2].partition('"')[0]
-        session.headers["X-CSRFToken"] = token
+        chance = random.Random(number)
+        session = page_session(local_session(), self._settings.frontend_url)
         while not self.ending.wait(chance.uniform(*PAUSE)):
             what = chance.choices(list(WISHES), list(WISHES.values()))[0]
             try:

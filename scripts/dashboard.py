@@ -18,7 +18,6 @@ import re
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +30,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from benchmarks import prometheus
+from benchmarks.clients import Clients, page_session
 from benchmarks.prometheus import Prometheus
 from benchmarks.service import Service, free_settings, run_service
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
@@ -70,22 +70,11 @@ def main() -> int:
 
 def load(service: Service, seconds: int) -> None:
     """Ask as programs and people do, kill a worker halfway, and ask on."""
-    stop = threading.Event()
     images = draw_images()
-    threads = [
-        threading.Thread(target=ask, args=(service, images, seed, stop)) for seed in range(4)
-    ]
-    threads.append(threading.Thread(target=ask_page, args=(service, images, stop)))
-    for thread in threads:
-        thread.start()
-    try:
+    with Programs(4, service, images), Person(1, service, images):
         time.sleep(seconds / 2)
         kill_worker(service)
         time.sleep(seconds / 2)
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
 
 
 def draw_images() -> list[bytes]:
@@ -106,34 +95,42 @@ def choose(images: Sequence[bytes], dice: random.Random) -> bytes:
     return image[:2000] if dice.random() < 0.05 else image
 
 
-def ask(service: Service, images: Sequence[bytes], seed: int, stop: threading.Event) -> None:
-    """Ask as a program does, more at some times than at others."""
-    client, dice = InferenceClient(service.settings), random.Random(seed)
-    while not stop.wait(0.05 + 0.3 * math.sin(time.time() / 40) ** 2):
-        with contextlib.suppress(ServiceError):
-            version = "1.0" if dice.random() < 0.2 else "2.0"
-            if dice.random() < 0.02:
-                client.explain(choose(images, dice), version)
-            else:
-                client.predict(choose(images, dice), version)
-    client.close()
+class Asking(Clients):
+    """Clients of a service that ask about some images."""
+
+    def __init__(self, count: int, service: Service, images: Sequence[bytes]) -> None:
+        super().__init__(count)
+        self.service, self.images = service, images
 
 
-def ask_page(service: Service, images: Sequence[bytes], stop: threading.Event) -> None:
-    """Ask as the page's script does."""
-    dice = random.Random(0)
-    with local_session() as session:
-        page = session.get(service.frontend_url, timeout=30).text
-        found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', page)
-        assert found
-        while not stop.wait(0.2):
-            with contextlib.suppress(requests.RequestException):
-                session.post(
-                    f"{service.frontend_url}/api/predictions",
-                    files={"image": choose(images, dice)},
-                    headers={"X-CSRFToken": found[1]},
-                    timeout=30,
-                )
+class Programs(Asking):
+    """They ask as programs do, more at some times than at others."""
+
+    def ask_on(self, number: int) -> None:
+        client, dice = InferenceClient(self.service.settings), random.Random(number)
+        while not self.ending.wait(0.05 + 0.3 * math.sin(time.time() / 40) ** 2):
+            with contextlib.suppress(ServiceError):
+                version = "1.0" if dice.random() < 0.2 else "2.0"
+                if dice.random() < 0.02:
+                    client.explain(choose(self.images, dice), version)
+                else:
+                    client.predict(choose(self.images, dice), version)
+        client.close()
+
+
+class Person(Asking):
+    """It asks as the page's script does."""
+
+    def ask_on(self, number: int) -> None:
+        dice, url = random.Random(number), self.service.frontend_url
+        with page_session(local_session(), url) as session:
+            while not self.ending.wait(0.2):
+                with contextlib.suppress(requests.RequestException):
+                    session.post(
+                        f"{url}/api/predictions",
+                        files={"image": choose(self.images, dice)},
+                        timeout=30,
+                    )
 
 
 def kill_worker(service: Service) -> None:
