@@ -61,6 +61,8 @@ END = -1
 # Java connects at once, or something is wrong with it.
 PATIENCE = 30
 DECODES = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
+# So many commas, or opening brackets of a kind, JSON may have; 128 images need some hundreds.
+MOST_VALUES = 10_000
 # What is asked of the socket at once: a whole batch of small images.
 CHUNK = 1 << 18
 _INT = struct.Struct("!i")
@@ -323,8 +325,8 @@ def _requests(message: Message) -> Iterator[Request]:
 
 
 def _decoded(value: bytes, content_type: str) -> Any:
-    """Return JSON and text as what they say, if they do; the rest as it is."""
-    if DECODES and content_type == "application/json":
+    """Return JSON (but endless one) and text as what they say, if they do; the rest as it is."""
+    if DECODES and content_type == "application/json" and not _is_endless(value):
         # Recursion without end is refused by an error of its own.
         with contextlib.suppress(ValueError, RecursionError, MemoryError):
             return _from_json(value)
@@ -332,6 +334,23 @@ def _decoded(value: bytes, content_type: str) -> Any:
         with contextlib.suppress(ValueError):
             return value.decode()
     return value
+
+
+def _is_endless(value: bytes) -> bool:
+    """Tell whether JSON has so many values that to parse it would take seconds.
+
+    But for the first, each value comes after a comma, or opens with what it lies in. Base64 has
+    none of these.
+    """
+    for mark in (b",", b"[", b"{"):
+        at = -1
+        for _ in range(MOST_VALUES):
+            at = value.find(mark, at + 1)
+            if at < 0:
+                break
+        else:
+            return True
+    return False
 
 
 def _from_json(value: bytes) -> Any:

@@ -467,6 +467,19 @@ class TestSizes:
             assert refused(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
             assert asker.ask(body=bytes(999_999)).status_code == 200
 
+    @pytest.mark.parametrize(("parts", "status"), [(256, 200), (257, 413)])
+    def test_a_form_has_so_many_parts(
+        self, stand_in: StandIn, front: Callable[..., Asker], parts: int, status: int
+    ) -> None:
+        asker = front()
+        part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
+        form = {"Content-Type": "multipart/form-data; boundary=b"}
+        response = asker.ask(body=parts * part + b"--b--\r\n", headers=form)
+        assert response.status_code == status
+        assert len(stand_in.requests) == (status == 200)
+        if status == 413:
+            assert problem_of(response) == (413, "TooManyImages")
+
     def test_headers_and_addresses(self, asker: Asker) -> None:
         response = asker.ask("/healthz", None, "GET", headers={"X": "a" * 9000})
         assert problem_of(response) == (431, "HeadersTooLarge")

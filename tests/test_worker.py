@@ -545,6 +545,13 @@ def test_what_is_no_json_stays_as_it_is(text: str) -> None:
     assert repr(worker._decoded(text.encode(), "application/json")) == expected
 
 
+@pytest.mark.parametrize("values", ["{},", "[],", "1,", '{"a":[1]},'])
+def test_json_of_too_many_values_is_not_parsed(values: str) -> None:
+    few, many = (f"[{values * count}1]".encode() for count in (4_000, 10_000))
+    assert worker._decoded(few, "application/json") == json.loads(few)
+    assert worker._decoded(many, "application/json") == many
+
+
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_a_message_that_breaks_off_is_no_message(data: st.DataObject) -> None:
