@@ -13,12 +13,16 @@ Own = TypeVar("Own", bound="Clients")
 
 
 class Clients(abc.ABC):
-    """So many clients; `ask_on` is what each does until `ending` is set."""
+    """So many clients; `ask_on` is what each does until `ending` is set.
+
+    A client that fails is told when the block ends.
+    """
 
     def __init__(self, count: int) -> None:
         self.ending = threading.Event()
+        self._failures: list[BaseException] = []
         self._threads = [
-            threading.Thread(target=self.ask_on, args=(number,), daemon=True)
+            threading.Thread(target=self._run, args=(number,), daemon=True)
             for number in range(count)
         ]
 
@@ -26,15 +30,23 @@ class Clients(abc.ABC):
     def ask_on(self, number: int) -> None:
         """Ask as the client of this number, until told to end."""
 
+    def _run(self, number: int) -> None:
+        try:
+            self.ask_on(number)
+        except BaseException as error:
+            self._failures.append(error)
+
     def __enter__(self: Own) -> Own:
         for thread in self._threads:
             thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self.ending.set()
         for thread in self._threads:
             thread.join()
+        if kind is None and self._failures:
+            raise self._failures[0]
 
 
 def page_session(session: requests.Session, url: str) -> requests.Session:

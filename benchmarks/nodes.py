@@ -42,8 +42,9 @@ from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
 from benchmarks.service import Edge, environment_of, machine, run_edge
 from serving import deployment
+from serving.certificates import sign
 from serving.deployment import Deployment, Version
-from serving.edge import NAME, sign
+from serving.edge import NAME
 from serving.edge_keys import KeyFile
 from serving.settings import ROOT, Settings
 from training import data
@@ -372,7 +373,7 @@ def edge_environment(host: str, certificate: tuple[Path, Path], keys: Path) -> d
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Make the network and the nodes, wait until all are ready; in the end leave nothing."""
     certificate = folder / "certificate.pem", folder / "certificate.key"
-    sign(*certificate, f"DNS:{NAME}")
+    sign(*certificate, f"DNS:{NAME}", NAME)
     keys = folder / "keys.json"
     key = KeyFile(keys).add("nodes")
     with network(), contextlib.ExitStack() as stack:

@@ -22,6 +22,8 @@ from serving.settings import ROOT, Settings
 # The last thing that each prints when it is ready.
 READY = "Ctrl-C stops everything."
 EDGE_OPEN = "Ctrl-C closes it."
+# Seconds that a start may take on a busy machine.
+PATIENCE = 180.0
 
 
 def machine() -> dict[str, Any]:
@@ -108,11 +110,18 @@ def start(settings: Settings, **variables: str) -> Service:
 def run_service(settings: Settings, **variables: str) -> Service:
     """Start the service, with variables besides, and wait until it says that it is ready."""
     service = start(settings, **variables)
-    while READY not in service.printed.read_text():
-        if service.process.poll() is not None:
-            raise AssertionError(f"the service did not start:\n{service.printed.read_text()}")
-        time.sleep(0.1)
+    _wait(READY, service.printed, service.process, "the service")
     return service
+
+
+def _wait(line: str, printed: Path, process: subprocess.Popen[bytes], what: str) -> None:
+    """Wait until a process has printed something; raise AssertionError if it does not."""
+    deadline = time.monotonic() + PATIENCE
+    while line not in printed.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise AssertionError(f"{what} did not start:\n{printed.read_text()}")
+        time.sleep(0.05)
 
 
 @dataclass
@@ -146,10 +155,7 @@ def run_edge(settings: Settings, **variables: str) -> Edge:
             stderr=subprocess.STDOUT,
         )
     printed = Path(name)
-    while EDGE_OPEN not in printed.read_text():
-        if process.poll() is not None:
-            raise AssertionError(f"the edge did not start:\n{printed.read_text()}")
-        time.sleep(0.05)
+    _wait(EDGE_OPEN, printed, process, "the edge")
     return Edge(
         f"https://127.0.0.1:{port}",
         settings.run_dir / "edge" / "certificate.pem",

@@ -90,12 +90,13 @@ def summary(samples: Sequence[dict[str, Any]], counts: Counter[str]) -> dict[str
         problems.append("Nothing was asked.")
     if len({tuple(each["workers"]) for each in samples}) > 1:
         problems.append("A worker ended.")
-    problems += [
-        f"{TITLES[kind]}: {found['mb_per_hour']:g} MB an hour more still in the last third."
-        for kind, found in last.items()
+    for kind, found in last.items():
+        if found is None:
+            problems.append(f"{TITLES[kind]}: it was too short to tell a slope.")
         # By less it may be chance.
-        if found["mb_per_hour"] - 2 * found["standard_error"] > LEAK
-    ]
+        elif found["mb_per_hour"] - 2 * found["standard_error"] > LEAK:
+            more = f"{found['mb_per_hour']:g} MB an hour more"
+            problems.append(f"{TITLES[kind]}: {more} still in the last third.")
     return {
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),
@@ -110,25 +111,25 @@ def summary(samples: Sequence[dict[str, Any]], counts: Counter[str]) -> dict[str
     }
 
 
-def slope(samples: Sequence[dict[str, Any]], kind: str, first: float) -> dict[str, float]:
+def slope(samples: Sequence[dict[str, Any]], kind: str, first: float) -> dict[str, float] | None:
     """Return by how many MB an hour memory grows from a minute on, and the standard error of that.
 
-    By least squares through the means of whole minutes: samples of one minute resemble each other,
-    so they do not count as so many.
+    None if that is less than three minutes ago. By least squares through the means of whole
+    minutes: samples of one minute resemble each other, so they do not count as so many.
     """
     by_minute: dict[int, list[float]] = defaultdict(list)
     for each in samples:
         if each["minutes"] >= first:
             by_minute[int(each["minutes"])].append(each["megabytes"][kind])
+    if len(by_minute) < 3:
+        return None
     hours = np.array(sorted(by_minute)) / 60
     means = np.array([np.mean(by_minute[minute]) for minute in sorted(by_minute)])
-    growth = error = float("nan")
-    if len(hours) >= 3:
-        apart = hours - hours.mean()
-        spread = float((apart**2).sum())
-        growth = float((apart * means).sum()) / spread
-        rest = means - means.mean() - growth * apart
-        error = float(np.sqrt((rest**2).sum() / (len(hours) - 2) / spread))
+    apart = hours - hours.mean()
+    spread = float((apart**2).sum())
+    growth = float((apart * means).sum()) / spread
+    rest = means - means.mean() - growth * apart
+    error = float(np.sqrt((rest**2).sum() / (len(hours) - 2) / spread))
     # Zero is added as rounding may leave -0.
     return {"mb_per_hour": round(growth, 1) + 0.0, "standard_error": round(error, 1)}
 
@@ -157,7 +158,8 @@ def page(document: dict[str, Any]) -> str:
         cells = [f"{each['megabytes'][kind]:.0f}" for each in (first, last)]
         for which in ("slopes", "slopes_of_the_last_third"):
             found = document[which][kind]
-            cells.append(f"{found['mb_per_hour']:+g} ± {found['standard_error']:g}")
+            told = f"{found['mb_per_hour']:+g} ± {found['standard_error']:g}" if found else ""
+            cells.append(told)
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     lines += ["", "![Memory over time](soak.png)", "", "| answers | |", "|---|--:|"]
     lines += [f"| {said} | {count:,} |" for said, count in document["answers"].items()]

@@ -361,7 +361,7 @@ def _error(response: requests.Response) -> ServiceError:
         return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe takes.")
     if response.status_code == 503:
         # TorchServe says the same of a full queue and of a version without workers.
-        busy = kind != "ExplanationFailed"
+        busy = kind == "ServiceUnavailableException"
         return ServiceError(503, "ServiceBusy" if busy else "ServiceUnavailable", message)
     return ServiceError(
         502, "ServiceError", f"TorchServe answered {response.status_code} {kind}: {message}"

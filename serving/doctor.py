@@ -321,7 +321,12 @@ def check_ports(patient: Patient) -> Iterator[Finding]:
         yield Finding(OK, "all are free")
         return
     own = _listeners(patient.pid)
-    open_to_others = {port for address, port in own if not _is_loopback(address)}
+    opened = {
+        port
+        for variable, port in patient.settings.ports.items()
+        if not _is_loopback(patient.settings.host_of(variable))
+    }
+    open_to_others = {port for address, port in own if not _is_loopback(address)} - opened
     if open_to_others:
         yield Finding(
             PROBLEM,
@@ -341,7 +346,8 @@ def check_ports(patient: Patient) -> Iterator[Finding]:
             "set the ports with which it was started, or start it anew",
         )
     if not open_to_others and not foreign:
-        yield Finding(OK, "all are the service's own, on loopback")
+        but = f" but for {_numbers(opened)}, as EXPORTER_HOST says" if opened else ""
+        yield Finding(OK, f"all are the service's own, on loopback{but}")
 
 
 # --- What runs

@@ -7,18 +7,21 @@ stands in deploy/nginx/.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import re
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving import certificates
+from serving.certificates import CertificateError
 from serving.settings import HOST, ROOT, Settings, SettingsError
 from serving.torchserve import StartError, die_with_parent, why_closed
 
@@ -30,10 +33,11 @@ JS_MODULE = "ngx_http_js_module.so"
 INSTALL = "install nginx and its njs module (Debian: apt install nginx libnginx-mod-http-js)"
 # A certificate of our own names this, too, so that an edge knows the edges behind it.
 NAME = "bloodcells"
-DAYS, LAST_DAYS = 365, 7
+# An alert comes then, too (deploy/prometheus/rules.yml).
+LAST_DAYS = 14
 DAY = 24 * 3600.0
 PATIENCE = 10.0
-# Seconds between two looks at the certificate.
+# Seconds between two looks at the certificates.
 EVERY = 5.0
 # More would not help, and each keeps connections to the page, which has few.
 PROCESSES = 4
@@ -58,6 +62,8 @@ class EdgeSettings:
     nodes_timeout: int = 10
     # Whether the page is there, which asks no key.
     page: bool = True
+    # Addresses of what stands in front and tells by X-Real-IP who asks.
+    front: tuple[str, ...] = ()
 
     @classmethod
     def from_environment(cls) -> EdgeSettings:
@@ -81,6 +87,7 @@ class EdgeSettings:
             nodes_ca=ca,
             nodes_timeout=_number("EDGE_NODES_TIMEOUT", cls.nodes_timeout, 65),
             page=_page(),
+            front=_front(),
         )
 
 
@@ -93,6 +100,8 @@ def run(settings: Settings) -> None:
     _check_port(own.host, settings.edge_port)
     config = prepare(settings, own, folder)
     address = f"https://{_bracketed(own.host)}:{settings.edge_port}"
+    files = [*_pair(own, folder), *([own.nodes_ca] if own.nodes_ca else [])]
+    known = _contents(files)
     process = subprocess.Popen(
         [program, "-e", "stderr", "-p", f"{folder}/", "-c", str(config)],
         stdin=subprocess.DEVNULL,
@@ -100,52 +109,43 @@ def run(settings: Settings) -> None:
         start_new_session=True,
         preexec_fn=lambda: die_with_parent(signal.SIGQUIT),
     )
-    pass_on = {signal.SIGTERM: signal.SIGQUIT, signal.SIGINT: signal.SIGQUIT}
-    # As one tells nginx itself: certificates anew, logs anew.
-    pass_on |= {signal.SIGHUP: signal.SIGHUP, signal.SIGUSR1: signal.SIGUSR1}
-    for number, meant in pass_on.items():
-        signal.signal(number, lambda *_, meant=meant: process.send_signal(meant))
-    if _listens(process, own.host, settings.edge_port):
-        print(f"the edge is open: {address}\nCtrl-C closes it.", flush=True)
-    try:
-        code = _watch(process, settings, own, folder)
-    finally:
+
+    def close(*_: object) -> None:
+        # From here on, that it does not answer is no fault.
         settings.edge_note.unlink(missing_ok=True)
-    if code:
+        process.send_signal(signal.SIGQUIT)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, close)
+    # As one tells nginx itself: certificates anew, logs anew.
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, lambda number, _: process.send_signal(number))
+    if _listens(process, own.host, settings.edge_port):
+        note = {"host": _reached(own.host), "port": settings.edge_port}
+        settings.edge_note.write_text(json.dumps(note))
+        print(f"the edge is open: {address}\nCtrl-C closes it.", flush=True)
+    if code := _follow(files, known, process):
         raise StartError(f"nginx ended with exit code {code}; above it says why.")
+    settings.edge_note.unlink(missing_ok=True)
     print("the edge is closed", flush=True)
 
 
-def _watch(
-    process: subprocess.Popen[bytes], settings: Settings, own: EdgeSettings, folder: Path
-) -> int:
-    """Have nginx read the certificate anew whenever it changes; return nginx's exit code."""
-    known = b""
+def _follow(files: Sequence[Path], known: bytes, process: subprocess.Popen[bytes]) -> int:
+    """Have nginx read these files anew whenever they change; return its exit code."""
     while True:
-        certificate, key = _certificate(own, folder)
-        # While both are exchanged one may be away, and nginx keeps those that it has.
-        with contextlib.suppress(FileNotFoundError):
-            now = certificate.read_bytes() + key.read_bytes()
-            if now != known:
-                if known:
-                    print("the certificate has changed", flush=True)
-                    process.send_signal(signal.SIGHUP)
-                _note(settings, own, certificate)
-            known = now
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(EVERY)
+        # While they are exchanged one may be away, and nginx keeps those that it has.
+        with contextlib.suppress(OSError):
+            now = _contents(files)
+            if now != known:
+                print("the certificates have changed", flush=True)
+                process.send_signal(signal.SIGHUP)
+            known = now
 
 
-def _note(settings: Settings, own: EdgeSettings, certificate: Path) -> None:
-    """Tell whoever watches the edge where it is, and until when its certificate is valid."""
-    note = {
-        "host": _reached(own.host),
-        "port": settings.edge_port,
-        "certificate_expires": _expires(certificate),
-    }
-    partial = settings.edge_note.with_suffix(".partial")
-    partial.write_text(json.dumps(note))
-    partial.replace(settings.edge_note)
+def _contents(files: Sequence[Path]) -> bytes:
+    return b"".join(path.read_bytes() for path in files)
 
 
 def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
@@ -178,8 +178,9 @@ def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
         "burst": str(2 * own.rate),
         "scheme": own.scheme,
         # A node that is cut off does not even refuse. A version's own responseTimeout is 60 s.
-        "connect_timeout": "500ms" if own.nodes else "2s",
+        "connect_timeout": "1s" if own.nodes else "2s",
         "prediction_timeout": str(own.nodes_timeout if own.nodes else 65),
+        "front": _told_by(own.front),
         "page_closed": "" if own.page else "return 404;",
         # What failed is tried again after a while, unless there is no other.
         "servers": _servers(servers),
@@ -202,6 +203,12 @@ def _servers(addresses: tuple[str, ...] | list[str]) -> str:
     return "\n        ".join(f"server {each} max_fails=1 fail_timeout=2s;" for each in addresses)
 
 
+def _told_by(front: tuple[str, ...]) -> str:
+    """Return by whom and how the edge is told who asks."""
+    lines = [f"set_real_ip_from {each};" for each in front]
+    return "\n    ".join([*lines, "real_ip_header X-Real-IP;"] if front else [])
+
+
 def _nodes_tls(own: EdgeSettings) -> str:
     if own.scheme != "https":
         return ""
@@ -216,18 +223,37 @@ def _nodes_tls(own: EdgeSettings) -> str:
     )
 
 
-def _certificate(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
-    """Return the certificate and its key; without any, of our own; raise StartError."""
+def _pair(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
+    """Return where the certificate and its key lie: without any, of our own."""
     if own.certificate and own.certificate_key:
         return own.certificate, own.certificate_key
-    certificate, key = folder / "certificate.pem", folder / "certificate.key"
-    names, named = _names(own), folder / "certificate.names"
-    left = (_expires(certificate) or 0.0) - time.time()
-    if left < LAST_DAYS * DAY or not key.exists() or not _holds(named, names):
-        sign(certificate, key, names)
-        named.write_text(names)
-        print(f"made a certificate of our own, for {DAYS} days: {certificate}", flush=True)
+    return folder / "certificate.pem", folder / "certificate.key"
+
+
+def _certificate(own: EdgeSettings, folder: Path) -> tuple[Path, Path]:
+    """Return the certificate and its key; make one of our own where it must; raise StartError.
+
+    Only at a start: whoever knows it by its file needs the new one.
+    """
+    certificate, key = _pair(own, folder)
+    if own.certificate is None and _is_due(certificate, key, _names(own)):
+        try:
+            certificates.sign(certificate, key, _names(own), NAME)
+        except CertificateError as error:
+            raise StartError(str(error)) from error
+        certificate.with_suffix(".names").write_text(_names(own))
+        print(f"made a certificate of our own: {certificate}", flush=True)
     return certificate, key
+
+
+def _is_due(certificate: Path, key: Path, names: str) -> bool:
+    """Tell whether our own certificate is not there, is for other names, or ends soon."""
+    named = certificate.with_suffix(".names")
+    if not (certificate.exists() and key.exists() and named.exists()):
+        return True
+    end = certificates.expires(certificate.read_text())
+    ends_soon = end is not None and end - time.time() < LAST_DAYS * DAY
+    return ends_soon or named.read_text() != names
 
 
 def _names(own: EdgeSettings) -> str:
@@ -237,36 +263,6 @@ def _names(own: EdgeSettings) -> str:
         numeric = ":" in host or re.fullmatch(r"[0-9.]+", host)
         names += f",{'IP' if numeric else 'DNS'}:{host}"
     return names
-
-
-def sign(certificate: Path, key: Path, names: str) -> None:
-    """Make a certificate of these names (as openssl's subjectAltName) and its key; StartError."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-nodes", "-days", str(DAYS)]
-    command += ["-pkeyopt", "ec_paramgen_curve:prime256v1", "-subj", f"/CN={NAME}"]
-    command += ["-addext", f"subjectAltName={names}", "-out", str(certificate)]
-    command += ["-keyout", str(key)]
-    try:
-        subprocess.run(command, check=True, capture_output=True, umask=0o077)
-    except FileNotFoundError:
-        raise StartError(
-            "There is no openssl to make a certificate: set EDGE_CERTIFICATE."
-        ) from None
-    except subprocess.CalledProcessError as error:
-        raise StartError(f"openssl made no certificate: {error.stderr.decode()}") from error
-
-
-def _expires(certificate: Path) -> float | None:
-    """Return when a certificate expires, in seconds since the epoch; None if that can't be told."""
-    command = ["openssl", "x509", "-noout", "-enddate", "-in", str(certificate)]
-    try:
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        return ssl.cert_time_to_seconds(told.strip().removeprefix("notAfter="))
-    except (OSError, subprocess.CalledProcessError, ValueError):
-        return None
-
-
-def _holds(path: Path, text: str) -> bool:
-    return path.exists() and path.read_text() == text
 
 
 def _check_port(host: str, port: int) -> None:
@@ -344,6 +340,15 @@ def _page() -> bool:
     if value not in ("on", "off"):
         raise SettingsError(f"EDGE_PAGE must be on or off, not {value!r}.")
     return value == "on"
+
+
+def _front() -> tuple[str, ...]:
+    value = os.environ.get("EDGE_FRONT", "")
+    try:
+        parts = [part.strip() for part in value.split(",") if part.strip()]
+        return tuple(str(ipaddress.ip_network(part)) for part in parts)
+    except ValueError as error:
+        raise SettingsError(f"EDGE_FRONT must be addresses or networks: {error}.") from error
 
 
 def _nodes(text: str) -> tuple[str, tuple[str, ...]]:

@@ -27,7 +27,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from handler.metrics import FOLDER
-from serving import deployment
+from serving import certificates, deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
 from serving.local import local_session
@@ -200,10 +200,11 @@ class Edge(Collector):
             note = json.loads(self._note.read_text())
         except (OSError, ValueError):
             return
+        certificate = _edge_answers(note["host"], note["port"])
         yield GaugeMetricFamily(
-            "bloodcells_edge_up", "Whether the edge answers.", _answers(note["host"], note["port"])
+            "bloodcells_edge_up", "Whether the edge answers.", certificate is not None
         )
-        if expires := note["certificate_expires"]:
+        if expires := certificate and certificates.expires(certificate):
             yield GaugeMetricFamily(
                 "bloodcells_certificate_seconds",
                 "Seconds until the edge's certificate expires.",
@@ -215,17 +216,21 @@ class Edge(Collector):
         return []
 
 
-def _answers(host: str, port: int) -> bool:
+def _edge_answers(host: str, port: int) -> str | None:
+    """Return the certificate that the edge shows as it says that it lives; None if it doesn't."""
     # It is here; whether its certificate suits its clients, is not the question.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT[1], context=context)
     try:
         with contextlib.closing(connection):
+            connection.connect()
+            shown = connection.sock.getpeercert(binary_form=True)
             connection.request("GET", "/healthz")
-            return connection.getresponse().status == 200
+            lives = connection.getresponse().status == 200
+        return ssl.DER_cert_to_PEM_cert(shown) if lives and shown else None
     except (OSError, http.client.HTTPException):
-        return False
+        return None
 
 
 def _roles(wanted: Deployment) -> Metric:

@@ -52,6 +52,10 @@ class Settings:
             config=_path("CONFIG", default.config),
         )
 
+    def host_of(self, variable: str) -> str:
+        """Return the address on which a port of `ports` is opened."""
+        return self.exporter_host if variable == "EXPORTER_PORT" else HOST
+
     @property
     def archives(self) -> Path:
         return self.run_dir / "archives"

@@ -72,11 +72,11 @@ def renew(settings: Settings, tokens: Tokens, kind: Kind) -> None:
 def write_header(run_dir: Path, tokens: Tokens) -> None:
     """Write the inference token as a header, so that `curl -H @file` shows it to nobody."""
     path = run_dir / HEADER_FILE
-    partial = path.with_suffix(".partial")
+    draft = path.with_suffix(".partial")
     with _WRITING:
-        partial.touch(mode=0o600)
-        partial.write_text(_header_line(tokens))
-        partial.replace(path)
+        draft.touch(mode=0o600)
+        draft.write_text(_header_line(tokens))
+        draft.replace(path)
 
 
 def correct_header(run_dir: Path, tokens: Tokens) -> None:

@@ -272,7 +272,7 @@ def check_ports(settings: Settings) -> None:
             raise StartError(f"{names[port]} and {variable} are both {port}: set one to another.")
         names[port] = variable
     for variable, port in settings.ports.items():
-        if why := why_closed(HOST, port):
+        if why := why_closed(settings.host_of(variable), port):
             raise StartError(
                 f"Port {port} can't be used ({why}): stop what listens there, or "
                 f"set {variable} to another."

@@ -18,6 +18,7 @@ import pytest
 
 from benchmarks import chaos, chaos_report, connections, soak
 from benchmarks.chaos_report import Fault, summary
+from benchmarks.clients import Clients
 from benchmarks.clock import COMPILER, Clock
 from benchmarks.connections import Call
 from benchmarks.drill_report import Request, Step
@@ -120,13 +121,15 @@ def test_a_clock_is_set_for_who_was_started_with_it(tmp_path: Path) -> None:
 
 class TestSoak:
     def test_the_slope_is_that_of_a_line(self) -> None:
-        def grown(megabytes: Callable[[int], float]) -> dict[str, float]:
+        def grown(megabytes: Callable[[int], float]) -> dict[str, float] | None:
             times = [at / 6 for at in range(60)]
             samples = [{"minutes": at, "megabytes": {"java": megabytes(int(at))}} for at in times]
             return soak.slope(samples, "java", 0)
 
         assert grown(lambda minute: 100 + 3 * minute) == {"mb_per_hour": 180, "standard_error": 0}
-        assert grown(lambda minute: 100 + 7 * (minute % 2))["standard_error"] > 10
+        wild = grown(lambda minute: 100 + 7 * (minute % 2))
+        assert wild
+        assert wild["standard_error"] > 10
 
     def test_warm_up_does_not_count_and_failures_do(self, tmp_path: Path) -> None:
         samples = [
@@ -162,7 +165,20 @@ class TestSoak:
             "megabytes": dict.fromkeys(soak.TITLES, 1),
             "workers": [1],
         }
-        assert soak.summary([sample], Counter())["problems"] == ["Nothing was asked."]
+        found = soak.summary([sample], Counter())
+        assert found["problems"][0] == "Nothing was asked."
+        assert found["problems"][1] == "Workers: it was too short to tell a slope."
+        assert "| Workers | 1 | 1 |  |  |" in soak.page(found)
+
+
+def test_a_client_that_fails_is_told() -> None:
+    class Failing(Clients):
+        def ask_on(self, number: int) -> None:
+            if number:
+                raise ConnectionError("gone")
+
+    with pytest.raises(ConnectionError, match="gone"), Failing(2):
+        pass
 
 
 class TestConnections:

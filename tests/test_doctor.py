@@ -395,6 +395,12 @@ class TestPorts:
             said = the_one(doctor.check_ports, patient, PROBLEM).what
         assert said.endswith(f"to other machines: {patient.settings.management_port}")
 
+    def test_metrics_are_open_where_it_was_said_so(self, patient: Patient) -> None:
+        patient.settings = replace(patient.settings, exporter_host="0.0.0.0")
+        with self.listening(patient.settings, EXPORTER_PORT="0.0.0.0"):
+            said = the_one(doctor.check_ports, patient, OK).what
+        assert f"but for {patient.settings.exporter_port}" in said
+
     def test_a_service_that_has_just_ended(self, patient: Patient) -> None:
         # No process has a number this large.
         patient.pid = 2**22 + 1

@@ -30,8 +30,8 @@ from prometheus_client import CollectorRegistry
 from stand_in import StandIn, problem
 
 from benchmarks.service import Service, environment_of, free_ports, run_edge, run_service
+from serving import certificates, exporter, tokens
 from serving import edge as edge_module
-from serving import exporter, tokens
 from serving.canary import FILE as OUTCOMES
 from serving.client import ManagementClient
 from serving.edge_keys import KeyFile, KeyFileError
@@ -339,8 +339,12 @@ class TestPage:
         # What is not there is not ready, but asked for.
         assert problem_of(asker.ask("/readyz", None, "GET")) == (503, "ServiceUnavailable")
 
-    def test_learns_the_address_of_who_asks(self, front: Callable[..., Asker]) -> None:
-        asker, seen = front(), []
+    @pytest.mark.parametrize("trusted", [False, True])
+    def test_learns_the_address_of_who_asks(
+        self, front: Callable[..., Asker], trusted: bool
+    ) -> None:
+        asker = front(**({"EDGE_FRONT": "127.0.0.0/8"} if trusted else {}))
+        seen: list[tuple[str | None, ...]] = []
 
         class Page(http.server.BaseHTTPRequestHandler):
             def do_GET(self) -> None:
@@ -355,7 +359,7 @@ class TestPage:
         claimed = {"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"}
         asker.ask("/models", None, "GET", headers=claimed)
         page.server_close()
-        assert seen == [("127.0.0.1", None)]
+        assert seen == [("10.9.9.9" if trusted else "127.0.0.1", None)]
 
 
 class TestHealth:
@@ -372,6 +376,11 @@ class TestHealth:
         asker = front()
         found = {asker.ask("/readyz", None, "GET", key=None).status_code for _ in range(60)}
         assert found == {503, 429}
+
+    def test_no_body_is_taken(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+        head = b"GET /readyz HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n"
+        assert asker.raw(head).startswith(b"HTTP/1.1 413 ")
 
 
 class TestHeaders:
@@ -460,10 +469,14 @@ class TestSizes:
                 except TimeoutError:
                     return False
 
-            for _ in range(40):
-                stack.enter_context(asker.connect()).sendall(large)
+            held = [stack.enter_context(asker.connect()) for _ in range(28)]
+            for each in held:
+                each.sendall(large)
             # The edge may not have read them all yet.
             assert any(refused(large) for _ in range(8))
+            for each in held:
+                # Else it would let go of them after 10 s.
+                each.sendall(b"x")
             assert refused(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
             assert asker.ask(body=bytes(999_999)).status_code == 200
 
@@ -651,21 +664,32 @@ class TestNodes:
 
 
 class TestWatch:
+    @staticmethod
+    def told(asker: Asker) -> dict[str, float]:
+        registry = CollectorRegistry()
+        registry.register(exporter.Edge(asker.settings))
+        return {each.name: each.samples[0].value for each in registry.collect()}
+
     def test_it_is_watched_until_it_is_told_to_close(self, front: Callable[..., Asker]) -> None:
         asker = front()
-
-        def told() -> dict[str, float]:
-            registry = CollectorRegistry()
-            registry.register(exporter.Edge(asker.settings))
-            return {each.name: each.samples[0].value for each in registry.collect()}
-
-        wait(told)
-        seen = told()
+        seen = self.told(asker)
         assert seen["bloodcells_edge_up"] == 1
-        year = edge_module.DAYS * edge_module.DAY
+        year = certificates.DAYS * edge_module.DAY
         assert seen["bloodcells_certificate_seconds"] == pytest.approx(year, abs=1000)
         asker.edge.stop()
-        assert told() == {}
+        assert self.told(asker) == {}
+
+    @pytest.mark.parametrize("whom", ["nginx", "both"])
+    def test_one_that_is_killed_is_missed(self, front: Callable[..., Asker], whom: str) -> None:
+        asker = front()
+        process = psutil.Process(asker.edge.process.pid)
+        (nginx,) = process.children()
+        # Its workers would go on without it.
+        killed = [*nginx.children(recursive=True), nginx, *([process] if whom == "both" else [])]
+        for each in reversed(killed):
+            each.kill()
+        assert asker.edge.process.wait(30) != 0
+        assert self.told(asker) == {"bloodcells_edge_up": 0}
 
 
 class TestLog:
@@ -711,7 +735,8 @@ class TestTLS:
         self, tmp_path: Path, front: Callable[..., Asker]
     ) -> None:
         pair = tmp_path / "a.pem", tmp_path / "a.key"
-        edge_module.sign(*pair, "DNS:localhost,IP:127.0.0.1")
+        names = ("DNS:localhost,IP:127.0.0.1", "lab")
+        certificates.sign(*pair, *names)
         asker = front(EDGE_CERTIFICATE=str(pair[0]), EDGE_CERTIFICATE_KEY=str(pair[1]))
         port = int(asker.edge.url.rpartition(":")[2])
 
@@ -719,10 +744,14 @@ class TestTLS:
             return ssl.get_server_certificate(("127.0.0.1", port))
 
         assert shown() == pair[0].read_text()
-        edge_module.sign(*pair, "DNS:localhost,IP:127.0.0.1")
+        # One that can't be read leaves the last ones.
+        pair[1].unlink()
+        certificates.sign(*pair, *names)
         wait(lambda: shown() == pair[0].read_text())
 
-    def test_our_own_is_made_anew_when_it_must(self, tmp_path: Path) -> None:
+    def test_our_own_is_made_anew_where_it_must(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         def made(host: str = "127.0.0.1") -> bytes:
             pair = edge_module._certificate(edge_module.EdgeSettings(host=host), tmp_path)
             return b"".join(path.read_bytes() for path in pair)
@@ -731,11 +760,13 @@ class TestTLS:
         assert made() == first
         other = made("edge.example")
         assert other != first
-        monkeypatch = pytest.MonkeyPatch()
-        with monkeypatch.context() as patched:
-            soon = time.time() + (edge_module.DAYS - edge_module.LAST_DAYS + 1) * edge_module.DAY
-            patched.setattr(time, "time", lambda: soon)
-            assert made("edge.example") != other
+        # Clients know it by its file: it is not exchanged for want of an openssl.
+        with monkeypatch.context() as without:
+            without.setenv("PATH", "")
+            assert made("edge.example") == other
+        soon = time.time() + (certificates.DAYS - edge_module.LAST_DAYS + 1) * edge_module.DAY
+        monkeypatch.setattr(time, "time", lambda: soon)
+        assert made("edge.example") != other
 
     def test_the_key_of_the_certificate_is_our_own(self, asker: Asker) -> None:
         private = asker.edge.certificate.with_suffix(".key")
@@ -751,6 +782,7 @@ class TestSettings:
             {"EDGE_NODES": "https://a:1"},
             {"EDGE_RATE": "0"},
             {"EDGE_PAGE": "no"},
+            {"EDGE_FRONT": "10.0.0.0/8;"},
             {"EDGE_NODES_TIMEOUT": "66"},
             {"EDGE_HOST": "a; b"},
             {"EDGE_CERTIFICATE": str(ROOT / "Makefile")},

@@ -220,6 +220,11 @@ class TestClient:
         client.check_ready()
         overload()
         client.check_ready()
+        # A handler that fails at everything says 503, too.
+        stand_in.refuse(503, "InternalServerException")
+        with pytest.raises(ServiceError):
+            client.check_ready()
+        overload()
         later = time.monotonic() + 61
         monkeypatch.setattr(time, "monotonic", lambda: later)
         with pytest.raises(ServiceError):
