@@ -24,6 +24,7 @@ import pytest
 import requests
 import yaml
 from conftest import DEPLOYMENT, free_settings
+from edges import need_nginx
 from flask import Flask
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -31,7 +32,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import prometheus
 from benchmarks.prometheus import DEPLOY, Prometheus
-from benchmarks.service import Service, free_ports
+from benchmarks.service import Service, free_ports, run_edge
 from frontend import __main__ as page_program
 from frontend import create_app
 from frontend import metrics as page_metrics
@@ -836,8 +837,11 @@ def test_rules_and_dashboard_ask_for_what_there_is(
     watcher: Prometheus, service: Service, send: Callable[..., requests.Response]
 ) -> None:
     send(headers=BYTES, data=b"no image")
+    need_nginx()
+    edge = run_edge(service.settings)
     url = f"http://127.0.0.1:{service.settings.exporter_port}/metrics"
     live = requests.get(url, timeout=10).text
+    edge.stop()
     # Some only get a value when something fails, but they are announced.
     exists = set(re.findall(r"^(?:# TYPE )?(\w+)", live, re.MULTILINE)) | OWN | RECORDED
     asked = set()
