@@ -39,8 +39,8 @@ DAY = 24 * 3600.0
 PATIENCE = 10.0
 # Seconds between two looks at the certificates.
 EVERY = 5.0
-# More would not help, and each keeps connections to the page, which has few.
-PROCESSES = 4
+# More than most need; each keeps connections to the page, which has few.
+PROCESSES = min(os.cpu_count() or 1, 4)
 NODE = re.compile(r"(?:(https?)://)?([A-Za-z0-9.-]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 
 
@@ -60,6 +60,8 @@ class EdgeSettings:
     nodes_ca: Path | None = None
     # Seconds until another node is asked for a prediction that one does not answer.
     nodes_timeout: int = 10
+    # nginx's own; the machine's cores may be many more than a container may use.
+    processes: int = PROCESSES
     # Whether the page is there, which asks no key.
     page: bool = True
     # Addresses of what stands in front and tells by X-Real-IP who asks.
@@ -86,6 +88,7 @@ class EdgeSettings:
             scheme=scheme,
             nodes_ca=ca,
             nodes_timeout=_number("EDGE_NODES_TIMEOUT", cls.nodes_timeout, 65),
+            processes=_number("EDGE_PROCESSES", cls.processes, 16),
             page=_page(),
             front=_front(),
         )
@@ -166,8 +169,7 @@ def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
         "user": "user root;" if os.geteuid() == 0 else "",
         "js_module": _quoted(_js_module()),
         "here": _quoted(SOURCES),
-        # Those of the machine may be many more than a container may use.
-        "processes": str(min(os.cpu_count() or 1, PROCESSES)),
+        "processes": str(own.processes),
         "settings": _quoted(folder / "settings.json"),
         "log": _quoted(settings.run_dir / "logs" / "edge.log"),
         "openapi": _quoted(OPENAPI),

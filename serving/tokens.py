@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from datetime import datetime, timezone
@@ -23,7 +24,6 @@ from serving.settings import Settings
 
 KEY_FILE = "key_file.json"
 HEADER_FILE = "inference.header"
-_WRITING = threading.Lock()
 Kind = Literal["inference", "management"]
 KINDS: tuple[Kind, ...] = ("inference", "management")
 
@@ -72,11 +72,11 @@ def renew(settings: Settings, tokens: Tokens, kind: Kind) -> None:
 def write_header(run_dir: Path, tokens: Tokens) -> None:
     """Write the inference token as a header, so that `curl -H @file` shows it to nobody."""
     path = run_dir / HEADER_FILE
-    draft = path.with_suffix(".partial")
-    with _WRITING:
-        draft.touch(mode=0o600)
-        draft.write_text(_header_line(tokens))
-        draft.replace(path)
+    # The service and `renew-tokens` may write at once.
+    draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
+    draft.touch(mode=0o600)
+    draft.write_text(_header_line(tokens))
+    draft.replace(path)
 
 
 def correct_header(run_dir: Path, tokens: Tokens) -> None:

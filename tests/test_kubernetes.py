@@ -142,7 +142,7 @@ def test_resources_are_bounded(containers: list[dict[str, Any]]) -> None:
 def test_the_service_has_room_for_its_versions(
     manifests: list[dict[str, Any]], service: dict[str, Any], tmp_path: Path
 ) -> None:
-    """Java 250 MB, page and supervisor 100, a worker 71, and 250 once it has explained."""
+    """Java 380 MB, page and supervisor 210, a worker 71, and 250 once it has explained."""
     (text,) = of_kind(manifests, "ConfigMap")["data"].values()
     (tmp_path / "deployment.yaml").write_text(text)
     wanted = deployment.load(tmp_path / "deployment.yaml")
@@ -151,8 +151,8 @@ def test_the_service_has_room_for_its_versions(
         kind: int(bounds["memory"].removesuffix("Mi"))
         for kind, bounds in service["resources"].items()
     }
-    assert memory["requests"] >= 350 + 71 * workers
-    assert memory["limits"] >= 350 + (71 + 250) * workers
+    assert memory["requests"] >= 590 + 71 * workers
+    assert memory["limits"] >= 590 + (71 + 250) * workers
     assert int(service["resources"]["requests"]["cpu"]) >= wanted.versions[wanted.default].workers
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import zipfile
@@ -302,6 +303,18 @@ class TestTokens:
         keeper.start()
         keeper.join(10)
         assert (tmp_path / tokens.HEADER_FILE).read_text() == "Authorization: Bearer second\n"
+
+    def test_many_may_write_the_header_at_once(self, tmp_path: Path) -> None:
+        write_keys(tmp_path)
+        program = (
+            "import sys, pathlib; from serving.tokens import *\n"
+            "folder = pathlib.Path(sys.argv[1])\n"
+            "for _ in range(1000): write_header(folder, Tokens(folder))\n"
+        )
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        writers = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
+        assert [each.wait(60) for each in writers] == [0, 0]
+        assert [path.name for path in tmp_path.glob("*.partial")] == []
 
     def test_no_header_is_written_while_the_service_starts(self, tmp_path: Path) -> None:
         write_keys(tmp_path)
