@@ -52,6 +52,6 @@ class Clients(abc.ABC):
 def page_session(session: requests.Session, url: str) -> requests.Session:
     """Have a session bear what the page at this address wants of its script."""
     form = session.get(url, timeout=30).text
-    (token,) = re.findall(r'name="csrf_token" value="([^"]+)"', form)
-    session.headers["X-CSRFToken"] = token
+    # Each form of the page holds it.
+    session.headers["X-CSRFToken"] = re.findall(r'name="csrf_token" value="([^"]+)"', form)[0]
     return session
