@@ -7,6 +7,8 @@ import subprocess
 from pathlib import Path
 
 DAYS = 365
+# An alert comes in these last ones (deploy/prometheus/rules.yml).
+LAST_DAYS = 14
 
 
 class CertificateError(Exception):

@@ -28,7 +28,17 @@ import requests
 import yaml
 from packaging.requirements import Requirement
 
-from serving import archives, deployment, golden, locks, readiness, supervisor, torchserve
+from serving import (
+    archives,
+    certificates,
+    deployment,
+    edge_watch,
+    golden,
+    locks,
+    readiness,
+    supervisor,
+    torchserve,
+)
 from serving.archives import BadArchive
 from serving.client import InferenceClient, ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
@@ -495,6 +505,27 @@ def check_log(patient: Patient) -> Iterator[Finding]:
     )
 
 
+def check_edge(patient: Patient) -> Iterator[Finding]:
+    """Look whether the edge, where one was opened, answers, and who it is and lets in."""
+    seen = edge_watch.look(patient.settings.edge_note)
+    if seen is None:
+        yield Finding(OK, "none is open")
+        return
+    if seen.answers:
+        yield Finding(OK, f"it answers at {seen.address}")
+    else:
+        yield Finding(PROBLEM, f"it does not answer at {seen.address}", "start it: `make edge`")
+    if seen.keys_fault:
+        yield Finding(PROBLEM, seen.keys_fault, "nobody gets in: put the file right")
+    if seen.expires:
+        days = (seen.expires - time.time()) / (24 * 3600)
+        cure = "put a new one in its place; one of its own is made anew by a start of the edge"
+        if days < certificates.LAST_DAYS:
+            yield Finding(PROBLEM, f"its certificate is valid for {days:.0f} days only", cure)
+        else:
+            yield Finding(OK, f"its certificate is valid for {days:.0f} days")
+
+
 # In the order in which they are told.
 CHECKS: dict[str, Check] = {
     "Python": check_python,
@@ -518,6 +549,7 @@ CHECKS: dict[str, Check] = {
     "answers": check_answers,
     "queue": check_queue,
     "log": check_log,
+    "edge": check_edge,
 }
 NEED_SERVICE = frozenset(list(CHECKS.values())[list(CHECKS).index("ready") :])
 

@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving import certificates
+from serving import certificates, edge_watch
 from serving.certificates import CertificateError
+from serving.locks import Held, hold
 from serving.settings import HOST, ROOT, Settings, SettingsError
 from serving.torchserve import StartError, die_with_parent, why_closed
 
@@ -33,8 +34,6 @@ JS_MODULE = "ngx_http_js_module.so"
 INSTALL = "install nginx and its njs module (Debian: apt install nginx libnginx-mod-http-js)"
 # A certificate of our own names this, too, so that an edge knows the edges behind it.
 NAME = "bloodcells"
-# An alert comes then, too (deploy/prometheus/rules.yml).
-LAST_DAYS = 14
 DAY = 24 * 3600.0
 PATIENCE = 10.0
 # Seconds between two looks at the certificates.
@@ -100,9 +99,20 @@ def run(settings: Settings) -> None:
     os.umask(0o077)
     own = EdgeSettings.from_environment()
     program, folder = _nginx(), settings.run_dir / "edge"
+    for each in (folder / "tmp", settings.run_dir / "logs"):
+        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with hold(folder / "lock", "An edge already runs"):
+            _serve(settings, own, program, folder)
+    except Held as error:
+        raise StartError(
+            f"{error} in {settings.run_dir}: give this one another RUN_DIR."
+        ) from error
+
+
+def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) -> None:
     _check_port(own.host, settings.edge_port)
     config = prepare(settings, own, folder)
-    address = f"https://{_bracketed(own.host)}:{settings.edge_port}"
     files = [*_pair(own, folder), *([own.nodes_ca] if own.nodes_ca else [])]
     known = _contents(files)
     process = subprocess.Popen(
@@ -124,10 +134,17 @@ def run(settings: Settings) -> None:
     for number in (signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, lambda number, _: process.send_signal(number))
     if _listens(process, own.host, settings.edge_port):
-        note = {"host": _reached(own.host), "port": settings.edge_port}
-        settings.edge_note.write_text(json.dumps(note))
+        port = settings.edge_port
+        edge_watch.note(settings.edge_note, _reached(own.host), port, keys_path(settings))
+        address = f"https://{_bracketed(own.host)}:{port}"
         print(f"the edge is open: {address}\nCtrl-C closes it.", flush=True)
-    if code := _follow(files, known, process):
+    code = _follow(files, known, process)
+    # Of a master that was killed, the workers would serve on, with nobody to lead or end them.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    if code < 0:
+        raise StartError(f"nginx was killed (signal {-code}): for want of memory? See `dmesg`.")
+    if code:
         raise StartError(f"nginx ended with exit code {code}; above it says why.")
     settings.edge_note.unlink(missing_ok=True)
     print("the edge is closed", flush=True)
@@ -142,7 +159,7 @@ def _follow(files: Sequence[Path], known: bytes, process: subprocess.Popen[bytes
         with contextlib.suppress(OSError):
             now = _contents(files)
             if now != known:
-                print("the certificates have changed", flush=True)
+                print("the certificates have changed; bad ones are not taken", flush=True)
                 process.send_signal(signal.SIGHUP)
             known = now
 
@@ -153,8 +170,6 @@ def _contents(files: Sequence[Path]) -> bytes:
 
 def prepare(settings: Settings, own: EdgeSettings, folder: Path) -> Path:
     """Write what nginx reads into a folder; return its configuration; raise StartError."""
-    for each in (folder / "tmp", settings.run_dir / "logs"):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
     certificate, key = _certificate(own, folder)
     known = {
         "run_dir": str(settings.run_dir),
@@ -254,7 +269,7 @@ def _is_due(certificate: Path, key: Path, names: str) -> bool:
     if not (certificate.exists() and key.exists() and named.exists()):
         return True
     end = certificates.expires(certificate.read_text())
-    ends_soon = end is not None and end - time.time() < LAST_DAYS * DAY
+    ends_soon = end is not None and end - time.time() < certificates.LAST_DAYS * DAY
     return ends_soon or named.read_text() != names
 
 
@@ -364,6 +379,9 @@ def _nodes(text: str) -> tuple[str, tuple[str, ...]]:
         raise SettingsError(
             f"EDGE_NODES must be [https://]HOST:PORT,... or all of http://, not {text!r}."
         )
+    hosts = {match[2] for match in found if match}
+    if schemes == {"http"} and not hosts <= {HOST, "localhost"}:
+        raise SettingsError("EDGE_NODES by http:// would send keys and images in the clear.")
     return schemes.pop(), tuple(f"{match[2]}:{match[3]}" for match in found if match)
 
 

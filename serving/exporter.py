@@ -8,10 +8,8 @@ which it tells on loopback alone; and whether the edge lives, where one runs bes
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import shutil
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +25,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from handler.metrics import FOLDER
-from serving import certificates, deployment
+from serving import deployment, edge_watch
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
 from serving.local import local_session
@@ -196,41 +194,25 @@ class Edge(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Ask it whether it lives; tell nothing where there is none."""
-        try:
-            note = json.loads(self._note.read_text())
-        except (OSError, ValueError):
+        seen = edge_watch.look(self._note)
+        if seen is None:
             return
-        certificate = _edge_answers(note["host"], note["port"])
+        yield GaugeMetricFamily("bloodcells_edge_up", "Whether the edge answers.", seen.answers)
         yield GaugeMetricFamily(
-            "bloodcells_edge_up", "Whether the edge answers.", certificate is not None
+            "bloodcells_edge_keys_readable",
+            "Whether the edge's keys can be read.",
+            seen.keys_fault is None,
         )
-        if expires := certificate and certificates.expires(certificate):
+        if seen.expires:
             yield GaugeMetricFamily(
                 "bloodcells_certificate_seconds",
                 "Seconds until the edge's certificate expires.",
-                expires - time.time(),
+                seen.expires - time.time(),
             )
 
     def describe(self) -> list[Metric]:
         """Return nothing, so that to register this asks nothing."""
         return []
-
-
-def _edge_answers(host: str, port: int) -> str | None:
-    """Return the certificate that the edge shows as it says that it lives; None if it doesn't."""
-    # It is here; whether its certificate suits its clients, is not the question.
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT[1], context=context)
-    try:
-        with contextlib.closing(connection):
-            connection.connect()
-            shown = connection.sock.getpeercert(binary_form=True)
-            connection.request("GET", "/healthz")
-            lives = connection.getresponse().status == 200
-        return ssl.DER_cert_to_PEM_cert(shown) if lives and shown else None
-    except (OSError, http.client.HTTPException):
-        return None
 
 
 def _roles(wanted: Deployment) -> Metric:

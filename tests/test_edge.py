@@ -30,7 +30,7 @@ from prometheus_client import CollectorRegistry
 from stand_in import StandIn, problem
 
 from benchmarks.service import Service, environment_of, free_ports, run_edge, run_service
-from serving import certificates, exporter, tokens
+from serving import certificates, doctor, exporter, tokens
 from serving import edge as edge_module
 from serving.canary import FILE as OUTCOMES
 from serving.client import ManagementClient
@@ -679,17 +679,50 @@ class TestWatch:
         asker.edge.stop()
         assert self.told(asker) == {}
 
-    @pytest.mark.parametrize("whom", ["nginx", "both"])
-    def test_one_that_is_killed_is_missed(self, front: Callable[..., Asker], whom: str) -> None:
+    def test_one_whose_nginx_is_killed_is_missed(self, front: Callable[..., Asker]) -> None:
         asker = front()
-        process = psutil.Process(asker.edge.process.pid)
-        (nginx,) = process.children()
-        # Its workers would go on without it.
-        killed = [*nginx.children(recursive=True), nginx, *([process] if whom == "both" else [])]
-        for each in reversed(killed):
-            each.kill()
-        assert asker.edge.process.wait(30) != 0
-        assert self.told(asker) == {"bloodcells_edge_up": 0}
+        [nginx] = psutil.Process(asker.edge.process.pid).children()
+        nginx.kill()
+        assert asker.edge.process.wait(30) == 1
+        assert "nginx was killed (signal 9)" in asker.edge.printed.read_text()
+        # Nor do its workers serve on.
+        port = int(asker.edge.url.rpartition(":")[2])
+        wait(lambda: not listens(port))
+        assert self.told(asker)["bloodcells_edge_up"] == 0
+
+    def test_one_that_is_killed_is_missed(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+        asker.edge.process.kill()
+        asker.edge.process.wait(30)
+        port = int(asker.edge.url.rpartition(":")[2])
+        wait(lambda: not listens(port))
+        assert self.told(asker)["bloodcells_edge_up"] == 0
+
+    def test_keys_that_can_not_be_read_are_told(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+        assert self.told(asker)["bloodcells_edge_keys_readable"] == 1
+        (asker.settings.run_dir / "edge-keys.json").write_text("{")
+        assert self.told(asker)["bloodcells_edge_keys_readable"] == 0
+
+    def test_doctor_looks_at_it(self, front: Callable[..., Asker]) -> None:
+        asker = front()
+
+        def found() -> list[tuple[str, str]]:
+            return [
+                (each.state, each.what)
+                for each in doctor.check_edge(doctor.Patient(asker.settings))
+            ]
+
+        days = certificates.DAYS - 1
+        assert found() == [
+            (doctor.OK, f"it answers at {asker.edge.url.removeprefix('https://')}"),
+            (doctor.OK, f"its certificate is valid for {days + 1} days"),
+        ]
+        (asker.settings.run_dir / "edge-keys.json").write_text("{")
+        assert doctor.PROBLEM in dict(found())
+        asker.edge.process.kill()
+        asker.edge.process.wait(30)
+        wait(lambda: "does not answer" in found()[0][1])
 
 
 class TestLog:
@@ -764,7 +797,7 @@ class TestTLS:
         with monkeypatch.context() as without:
             without.setenv("PATH", "")
             assert made("edge.example") == other
-        soon = time.time() + (certificates.DAYS - edge_module.LAST_DAYS + 1) * edge_module.DAY
+        soon = time.time() + (certificates.DAYS - certificates.LAST_DAYS + 1) * edge_module.DAY
         monkeypatch.setattr(time, "time", lambda: soon)
         assert made("edge.example") != other
 
@@ -778,6 +811,7 @@ class TestSettings:
         "wrong",
         [
             {"EDGE_NODES": "somewhere"},
+            {"EDGE_NODES": "http://10.0.0.1:8443"},
             {"EDGE_NODES": "http://a:1,https://b:2"},
             {"EDGE_NODES": "https://a:1"},
             {"EDGE_RATE": "0"},
@@ -797,12 +831,27 @@ class TestSettings:
         with pytest.raises(SettingsError):
             edge_module.EdgeSettings.from_environment()
 
-    def test_a_taken_port_is_told(self, asker: Asker) -> None:
+    def test_a_second_one_needs_a_folder_of_its_own(self, asker: Asker) -> None:
+        before = (asker.settings.run_dir / "edge" / "edge.conf").read_text()
+        (port,) = free_ports(1)
+        done = subprocess.run(
+            [sys.executable, "-m", "serving", "edge"],
+            cwd=ROOT,
+            env=environment_of(asker.settings) | {"EDGE_PORT": str(port)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 1
+        assert "An edge already runs" in done.stderr
+        assert (asker.settings.run_dir / "edge" / "edge.conf").read_text() == before
+
+    def test_a_taken_port_is_told(self, asker: Asker, tmp_path: Path) -> None:
         port = asker.edge.url.rpartition(":")[2]
         done = subprocess.run(
             [sys.executable, "-m", "serving", "edge"],
             cwd=ROOT,
-            env=environment_of(asker.settings) | {"EDGE_PORT": port},
+            env=environment_of(asker.settings) | {"EDGE_PORT": port, "RUN_DIR": str(tmp_path)},
             capture_output=True,
             text=True,
             timeout=60,

@@ -38,7 +38,7 @@ from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
 from handler.preprocessing import InputError, corrupt
-from serving import deployment, exporter, golden
+from serving import deployment, edge_watch, exporter, golden
 from serving.client import InferenceClient, ManagementClient, Unreachable
 from serving.deployment import Canary, Deployment, Version
 from serving.exporter import State
@@ -497,8 +497,8 @@ class TestEdge:
         (port,) = free_ports(1)
         note = Settings(run_dir=tmp_path).edge_note
         note.parent.mkdir()
-        note.write_text(json.dumps({"host": "127.0.0.1", "port": port}))
-        assert told() == {key("bloodcells_edge_up"): 0}
+        edge_watch.note(note, "127.0.0.1", port, tmp_path / "keys.json")
+        assert told() == {key("bloodcells_edge_up"): 0, key("bloodcells_edge_keys_readable"): 1}
 
 
 class TestTorchServesOwn:
