@@ -20,7 +20,7 @@ METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
 ASKING = ("api.predict", "api.explain", "page.classify")
 FAILURES = (500, 502, 503, 504)
 # More than all endpoints with all their statuses take.
-ROOM = 1 << 19
+ROOM = 1 << 20
 SECONDS = Histogram(
     "bloodcells_page_request_seconds",
     "Time until the page has an answer.",

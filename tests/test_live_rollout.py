@@ -133,8 +133,8 @@ class Load(Clients):
         wait(lambda: all(len(self.seen[each]) >= before[each] + 2 for each in PEOPLE))
         return {person: set(answers[before[person] :]) for person, answers in self.seen.items()}
 
-    def __exit__(self, *_: object) -> None:
-        super().__exit__()
+    def __exit__(self, kind: object, *others: object) -> None:
+        super().__exit__(kind, *others)
         self._client.close()
 
 
