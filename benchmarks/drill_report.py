@@ -249,6 +249,19 @@ def scatter(axes: Axes, requests: Sequence[Timed], first: float, **how: Any) -> 
     )
 
 
+def name_at(axes: Axes, x: float, name: str) -> None:
+    """Write a name upright from the top of the axes, left of where it begins."""
+    axes.annotate(
+        name,
+        (x, 1),
+        xycoords=("data", "axes fraction"),
+        rotation=90,
+        fontsize=7,
+        va="top",
+        ha="right",
+    )
+
+
 def plot(path: Path, steps: Sequence[Step], requests: Sequence[Request]) -> None:
     """Draw each request's time over the course of the drill, and who answered."""
     first = requests[0].time
@@ -271,15 +284,7 @@ def plot(path: Path, steps: Sequence[Step], requests: Sequence[Request]) -> None
     for step in steps:
         for axes in (above, below):
             axes.axvspan(step.started - first, step.ended - first, color="#000000", alpha=0.08)
-        above.annotate(
-            step.name,
-            (step.started - first, 1),
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            fontsize=7,
-            va="top",
-            ha="right",
-        )
+        name_at(above, step.started - first, step.name)
     above.set_yscale("log")
     above.set_ylabel("milliseconds at the user")
     # Room for the names of the steps.

@@ -11,7 +11,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from benchmarks.drill_report import scatter
+from benchmarks.drill_report import name_at, scatter
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -155,16 +155,7 @@ def plot(
     for event in events:
         left.axvspan(event.began - first, event.mended - first, color="#000000", alpha=0.1)
         left.axvspan(event.mended - first, event.back - first, color="#000000", alpha=0.04)
-        where = (event.began - first, 1)
-        left.annotate(
-            event.name,
-            where,
-            xycoords=("data", "axes fraction"),
-            rotation=90,
-            fontsize=7,
-            va="top",
-            ha="right",
-        )
+        name_at(left, event.began - first, event.name)
     left.set_yscale("log")
     left.set_ylim(top=left.get_ylim()[1] * 20)
     left.set_xlabel("seconds")

@@ -28,8 +28,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
 from benchmarks import chromium
-from benchmarks.service import Service, free_settings, run_service
-from serving import deployment
+from benchmarks.clients import page_session
+from benchmarks.service import Service, deployed
 from serving.client import InferenceClient
 from serving.settings import ROOT
 from training import data
@@ -88,17 +88,15 @@ def main() -> int:
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = deployment.load(ROOT / "deployment.yaml")
-        service = run_service(free_settings(Path(scratch) / "run", wanted))
-        try:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(
-                    executable_path=program, args=["--no-sandbox", "--disable-gpu"]
-                )
-                found = measure(browser, service, images)
-        finally:
-            service.stop()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        deployed(Path(scratch)) as service,
+        sync_playwright() as playwright,
+    ):
+        browser = playwright.chromium.launch(
+            executable_path=program, args=["--no-sandbox", "--disable-gpu"]
+        )
+        found = measure(browser, service, images)
     write(found)
     return 0
 
@@ -193,16 +191,12 @@ def one_after_another(service: Service, images: Sequence[Path]) -> float:
 
 def through_page(service: Service, images: Sequence[Path], at_a_time: int) -> float:
     """Return the seconds of requests to the page's server, without a browser."""
-    with requests.Session() as session, ThreadPoolExecutor(at_a_time) as pool:
-        page = session.get(service.frontend_url, timeout=10).text
-        token = page.partition('name="csrf_token" value="')[2].partition('"')[0]
+    url = service.frontend_url
+    with page_session(requests.Session(), url) as session, ThreadPoolExecutor(at_a_time) as pool:
 
         def ask(image: Path) -> None:
             response = session.post(
-                f"{service.frontend_url}/api/predictions",
-                files={"image": image.read_bytes()},
-                headers={"X-CSRFToken": token},
-                timeout=30,
+                f"{url}/api/predictions", files={"image": image.read_bytes()}, timeout=30
             )
             response.raise_for_status()
 

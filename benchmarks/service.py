@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,17 @@ def run_service(settings: Settings, **variables: str) -> Service:
     service = start(settings, **variables)
     _wait(READY, service.printed, service.process, "the service")
     return service
+
+
+@contextlib.contextmanager
+def deployed(folder: Path) -> Iterator[Service]:
+    """Run a service of the versions of deployment.yaml meanwhile, with its files in a folder."""
+    wanted = deployment.load(ROOT / "deployment.yaml")
+    service = run_service(free_settings(folder / "run", wanted))
+    try:
+        yield service
+    finally:
+        service.stop()
 
 
 def _wait(line: str, printed: Path, process: subprocess.Popen[bytes], what: str) -> None:

@@ -5,6 +5,7 @@ Run by `python -m benchmarks.chaos --soak MINUTES`, which writes benchmarks/resu
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import time
@@ -25,10 +26,9 @@ from benchmarks import hostile
 from benchmarks.clients import Clients, page_session
 from benchmarks.hostile import encoded, sample
 from benchmarks.servers import Running, in_json, multipart
-from benchmarks.service import free_settings, machine, run_service
-from serving import deployment
+from benchmarks.service import deployed, machine
 from serving.local import local_session
-from serving.settings import MODEL, ROOT, Settings
+from serving.settings import MODEL, Settings
 from serving.tokens import Tokens
 
 matplotlib.use("Agg")
@@ -51,21 +51,15 @@ TITLES = {"worker": "Workers", "java": "Java", "python": "Page and supervisor"}
 
 def soak(minutes: float, folder: Path, results: Path) -> list[str]:
     """Put the load on a service of its own, and write what its memory did; return problems."""
-    wanted = deployment.load(ROOT / "deployment.yaml")
-    service = run_service(free_settings(folder / "run", wanted))
-    running = Running(service.settings.inference_url, psutil.Process(service.process.pid))
     samples: list[dict[str, Any]] = []
-    started = time.monotonic()
-    try:
+    with deployed(folder) as service, contextlib.suppress(KeyboardInterrupt):
+        running = Running(service.settings.inference_url, psutil.Process(service.process.pid))
+        started = time.monotonic()
+        # What was seen until someone breaks it off is worth having, too.
         with Visitors(service.settings) as visitors:
             for at in tqdm(range(int(60 * minutes / EVERY)), unit="samples"):
                 time.sleep(max(0.0, started + at * EVERY - time.monotonic()))
                 samples.append(_sample(running, time.monotonic() - started))
-    # What was seen so far is worth having, too.
-    except KeyboardInterrupt:
-        pass
-    finally:
-        service.stop()
     document = summary(samples, visitors.counts)
     results.mkdir(parents=True, exist_ok=True)
     (results / "soak.json").write_text(json.dumps(document, indent=1) + "\n")

@@ -11,7 +11,7 @@ from time import perf_counter
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Histogram
 
-from handler.metrics import FOLDER
+from handler.metrics import FOLDER, reserve
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +44,7 @@ def init_app(app: Flask) -> None:
 
 
 def make_room(folder: Path) -> None:
-    """Make this process's file before it is used, with room on the disk; raise OSError.
-
-    It is mapped to memory: on a disk that is full by then, to write where no room was made would
-    kill the process.
-    """
+    """Make this process's file before it is used, with room on the disk; raise OSError."""
     path = folder / f"histogram_{os.getpid()}.db"
     if path.exists():
         # Of a dead process with the same number: it has its room, and its counts must stay.
@@ -57,9 +53,7 @@ def make_room(folder: Path) -> None:
     partial = path.with_suffix(".partial")
     try:
         with partial.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, ROOM)
-            file.truncate(ROOM)
+            reserve(file, ROOM)
         partial.rename(path)
     except OSError:
         partial.unlink(missing_ok=True)

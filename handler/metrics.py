@@ -19,7 +19,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from handler.preprocessing import InputError
 from handler.verdict import CLASSES
@@ -163,20 +163,26 @@ class Histogram:
         self._values[self._counts[bisect_left(self._bounds, value)]] += 1
 
 
+def reserve(file: BinaryIO, size: int) -> None:
+    """Give an empty file its size, and room for it on the disk; raise OSError.
+
+    It will be mapped to memory: on a disk that is full by then, to write where no room was made
+    would kill the process.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+    file.truncate(size)
+
+
 class Numbers:
     """Numbers in a file that others may read at any time; each has a name and an index."""
 
     def __init__(self, folder: Path, kind: str) -> None:
-        """Make the file, with room on the disk; raise OSError.
-
-        On a disk that is full by then, to write where no room was made would kill the process.
-        """
+        """Make the file, with room on the disk; raise OSError."""
         # Not named by the process alone: a dead one's number may come again, its counts must stay.
         path = folder / f"{kind}_{os.getpid()}.{time.time_ns()}"
         with path.open("x+b") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, ROOM)
-            file.truncate(ROOM)
+            reserve(file, ROOM)
             self._memory = mmap.mmap(file.fileno(), ROOM)
         self.values = memoryview(self._memory).cast("d")
         self._end = START

@@ -32,9 +32,9 @@ from matplotlib.ticker import FuncFormatter
 from benchmarks import prometheus
 from benchmarks.clients import Clients, page_session
 from benchmarks.prometheus import Prometheus
-from benchmarks.service import Service, free_settings, run_service
+from benchmarks.service import Service, deployed
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
-from serving import deployment, golden
+from serving import golden
 from serving.client import InferenceClient, ManagementClient, ServiceError
 from serving.local import local_session
 from serving.settings import ROOT
@@ -54,16 +54,14 @@ def main() -> int:
     if not prometheus.is_installed():
         print(f"error: {prometheus.MISSING}", file=sys.stderr)
         return 1
-    with tempfile.TemporaryDirectory() as scratch:
-        wanted = deployment.load(ROOT / "deployment.yaml")
-        service = run_service(free_settings(Path(scratch) / "run", wanted))
-        try:
-            with prometheus.watching(service.settings, Path(scratch), f"{STEP}s") as watcher:
-                begun = time.time()
-                load(service, seconds)
-                draw(watcher, begun, time.time(), TARGET)
-        finally:
-            service.stop()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        deployed(Path(scratch)) as service,
+        prometheus.watching(service.settings, Path(scratch), f"{STEP}s") as watcher,
+    ):
+        begun = time.time()
+        load(service, seconds)
+        draw(watcher, begun, time.time(), TARGET)
     print(f"wrote {TARGET}")
     return 0
 

@@ -17,9 +17,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
 from benchmarks import chromium
-from benchmarks.service import free_settings, run_service
+from benchmarks.service import deployed
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
-from serving import deployment
 from serving.settings import ROOT
 
 TARGET = ROOT / "docs" / "screenshots"
@@ -40,15 +39,10 @@ def main() -> int:
     TARGET.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         cells = draw_many(Path(scratch))
-        wanted = deployment.load(ROOT / "deployment.yaml")
-        service = run_service(free_settings(Path(scratch) / "run", wanted))
-        try:
-            with sync_playwright() as playwright:
-                browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-                for name in photograph(browser, service.frontend_url, cells):
-                    print(f"wrote {TARGET / name}.jpg")
-        finally:
-            service.stop()
+        with deployed(Path(scratch)) as service, sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+            for name in photograph(browser, service.frontend_url, cells):
+                print(f"wrote {TARGET / name}.jpg")
     return 0
 
 
