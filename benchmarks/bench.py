@@ -45,9 +45,9 @@ from benchmarks.servers import (
     ready,
     set_up,
 )
-from benchmarks.service import machine
-from serving import archives
+from serving.deployment import archives
 from serving.settings import ROOT, Settings
+from testing.service import machine
 from training import data
 
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"

@@ -28,22 +28,23 @@ import click
 import psutil
 import requests
 
-from benchmarks import chaos_report, connections, drill, drill_report, hostile
+from benchmarks import chaos_report, drill, drill_report
 from benchmarks.chaos_report import Fault
-from benchmarks.clients import Clients, page_session
-from benchmarks.clock import Clock
-from benchmarks.connections import Call
 from benchmarks.drill_report import Request
-from benchmarks.hostile import BYTES, Upload
 from benchmarks.servers import Running
-from benchmarks.service import Service, machine, run_edge, run_service
 from benchmarks.soak import soak
 from handler.preprocessing import InputError, decode, within_field
-from serving.edge import keys_path as edge_keys_path
-from serving.edge_keys import MAY, KeyFile
-from serving.local import local_session
+from serving.edge.keys import MAY, KeyFile
+from serving.edge.nginx import keys_path as edge_keys_path
+from serving.http import local_session
 from serving.settings import MODEL, ROOT, Settings
-from serving.tokens import TokenError, Tokens
+from serving.torchserve.tokens import TokenError, Tokens
+from testing import connections, hostile
+from testing.clients import Clients, page_session
+from testing.clock import Clock
+from testing.connections import Call
+from testing.hostile import BYTES, Upload
+from testing.service import Service, machine, run_edge, run_service
 
 FOLDER = ROOT / ".build" / "chaos"
 CALM = 4.0

@@ -26,15 +26,15 @@ import click
 import psutil
 from tqdm import tqdm
 
-from benchmarks import drill_report, faulty
+from benchmarks import drill_report
 from benchmarks.drill_report import Step
-from benchmarks.service import Service, environment_of, free_settings, machine, run_service
-from serving import archives
 from serving.client import ManagementClient, ServiceError
-from serving.deployment import Deployment, Version
-from serving.routing import RoutingFile
+from serving.deployment import Deployment, Version, archives
+from serving.deployment.routing import RoutingFile
 from serving.settings import ROOT, Settings
-from serving.tokens import TokenError, Tokens
+from serving.torchserve.tokens import TokenError, Tokens
+from testing import faulty
+from testing.service import Service, environment_of, free_settings, machine, run_service
 
 RESULTS = ROOT / "benchmarks" / "results"
 # Where its service runs, and where the log of each request stays.

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from benchmarks.bench import WARM_UP, Bodies, load
 from benchmarks.bench_report import SMALL
 from benchmarks.servers import SERVICE, VERSION, Running
-from benchmarks.service import free_settings, machine, run_edge, run_service
 from serving.deployment import Deployment, Version
-from serving.edge_keys import KeyFile
+from serving.edge.keys import KeyFile
 from serving.settings import ROOT
-from serving.tokens import Tokens
+from serving.torchserve.tokens import Tokens
+from testing.service import free_settings, machine, run_edge, run_service
 from training import data
 from training.version_files import write_json
 

@@ -26,13 +26,12 @@ from tqdm import tqdm
 from benchmarks.bench import WARM_UP, Bodies, load
 from benchmarks.bench_report import SMALL
 from benchmarks.servers import SERVICE, Running
-from benchmarks.service import free_settings, machine, run_service
 from handler.engine import Engine
 from handler.locator import CANVAS
-from serving import archives, golden
-from serving.deployment import Deployment, Version
+from serving.deployment import Deployment, Version, archives, known_answers
 from serving.settings import ROOT, Settings
-from serving.tokens import Tokens
+from serving.torchserve.tokens import Tokens
+from testing.service import free_settings, machine, run_service
 from training import data
 from training.version_files import write_json
 
@@ -126,7 +125,7 @@ def with_device(archive: Path, store: Path, device: str) -> None:
 def explanation(settings: Settings, headers: Any) -> dict[str, Any]:
     """Ask where the network looked; return the label, and the seconds, torch's loading included."""
     url = f"{settings.inference_url}/explanations/bloodcells"
-    image = (golden.SAMPLES / "neutrophil.png").read_bytes()
+    image = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
     headers = {**headers, "Content-Type": "application/octet-stream"}
     answer = requests.post(url, image, headers=headers, timeout=60)
     answer.raise_for_status()

@@ -16,8 +16,8 @@ from typing import Any
 
 from locust import User, between, events, task
 
-from serving import golden
 from serving.client import InferenceClient, ServiceError
+from serving.deployment import known_answers
 from serving.settings import Settings
 
 # Seconds between two requests of a user. At random, as users of one pace would fall into step
@@ -25,7 +25,7 @@ from serving.settings import Settings
 PAUSE = (0.2, 1.1)
 # The users take turns in playing so many people.
 PEOPLE = 500
-IMAGES = [path.read_bytes() for path in sorted(golden.SAMPLES.glob("*.png"))]
+IMAGES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 
 
 @events.test_start.add_listener

@@ -37,16 +37,16 @@ from tqdm import tqdm
 from benchmarks import nodes_report
 from benchmarks.bench import Bodies, load
 from benchmarks.bench_report import SMALL
-from benchmarks.clients import Clients
 from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
-from benchmarks.service import Edge, environment_of, machine, run_edge
 from serving import deployment
-from serving.certificates import sign
 from serving.deployment import Deployment, Version
-from serving.edge import NAME
-from serving.edge_keys import KeyFile
+from serving.edge.certificates import sign
+from serving.edge.keys import KeyFile
+from serving.edge.nginx import NAME
 from serving.settings import ROOT, Settings
+from testing.clients import Clients
+from testing.service import Edge, environment_of, machine, run_edge
 from training import data
 
 RESULTS = ROOT / "benchmarks" / "results"

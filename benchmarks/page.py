@@ -27,11 +27,11 @@ import requests
 from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
-from benchmarks import chromium
-from benchmarks.clients import page_session
-from benchmarks.service import Service, deployed
 from serving.client import InferenceClient
 from serving.settings import ROOT
+from testing import chromium
+from testing.clients import page_session
+from testing.service import Service, deployed
 from training import data
 from training.report import write_readme
 

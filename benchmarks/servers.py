@@ -27,13 +27,12 @@ import psutil
 import requests
 
 from benchmarks.peers.kernels import FOLDER, WORKERS
-from benchmarks.service import free_ports, free_settings, run_service
 from handler.networks import load_networks
-from serving import golden
-from serving.deployment import Deployment, Version
+from serving.deployment import Deployment, Version, known_answers
 from serving.settings import ROOT
-from serving.tokens import Tokens
-from serving.torchserve import find_java
+from serving.torchserve.process import find_java
+from serving.torchserve.tokens import Tokens
+from testing.service import free_ports, free_settings, run_service
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / ".build" / "peers"
@@ -258,7 +257,7 @@ def ready(server: Server) -> Iterator[tuple[Running, float]]:
     """Run a server; yield it when it answers, and the seconds that this took."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
     # The page's own cell: any image will do.
-    content_type, body = server.request((golden.SAMPLES / "neutrophil.png").read_bytes())
+    content_type, body = server.request((known_answers.SAMPLES / "neutrophil.png").read_bytes())
     try:
         with server.start(folder) as running:
             headers = {"Content-Type": content_type, **running.headers}

@@ -22,14 +22,14 @@ import psutil
 import requests
 from tqdm import tqdm
 
-from benchmarks import hostile
-from benchmarks.clients import Clients, page_session
-from benchmarks.hostile import encoded, sample
 from benchmarks.servers import Running, in_json, multipart
-from benchmarks.service import deployed, machine
-from serving.local import local_session
+from serving.http import local_session
 from serving.settings import MODEL, Settings
-from serving.tokens import Tokens
+from serving.torchserve.tokens import Tokens
+from testing import hostile
+from testing.clients import Clients, page_session
+from testing.hostile import encoded, sample
+from testing.service import deployed, machine
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

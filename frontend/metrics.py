@@ -1,6 +1,7 @@
 """How long the page takes to answer, for Prometheus.
 
-Where PROMETHEUS_MULTIPROC_DIR is set, the numbers stand in a file that serving/exporter.py reads.
+Where PROMETHEUS_MULTIPROC_DIR is set, the numbers go to a file that
+serving/supervisor/exporter.py reads.
 """
 
 import logging

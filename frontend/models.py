@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from flask import Blueprint, abort, current_app, render_template
 
 from serving.client import ServiceError
-from serving.routing import Routing
+from serving.deployment.routing import Routing
 from serving.settings import ROOT
 
 from . import charts

@@ -1,8 +1,8 @@
 """What a worker counts, for Prometheus: answers, rejects, sizes of batches, seconds.
 
 Workers come and go, so each writes its numbers to files of its own in PROMETHEUS_MULTIPROC_DIR,
-from which serving/exporter.py adds them up: what a killed worker had counted is not lost. Without
-that variable nothing is counted.
+from which serving/supervisor/exporter.py adds them up: what a killed worker had counted is not
+lost. Without that variable nothing is counted.
 
 The files are those of prometheus_client's multiprocess mode, which reads them. They are written
 without it: it would take ten times as long, and 5 MB of each worker.

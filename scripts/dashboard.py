@@ -29,15 +29,15 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from benchmarks import prometheus
-from benchmarks.clients import Clients, page_session
-from benchmarks.prometheus import Prometheus
-from benchmarks.service import Service, deployed
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
-from serving import golden
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.local import local_session
+from serving.deployment import known_answers
+from serving.http import local_session
 from serving.settings import ROOT
+from testing import prometheus
+from testing.clients import Clients, page_session
+from testing.prometheus import Prometheus
+from testing.service import Service, deployed
 
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboard.json"
 TARGET = ROOT / "docs" / "screenshots" / "dashboard.png"
@@ -77,7 +77,7 @@ def load(service: Service, seconds: int) -> None:
 
 def draw_images() -> list[bytes]:
     """Return drawn cells of each class, in about the shares of blood, and the known images."""
-    images = [path.read_bytes() for path in sorted(golden.SAMPLES.glob("*.png"))]
+    images = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
     for label, count in {"NEUTROPHIL": 6, "LYMPHOCYTE": 3, "MONOCYTE": 1}.items():
         for seed in range(count):
             drawn = io.BytesIO()

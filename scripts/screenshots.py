@@ -16,10 +16,10 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
-from benchmarks import chromium
-from benchmarks.service import deployed
 from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
 from serving.settings import ROOT
+from testing import chromium
+from testing.service import deployed
 
 TARGET = ROOT / "docs" / "screenshots"
 SAMPLES = ROOT / "frontend" / "static" / "samples"

@@ -1,1 +1,1 @@
-"""Everything that talks to TorchServe: start, readiness, tokens, and the clients of its APIs."""
+"""Run TorchServe and manage the versions of the model that it serves."""

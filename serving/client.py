@@ -12,12 +12,12 @@ from typing import Any
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from serving import archives, canary, golden
-from serving.archives import BadArchive
-from serving.local import local_session
-from serving.routing import Routing, RoutingFile
+from serving.deployment import archives, canary, known_answers
+from serving.deployment.archives import BadArchive
+from serving.deployment.routing import Routing, RoutingFile
+from serving.http import local_session
 from serving.settings import MODEL, Settings
-from serving.tokens import Kind, TokenError, Tokens
+from serving.torchserve.tokens import Kind, TokenError, Tokens
 
 # Seconds to connect, and between two bytes of the answer.
 TIMEOUT = (2.0, 20.0)
@@ -132,7 +132,7 @@ class InferenceClient(_Client):
         self._patience = patience
         self._name = uuid.uuid4().hex
         # By version: a known image's answer.
-        self._known: dict[str, golden.Probabilities] = {}
+        self._known: dict[str, known_answers.Probabilities] = {}
         self._well_until = 0.0
 
     def predict(
@@ -156,7 +156,9 @@ class InferenceClient(_Client):
 
     def ask_known(self, name: str, version: str) -> dict[str, Any]:
         """Return a version's answer to a known image, which is not counted; raise ServiceError."""
-        return self._post("predictions", (golden.SAMPLES / name).read_bytes(), version, KNOWN)
+        return self._post(
+            "predictions", (known_answers.SAMPLES / name).read_bytes(), version, KNOWN
+        )
 
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless it is answered at once, and rightly.
@@ -180,10 +182,10 @@ class InferenceClient(_Client):
         try:
             if version not in self._known:
                 archive = archives.deployed(self.settings, version)
-                self._known[version] = golden.answers(archive)[name]
+                self._known[version] = known_answers.answers(archive)[name]
         except BadArchive as error:
             raise Unreachable(str(error)) from error
-        if not golden.agree(answer["probabilities"], self._known[version]):
+        if not known_answers.agree(answer["probabilities"], self._known[version]):
             raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
 
     def _patiently(

@@ -14,12 +14,12 @@ from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
 
-from benchmarks import chromium
-from benchmarks import service as of_its_own
-from benchmarks.service import Service, run_service
 from frontend import create_app
 from serving import deployment
 from serving.settings import ROOT, Settings
+from testing import chromium
+from testing import service as of_its_own
+from testing.service import Service, run_service
 from training import data
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import requests
 
-from benchmarks.service import Edge
-from serving.edge_keys import MAY, KeyFile
+from serving.edge.keys import MAY, KeyFile
 from serving.settings import Settings
+from testing.service import Edge
 
 HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 

@@ -15,7 +15,7 @@ from werkzeug.test import encode_multipart
 
 from frontend.__main__ import bind
 from serving.client import ServiceError
-from serving.routing import Routing
+from serving.deployment.routing import Routing
 
 SECRET = "upstream said: /srv/secret/model.py line 7"
 HEAT_MAP = "aGVhdA=="

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 
-from serving import archives, deployment, rollout, tokens
+from serving import deployment
 from serving.client import NotServed, ServiceError
-from serving.deployment import Deployment, Version
-from serving.readiness import NeverReady
-from serving.routing import Routing, RoutingFile
+from serving.deployment import Deployment, Version, archives
+from serving.deployment.routing import Routing, RoutingFile
+from serving.rollout import changes as rollout
+from serving.rollout.readiness import NeverReady
 from serving.settings import MODEL, Settings
+from serving.torchserve import tokens
 
 ROUTING = Routing("1.0", ("1.0", "2.0"))
 EXPIRY = "2030-01-02T03:04:05.123456789Z"

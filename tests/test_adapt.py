@@ -22,7 +22,7 @@ from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, answer
 from scripts.draw_cells import draw_cell
-from serving.golden import SAMPLES
+from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL, ROOT
 from training import adapt, data, version_files
 from training.adapt import draw_curve, main, measure, some, split

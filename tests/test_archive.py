@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from benchmarks.service import free_ports
-from serving import archives, golden
+from serving.deployment import archives, known_answers
 from serving.settings import ROOT, Settings
-from serving.torchserve import find_java
+from serving.torchserve.process import find_java
+from testing.service import free_ports
 
 ARCHIVE = archives.built(Settings(), "1.0")
 
@@ -119,13 +119,13 @@ def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
-    known = golden.answers(ARCHIVE)["neutrophil.png"]
-    assert golden.agree(answer["probabilities"], known)
+    known = known_answers.answers(ARCHIVE)["neutrophil.png"]
+    assert known_answers.agree(answer["probabilities"], known)
 
 
 def ask(url: str, patience: float) -> dict[str, dict[str, float]]:
     deadline = time.monotonic() + patience
-    image = (golden.SAMPLES / "neutrophil.png").read_bytes()
+    image = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
     headers = {"Content-Type": "application/octet-stream"}
     while time.monotonic() < deadline:
         try:

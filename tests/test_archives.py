@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in import write_archive
 
-from serving import archives
-from serving.archives import BadArchive
+from serving.deployment import archives
+from serving.deployment.archives import BadArchive
 from serving.settings import Settings
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.batching import CLASS, JAR, put_impatient_class
+from serving.torchserve.batching import CLASS, JAR, put_impatient_class
 
 
 @pytest.fixture(scope="module")

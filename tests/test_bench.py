@@ -26,10 +26,10 @@ from benchmarks.peers.kernels import Ours, Plain
 from benchmarks.servers import SERVERS, SERVICE, Running, multipart
 from handler.payload import parse
 from handler.verdict import CLASSES
-from serving import golden
+from serving.deployment import known_answers
 from serving.settings import ROOT
 
-SAMPLES = [path.read_bytes() for path in sorted(golden.SAMPLES.glob("*.png"))]
+SAMPLES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 
 
 def loads(speed: float, failed: int = 0) -> list[dict[str, Any]]:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from serving import canary
-from serving.canary import ENOUGH, FILE, PARDONED, WINDOW, Outcome, Watch
-from serving.deployment import Canary
+from serving.deployment import Canary, canary
+from serving.deployment.canary import ENOUGH, FILE, PARDONED, WINDOW, Outcome, Watch
 
 TRIAL = Canary("2.0", 10.0, max_errors=2.0, max_p95=100.0)
 PROCESSES, NOTES = 4, 500

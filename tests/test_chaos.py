@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chaos, chaos_report, connections, soak
+from benchmarks import chaos, chaos_report, soak
 from benchmarks.chaos_report import Fault, summary
-from benchmarks.clients import Clients
-from benchmarks.clock import COMPILER, Clock
-from benchmarks.connections import Call
 from benchmarks.drill_report import Request, Step
+from testing import connections
+from testing.clients import Clients
+from testing.clock import COMPILER, Clock
+from testing.connections import Call
 
 FAILED = "503 InternalServerException"
 ABOUT = {

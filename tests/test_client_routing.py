@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 from stand_in import ROUTING, StandIn, problem
 
-from serving import canary
 from serving.client import InferenceClient, Interrupted, NotServed, ServiceError, Unreachable
-from serving.routing import RoutingFile
+from serving.deployment import canary
+from serving.deployment.routing import RoutingFile
 
 # Nearly all clients get the canary, "first" among them.
 TRIAL = replace(ROUTING, canary="2.0", percent=99.0)

@@ -13,14 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 from stand_in import StandIn, World, write_archive, write_keys
 
-from benchmarks.service import environment_of
-from serving import archives, deployment
-from serving.__main__ import main
-from serving.deployment import History, change
-from serving.readiness import NeverReady
-from serving.routing import RoutingFile
+from serving import deployment
+from serving.cli import main
+from serving.deployment import History, archives, change
+from serving.deployment.routing import RoutingFile
+from serving.rollout.readiness import NeverReady
 from serving.settings import Settings
-from serving.tokens import HEADER_FILE
+from serving.torchserve.tokens import HEADER_FILE
+from testing.service import environment_of
 
 DONE, FAILED, MISTYPED, NOT_RUNNING, BUSY = range(5)
 # Each as it would succeed.

@@ -28,9 +28,10 @@ from serving.deployment import (
     History,
     Version,
     change,
+    spec,
     to_document,
 )
-from serving.locks import Held, hold, holder
+from serving.files import Held, hold, holder
 from serving.settings import Settings
 
 TWO = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2, "ab" * 32)})
@@ -69,8 +70,8 @@ class TestFile:
         path = tmp_path_factory.mktemp("file") / "deployment.yaml"
         deployment.save(wanted, path)
         assert deployment.load(path) == wanted
-        document = json.loads(json.dumps(deployment.to_document(wanted)))
-        assert deployment.from_document(document) == wanted
+        document = json.loads(json.dumps(spec.to_document(wanted)))
+        assert spec.from_document(document) == wanted
 
     @pytest.mark.parametrize("name", ["1.10", "2", "1e3", "yes", "null", "0x10", "2026-11-24"])
     def test_a_name_stays_a_name(self, tmp_path: Path, name: str) -> None:
@@ -84,7 +85,7 @@ class TestFile:
         deployment.save(deployment.load(path), path)
         text = path.read_text()
         assert text.startswith("# What the service serves.")
-        assert text.count(deployment.HEADER) == 1
+        assert text.count(spec.HEADER) == 1
         assert [each.name for each in tmp_path.iterdir()] == ["deployment.yaml"]
 
     def test_the_one_that_ships_is_as_it_would_be_written(self, tmp_path: Path) -> None:
@@ -93,9 +94,7 @@ class TestFile:
         assert (tmp_path / "deployment.yaml").read_text() == shipped.read_text()
 
     def test_a_canary_has_bounds_where_none_are_named(self) -> None:
-        found = deployment.from_document(
-            yaml.safe_load(VALID + "canary: {version: '2.0', percent: 5}")
-        )
+        found = spec.from_document(yaml.safe_load(VALID + "canary: {version: '2.0', percent: 5}"))
         assert found.canary == Canary("2.0", 5.0, max_errors=2.0, max_p95=1000.0)
 
     @pytest.mark.parametrize(
@@ -307,8 +306,8 @@ class TestChange:
             "version": "3.0",
             "outcome": "done",
             "sha256": "cd",
-            "before": deployment.to_document(TWO),
-            "after": deployment.to_document(after),
+            "before": spec.to_document(TWO),
+            "after": spec.to_document(after),
         }
 
     @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ class TestChange:
         assert caught.value is error
         (found,) = History(settings.deployment).entries()
         assert (found["outcome"], found["why"]) == ("failed", why)
-        assert found["before"] == found["after"] == deployment.to_document(TWO)
+        assert found["before"] == found["after"] == spec.to_document(TWO)
         # The next one is not kept out.
         with change(settings, "apply"):
             pass

@@ -24,17 +24,21 @@ from click.testing import CliRunner
 from conftest import free_settings
 from stand_in import StandIn
 
-from benchmarks.service import Service, environment_of
-from serving import archives, deployment, doctor, golden, locks, readiness, tokens, torchserve
-from serving.__main__ import main
+from serving import deployment, files
+from serving.cli import main
 from serving.client import ServiceError
-from serving.deployment import Deployment, Version
-from serving.doctor import NOTE, OK, PROBLEM, UNCHECKED, Check, Finding, Patient
-from serving.readiness import NeverReady
-from serving.rollout import Rollout
-from serving.routing import Routing, RoutingFile
+from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment.routing import Routing, RoutingFile
+from serving.doctor import examination as doctor
+from serving.doctor.examination import NOTE, OK, PROBLEM, UNCHECKED, Check, Finding, Patient
+from serving.rollout import readiness
+from serving.rollout.changes import Rollout
+from serving.rollout.readiness import NeverReady
 from serving.settings import ROOT, Settings
-from serving.torchserve import StartError
+from serving.torchserve import process as torchserve
+from serving.torchserve import tokens
+from serving.torchserve.process import StartError
+from testing.service import Service, environment_of
 
 WANTED = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2)})
 MODEL_CONFIG = {"batchSize": 8, "maxBatchDelay": 1, "jobQueueSize": 128, "responseTimeout": 60}
@@ -78,7 +82,7 @@ def write_mar(path: Path, version: str, note: str = "") -> str:
     shares = {"NEUTROPHIL": 1.0}
     documents = {
         "MAR-INF/MANIFEST.json": {"model": {"modelName": "bloodcells", "modelVersion": version}},
-        "golden.json": {path.name: shares for path in golden.SAMPLES.iterdir()},
+        "golden.json": {path.name: shares for path in known_answers.SAMPLES.iterdir()},
         "model-config.yaml": MODEL_CONFIG,
         "note.json": note,
     }
@@ -528,7 +532,7 @@ class TestRunning:
         found += ["2.0 does not serve", "3.0 is not wanted"]
         assert states(doctor.check_differences, patient) == [PROBLEM, PROBLEM]
         # They come and go while someone changes something.
-        with locks.hold(patient.settings.run_dir / "change.lock", "`scale 2.0` by process 7"):
+        with files.hold(patient.settings.run_dir / "change.lock", "`scale 2.0` by process 7"):
             assert "`scale 2.0`" in the_one(doctor.check_differences, patient, UNCHECKED).what
 
     @pytest.mark.parametrize(
@@ -626,7 +630,7 @@ class TestLog:
 @contextlib.contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """Let the service seem to run: this process."""
-    with locks.hold(settings.run_dir / "pid", str(os.getpid())):
+    with files.hold(settings.run_dir / "pid", str(os.getpid())):
         yield
 
 

@@ -30,15 +30,18 @@ from page_stand_in import token
 from prometheus_client import CollectorRegistry
 from stand_in import StandIn, problem
 
-from benchmarks.service import Service, environment_of, free_ports, run_edge, run_service
-from serving import certificates, doctor, exporter, tokens
-from serving import edge as edge_module
-from serving.canary import FILE as OUTCOMES
 from serving.client import ManagementClient
-from serving.edge_keys import KeyFile, KeyFileError
-from serving.routing import Routing
+from serving.deployment.canary import FILE as OUTCOMES
+from serving.deployment.routing import Routing
+from serving.doctor import examination as doctor
+from serving.edge import certificates
+from serving.edge import nginx as edge_module
+from serving.edge.keys import KeyFile, KeyFileError
 from serving.settings import ROOT, SettingsError
-from serving.tokens import Tokens
+from serving.supervisor import exporter
+from serving.torchserve import tokens
+from serving.torchserve.tokens import Tokens
+from testing.service import Service, environment_of, free_ports, run_edge, run_service
 
 ANSWERS = "/predictions/bloodcells"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"

@@ -33,7 +33,7 @@ from werkzeug.test import TestResponse
 import frontend
 from frontend import create_app, images
 from serving.client import NotServed
-from serving.routing import Routing
+from serving.deployment.routing import Routing
 
 ROOT = Path(frontend.__file__).parent
 CATALOG = ROOT / "translations" / "pt_BR" / "LC_MESSAGES"

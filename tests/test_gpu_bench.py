@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks import gpu
 from handler.engine import Engine
-from serving import archives
+from serving.deployment import archives
 from serving.settings import ROOT, Settings
 
 

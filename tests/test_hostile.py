@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import connections, hostile
-from benchmarks.connections import Call
-from benchmarks.hostile import BYTES, Upload
-from benchmarks.service import Service
 from handler.preprocessing import InputError, Picture, decode, squashed, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
+from testing import connections, hostile
+from testing.connections import Call
+from testing.hostile import BYTES, Upload
+from testing.service import Service
 
 UPLOADS = hostile.collection()
 

@@ -16,7 +16,7 @@ import yaml
 from frontend import create_app
 from serving import deployment
 from serving.settings import ROOT, Settings
-from serving.tokens import HEADER_FILE
+from serving.torchserve.tokens import HEADER_FILE
 
 KUBERNETES = ROOT / "deploy" / "kubernetes"
 CONTAINERFILE = (ROOT / "deploy" / "Containerfile").read_text()

@@ -27,13 +27,14 @@ import yaml
 from conftest import CARDS, SERVED, free_settings
 from PIL import Image
 
-from benchmarks.service import Service, environment_of, run_service, start
 from handler.verdict import CLASSES
 from scripts.draw_cells import draw_cell
-from serving import archives, golden, tokens
 from serving.client import InferenceClient, ManagementClient, ServiceError
+from serving.deployment import archives, known_answers
 from serving.settings import ROOT, Settings
-from serving.tokens import Tokens
+from serving.torchserve import tokens
+from serving.torchserve.tokens import Tokens
+from testing.service import Service, environment_of, run_service, start
 from training import data
 
 BYTES = {"Content-Type": "application/octet-stream"}
@@ -91,13 +92,15 @@ class TestInference:
         assert answer["verdict"] in ("confident", "uncertain")
 
     @pytest.mark.parametrize("version", SERVED)
-    @pytest.mark.parametrize("name", sorted(path.name for path in golden.SAMPLES.glob("*.png")))
+    @pytest.mark.parametrize(
+        "name", sorted(path.name for path in known_answers.SAMPLES.glob("*.png"))
+    )
     def test_known_images_are_answered_as_when_evaluated(
         self, send: Send, name: str, version: str
     ) -> None:
         known = json.loads((ROOT / "models" / version / "golden.json").read_text())[name]
         path = f"/predictions/bloodcells/{version}"
-        answer = send((golden.SAMPLES / name).read_bytes(), path).json()
+        answer = send((known_answers.SAMPLES / name).read_bytes(), path).json()
         assert answer["probabilities"] == pytest.approx(known, abs=1e-4)
 
     def test_multipart_and_json_hold_several_images(self, send: Send, sample_image: Path) -> None:
@@ -262,7 +265,7 @@ class TestOperation:
     def test_prints_no_line_for_a_request(self, service: Service, send: Send) -> None:
         log = service.settings.run_dir / "logs" / "torchserve.log"
         before = log.read_text()
-        for body in (b"", b"no image", (golden.SAMPLES / "monocyte.png").read_bytes()):
+        for body in (b"", b"no image", (known_answers.SAMPLES / "monocyte.png").read_bytes()):
             send(body)
         assert log.read_text() == before
 

@@ -22,19 +22,18 @@ import pytest
 import requests
 import yaml
 
-from benchmarks import faulty
-from benchmarks.clients import Clients
-from benchmarks.service import Service, environment_of, free_settings, run_service
-from serving import archives, golden
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.deployment import Deployment, Version
-from serving.routing import RoutingFile
+from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment.routing import RoutingFile
 from serving.settings import ROOT, Settings
-from serving.tokens import Tokens
+from serving.torchserve.tokens import Tokens
+from testing import faulty
+from testing.clients import Clients
+from testing.service import Service, environment_of, free_settings, run_service
 
 # Two workers, so that one can go.
 WANTED = Deployment("1.0", {"1.0": Version(2), "2.0": Version(1)})
-IMAGE = (golden.SAMPLES / "neutrophil.png").read_bytes()
+IMAGE = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
 PEOPLE = [f"person-{number}" for number in range(24)]
 # Against hangs; nothing here is about speed.
 PATIENCE = 120.0

@@ -30,20 +30,22 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import prometheus
-from benchmarks.prometheus import DEPLOY, Prometheus
-from benchmarks.service import Service, free_ports, run_edge
 from frontend import __main__ as page_program
 from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
 from handler.preprocessing import InputError, corrupt
-from serving import deployment, edge_watch, exporter, golden
+from serving import deployment
 from serving.client import InferenceClient, ManagementClient, Unreachable
-from serving.deployment import Canary, Deployment, Version
-from serving.exporter import State
+from serving.deployment import Canary, Deployment, Version, known_answers
+from serving.edge import status as edge_watch
 from serving.settings import ROOT, Settings
-from serving.tokens import Tokens
+from serving.supervisor import exporter
+from serving.supervisor.exporter import State
+from serving.torchserve.tokens import Tokens
+from testing import prometheus
+from testing.prometheus import DEPLOY, Prometheus
+from testing.service import Service, free_ports, run_edge
 
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 RULES = yaml.safe_load((DEPLOY / "rules.yml").read_text())
@@ -700,7 +702,7 @@ def test_prometheus_finds_what_was_asked(
     watcher: Prometheus, service: Service, send: Callable[..., requests.Response]
 ) -> None:
     before = counters(exported(service))
-    samples = {path.stem.upper(): path.read_bytes() for path in golden.SAMPLES.glob("*.png")}
+    samples = {path.stem.upper(): path.read_bytes() for path in known_answers.SAMPLES.glob("*.png")}
     answers = [send(headers=BYTES, data=image).json() for image in samples.values()]
     assert send(headers=BYTES, data=samples["MONOCYTE"][:2000]).status_code == 400
     assert send(headers=BYTES, data=b"no image").status_code == 415

@@ -13,7 +13,7 @@ from flask.testing import FlaskClient
 from page_stand_in import StandIn, failure
 
 from frontend import charts
-from serving.routing import Routing
+from serving.deployment.routing import Routing
 
 
 @pytest.fixture

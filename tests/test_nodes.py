@@ -24,9 +24,9 @@ from edges import Asker, need_nginx, problem_of
 from benchmarks import nodes, nodes_report
 from benchmarks.nodes import Cgroup
 from benchmarks.nodes_report import Event, Request
-from benchmarks.service import free_ports, run_edge
-from serving.certificates import sign
-from serving.edge import NAME
+from serving.edge.certificates import sign
+from serving.edge.nginx import NAME
+from testing.service import free_ports, run_edge
 
 EVENT = Event("killed", "10.0.0.1", began=10, mended=20, back=25)
 

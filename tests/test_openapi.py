@@ -15,9 +15,9 @@ import yaml
 from edges import Asker, need_nginx
 from hypothesis import HealthCheck, Phase, settings
 
-from benchmarks.service import Service, run_edge
 from serving.settings import ROOT
-from serving.tokens import Tokens
+from serving.torchserve.tokens import Tokens
+from testing.service import Service, run_edge
 
 PATH = ROOT / "docs" / "openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())

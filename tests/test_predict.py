@@ -21,12 +21,13 @@ from click.testing import CliRunner, Result
 from conftest import free_settings
 from stand_in import StandIn
 
-from benchmarks.service import Service, environment_of
 from handler import preprocessing
-from serving import golden, locks, predict
-from serving.__main__ import main
+from serving import files, predict
+from serving.cli import main
 from serving.client import InferenceClient, NotServed, Unreachable
+from serving.deployment import known_answers
 from serving.settings import ROOT, Settings
+from testing.service import Service, environment_of
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
 ANSWER = {
@@ -43,7 +44,7 @@ REJECTED = ANSWER | {"label": None, "verdict": "rejected"}
 def stand_in(tmp_path: Path) -> Iterator[StandIn]:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    with StandIn(run_dir) as running, locks.hold(run_dir / "pid", str(os.getpid())):
+    with StandIn(run_dir) as running, files.hold(run_dir / "pid", str(os.getpid())):
         running.answer = lambda request, body: (200, json.dumps(ANSWER).encode())
         yield running
 
@@ -517,7 +518,7 @@ class TestRealService:
 
     def test_json_and_csv_tell_the_known_answers(self, service: Service) -> None:
         version = "1.0"
-        known = golden.answers(service.settings.archives / f"bloodcells-{version}.mar")
+        known = known_answers.answers(service.settings.archives / f"bloodcells-{version}.mar")
         told = json.loads(self.ask(service, "--format", "json", "--version", version))
         assert [Path(each["file"]).name for each in told] == sorted(known)
         rows = list(csv.DictReader(self.ask(service, "--format", "csv").splitlines()))
@@ -525,7 +526,7 @@ class TestRealService:
         for each in told:
             answer = each["answer"]
             assert answer["version"] == version
-            assert golden.agree(answer["probabilities"], known[Path(each["file"]).name])
+            assert known_answers.agree(answer["probabilities"], known[Path(each["file"]).name])
 
     def test_the_table_has_a_line_for_each(self, service: Service) -> None:
         lines = self.ask(service, "--jobs", "2").splitlines()

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from stand_in import World, write_archive
 
-from serving import archives, deployment
-from serving import rollout as module
-from serving.deployment import Busy, Canary, History, Version, change
-from serving.readiness import NeverReady
-from serving.rollout import NotRunning, Refused, Rollout
-from serving.routing import Routing, RoutingFile
+from serving import deployment
+from serving.deployment import Busy, Canary, History, Version, archives, change, spec
+from serving.deployment.routing import Routing, RoutingFile
+from serving.rollout import changes as module
+from serving.rollout.changes import NotRunning, Refused, Rollout
+from serving.rollout.readiness import NeverReady
 
 Do = Callable[[Rollout], object]
 
@@ -72,7 +72,7 @@ def settled(world: World, rollout: Rollout) -> None:
     assert rollout.differences(world.wanted) == []
     assert world.routing.read() == Routing.of(world.wanted)
     assert last(world)["outcome"] == "done"
-    assert last(world)["after"] == deployment.to_document(world.wanted)
+    assert last(world)["after"] == spec.to_document(world.wanted)
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
@@ -96,7 +96,7 @@ class TestEach:
         settled(world, rollout)
         assert world.wanted != before
         assert last(world)["action"] == name
-        assert last(world)["before"] == deployment.to_document(before)
+        assert last(world)["before"] == spec.to_document(before)
 
     @pytest.mark.parametrize("name", [*CHANGES, "rollback", "apply", "end_canary"])
     def test_without_a_service_there_is_nothing_to_change(

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving import routing
-from serving.deployment import Canary, Deployment, Version
-from serving.routing import FILE, Routing, RoutingFile
+from serving.deployment import Canary, Deployment, Version, routing
+from serving.deployment.routing import FILE, Routing, RoutingFile
 
 PLAIN = Routing("1.0", ("1.0", "2.0", "3.0"))
 CLIENTS = [f"client {number}" for number in range(10_000)]

@@ -22,11 +22,11 @@ from conftest import free_settings
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from benchmarks.service import Service, run_service
 from serving.client import ManagementClient
 from serving.settings import ROOT, Settings
-from serving.tokens import KEY_FILE
-from serving.torchserve import read_properties
+from serving.torchserve.process import read_properties
+from serving.torchserve.tokens import KEY_FILE
+from testing.service import Service, run_service
 
 BYTES = {"Content-Type": "application/octet-stream"}
 REFUSED = (400, "InvalidKeyException")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import SERVED
 
-from benchmarks.service import Service, environment_of
 from handler.verdict import CLASSES
-from serving.golden import SAMPLES
+from serving.deployment.known_answers import SAMPLES
 from serving.settings import ROOT, Settings
+from testing.service import Service, environment_of
 from training import data, served
 
 DRAWN = sorted(SAMPLES.glob("*.png"))

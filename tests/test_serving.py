@@ -28,14 +28,15 @@ from stand_in import ROUTING, StandIn, write_keys
 from frontend import create_app
 from handler.preprocessing import MAX_BYTES
 from scripts.draw_cells import draw_cell
-from serving import archives, golden, tokens, torchserve
 from serving.client import InferenceClient, ServiceError
-from serving.deployment import Deployment, Version
-from serving.readiness import WorkerLog
-from serving.routing import RoutingFile
+from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment.routing import RoutingFile
+from serving.rollout.readiness import WorkerLog
 from serving.settings import ROOT, Settings, SettingsError
-from serving.tokens import Tokens
-from serving.torchserve import StartError, TorchServe
+from serving.torchserve import process as torchserve
+from serving.torchserve import tokens
+from serving.torchserve.process import StartError, TorchServe
+from serving.torchserve.tokens import Tokens
 
 
 @pytest.fixture
@@ -506,14 +507,14 @@ def java(folder: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> Path:
 class TestGolden:
     def test_the_samples_are_those_that_the_project_draws(self) -> None:
         drawn = np.asarray(draw_cell("NEUTROPHIL", seed=24), dtype=int)
-        with Image.open(golden.SAMPLES / "neutrophil.png") as committed:
+        with Image.open(known_answers.SAMPLES / "neutrophil.png") as committed:
             difference = np.abs(np.asarray(committed, dtype=int) - drawn)
         # Another processor may round some tones to the next step.
         assert difference.mean() < 0.1
 
     def test_the_archive_knows_an_answer_for_each_sample(self) -> None:
-        answers = golden.answers(archives.built(Settings(), "1.0"))
-        assert set(answers) == {path.name for path in golden.SAMPLES.glob("*.png")}
+        answers = known_answers.answers(archives.built(Settings(), "1.0"))
+        assert set(answers) == {path.name for path in known_answers.SAMPLES.glob("*.png")}
 
     @pytest.mark.parametrize(
         ("answer", "agrees"),
@@ -524,7 +525,7 @@ class TestGolden:
         ],
     )
     def test_agreement(self, answer: dict[str, float], agrees: bool) -> None:
-        assert golden.agree(answer, {"A": 0.5, "B": 0.5}) is agrees
+        assert known_answers.agree(answer, {"A": 0.5, "B": 0.5}) is agrees
 
 
 class TestWorkerLog:

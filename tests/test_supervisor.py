@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from conftest import free_settings
 
-from benchmarks.service import environment_of
-from serving import supervisor
-from serving.routing import FILE, Routing, RoutingFile
+from serving.deployment.routing import FILE, Routing, RoutingFile
 from serving.settings import ROOT, Settings
-from serving.torchserve import StartError, remove_leftovers
+from serving.supervisor import service as supervisor
+from serving.torchserve.process import StartError, remove_leftovers
+from testing.service import environment_of
 
 
 def test_only_one_holds_the_folder(tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.service import free_ports
 from serving.settings import ROOT
+from testing.service import free_ports
 
 with warnings.catch_warnings():
     # ts leaves a file open as it is imported.
     warnings.simplefilter("ignore", ResourceWarning)
-    from serving import worker
-    from serving.worker import END, Hangup, Message
+    from serving.torchserve import worker
+    from serving.torchserve.worker import END, Hangup, Message
 
 SPEC = importlib.util.find_spec("ts")
 assert SPEC

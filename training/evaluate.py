@@ -30,7 +30,7 @@ from tqdm import tqdm
 from handler.preprocessing import Picture, Pixels, decode
 from handler.verdict import CLASSES, Answer, Cell, Examination, answer, foreignness, probabilities
 from handler.versions import Version, load
-from serving.golden import SAMPLES
+from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
 from training import data, report, version_files
 from training.calibrate import calibration, for_choosing

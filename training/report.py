@@ -23,7 +23,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from handler.verdict import CLASSES
-from serving.golden import TOLERANCE
+from serving.deployment.known_answers import TOLERANCE
 from training import data, plots
 from training.calibrate import BINS, KEPT, RIGHT
 from training.crossvalidate import FOLDS

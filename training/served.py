@@ -25,7 +25,7 @@ from handler.preprocessing import decode
 from handler.verdict import CLASSES, Answer, answer
 from handler.versions import load
 from serving.client import InferenceClient, ServiceError
-from serving.golden import agree
+from serving.deployment.known_answers import agree
 from serving.settings import MODEL, Settings
 from training import data, report, version_files
 

@@ -13,9 +13,9 @@ from typing import Any
 import requests
 import yaml
 
-from benchmarks.service import free_ports
-from serving.local import local_session
+from serving.http import local_session
 from serving.settings import HOST, ROOT, Settings
+from testing.service import free_ports
 
 DEPLOY = ROOT / "deploy" / "prometheus"
 MISSING = "There is no Prometheus (Debian: apt install prometheus)."

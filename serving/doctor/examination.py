@@ -28,27 +28,22 @@ import requests
 import yaml
 from packaging.requirements import Requirement
 
-from serving import (
-    archives,
-    certificates,
-    deployment,
-    edge_watch,
-    golden,
-    locks,
-    readiness,
-    supervisor,
-    torchserve,
-)
-from serving.archives import BadArchive
+from serving import deployment, files
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.deployment import Deployment, DeploymentError
-from serving.local import local_session
-from serving.readiness import NeverReady
-from serving.rollout import Rollout
-from serving.routing import RoutingFile
+from serving.deployment import Deployment, DeploymentError, archives, known_answers
+from serving.deployment.archives import BadArchive
+from serving.deployment.routing import RoutingFile
+from serving.edge import certificates
+from serving.edge import status as edge_watch
+from serving.http import local_session
+from serving.rollout import readiness
+from serving.rollout.changes import Rollout
+from serving.rollout.readiness import NeverReady
 from serving.settings import ROOT, Settings
-from serving.tokens import HEADER_FILE, KEY_FILE, KINDS, TokenError, Tokens
-from serving.torchserve import StartError
+from serving.supervisor import service as supervisor
+from serving.torchserve import process as torchserve
+from serving.torchserve.process import StartError
+from serving.torchserve.tokens import HEADER_FILE, KEY_FILE, KINDS, TokenError, Tokens
 
 OK, NOTE, PROBLEM, UNCHECKED = "ok", "note", "problem", "not checked"
 
@@ -433,7 +428,7 @@ def check_workers(patient: Patient) -> Iterator[Finding]:
 def check_differences(patient: Patient) -> Iterator[Finding]:
     """Look whether the service is as deployment.yaml wants it."""
     wanted = patient.wanted
-    if at_work := locks.holder(patient.settings.run_dir / "change.lock"):
+    if at_work := files.holder(patient.settings.run_dir / "change.lock"):
         raise Unchecked(f"a change is at work: {at_work}")
     rollout = Rollout(patient.settings)
     try:
@@ -472,7 +467,9 @@ def check_answers(patient: Patient) -> Iterator[Finding]:
             archive = archives.deployed(patient.settings, name)
             try:
                 readiness.check_answers(client, name, archive)
-                yield Finding(OK, f"{name}: {len(golden.answers(archive))} images, all rightly")
+                yield Finding(
+                    OK, f"{name}: {len(known_answers.answers(archive))} images, all rightly"
+                )
             except (NeverReady, ServiceError) as error:
                 yield Finding(PROBLEM, f"{name}: {error}")
     finally:
@@ -598,7 +595,7 @@ def _archive(settings: Settings, name: str, pinned: str | None) -> Finding:
     source = served if kept else built
     expected = pinned or archives.noted_digest(source)
     found = archives.check(source, name, expected)
-    golden.answers(source)
+    known_answers.answers(source)
     if not expected:
         return Finding(
             NOTE,

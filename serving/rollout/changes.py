@@ -16,12 +16,21 @@ from typing import Any
 
 import psutil
 
-from serving import archives, deployment
-from serving.archives import BadArchive
+from serving import deployment
 from serving.client import ManagementClient, NotServed, ServiceError
-from serving.deployment import Canary, Deployment, DeploymentError, History, Version, change
-from serving.readiness import NeverReady, Say, WorkerLog, wait_until_ready
-from serving.routing import Routing, RoutingFile
+from serving.deployment import (
+    Canary,
+    Deployment,
+    DeploymentError,
+    History,
+    Version,
+    archives,
+    change,
+    spec,
+)
+from serving.deployment.archives import BadArchive
+from serving.deployment.routing import Routing, RoutingFile
+from serving.rollout.readiness import NeverReady, Say, WorkerLog, wait_until_ready
 from serving.settings import Settings
 
 # Seconds until a version that gets nothing new must be at rest, and for how long it must be.
@@ -205,7 +214,7 @@ class Rollout:
         return {
             "ready": routed is not None,
             "default": default,
-            "canary": deployment.to_document(wanted)["canary"],
+            "canary": spec.to_document(wanted)["canary"],
             "versions": versions,
             "differences": self.differences(wanted) + lost,
             "last_change": entries[-1] if entries else None,

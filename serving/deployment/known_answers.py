@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from serving.archives import BadArchive, read_json
+from serving.deployment.archives import BadArchive, read_json
+from serving.settings import ROOT
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = ROOT / "serving" / "samples"
 # Other processors round differently; another network or preprocessing differs by far more.
 TOLERANCE = 1e-4
 

@@ -20,11 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving import certificates, edge_watch
-from serving.certificates import CertificateError
-from serving.locks import Held, hold
+from serving.edge import certificates
+from serving.edge import status as edge_watch
+from serving.edge.certificates import CertificateError
+from serving.files import Held, hold
 from serving.settings import HOST, ROOT, Settings, SettingsError
-from serving.torchserve import StartError, die_with_parent, why_closed
+from serving.torchserve.process import StartError, die_with_parent, why_closed
 
 SOURCES = ROOT / "deploy" / "nginx"
 OPENAPI = ROOT / "docs" / "openapi.yaml"

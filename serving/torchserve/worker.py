@@ -191,7 +191,7 @@ def main() -> int:
     # Java reads what is printed, line by line.
     logging.basicConfig(stream=sys.stdout, format="%(message)s", level=logging.INFO)
     if options.asynchronous or "LOCAL_RANK" in os.environ:
-        # One line: what waits for the workers looks for it (serving/readiness.py).
+        # One line: what waits for the workers looks for it (serving/rollout/readiness.py).
         logging.error("Error: this worker knows neither --async nor torchrun (LOCAL_RANK).")
         return 1
     try:
@@ -274,7 +274,7 @@ def _load(message: Message, send: Callable[[bytes], None], metrics: Any) -> Mode
         entry.initialize(context)
         model = Model(context, entry.handle)
     except Exception as error:
-        # One line: what waits for the workers looks for it (serving/readiness.py).
+        # One line: what waits for the workers looks for it (serving/rollout/readiness.py).
         logging.error("Failed to load model %s, exception %s", name, " ".join(str(error).split()))
         memory = isinstance(error, MemoryError) or "CUDA" in str(error)
         send(_status(507, "System out of memory") if memory else _status(500, "Unknown exception"))

@@ -6,26 +6,17 @@ succeeds is written to it. Who changes it holds a lock, so that changes come one
 
 from __future__ import annotations
 
-import contextlib
-import getpass
-import json
 import os
 import re
-import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from serving.locks import Held, hold
-from serving.settings import VERSION_NAME, Settings
+from serving.settings import VERSION_NAME
 
 MAX_WORKERS = 64
-# In RUN_DIR: who changes what is served holds it.
-LOCK = "change.lock"
 HEADER = """\
 # What the service serves. At each start, and by `python -m serving apply`, it is brought to this;
 # the other commands (promote, canary, scale, ...) write here what they have done.
@@ -36,10 +27,6 @@ HEADER = """\
 
 class DeploymentError(Exception):
     """deployment.yaml can't be used; the message says why and what to do."""
-
-
-class Busy(Exception):
-    """Another change is at work; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -170,94 +157,3 @@ def _name(version: object) -> str:
 
 def _is_digest(sha256: object) -> bool:
     return isinstance(sha256, str) and re.fullmatch("[0-9a-fA-F]{64}", sha256) is not None
-
-
-class History:
-    """Who changed the deployment when, and what came of it: a line of JSON for each change."""
-
-    def __init__(self, deployment: Path) -> None:
-        self.path = deployment.with_name(f"{deployment.stem}.history.jsonl")
-
-    def add(self, entry: dict[str, Any]) -> None:
-        """Add an entry to the end."""
-        with self.path.open("a+b") as file:
-            if size := file.seek(0, os.SEEK_END):
-                file.seek(size - 1)
-                # It must not become the rest of a line that was cut off.
-                if file.read() != b"\n":
-                    file.write(b"\n")
-            file.write(json.dumps(entry).encode() + b"\n")
-
-    def entries(self) -> list[dict[str, Any]]:
-        """Return all entries, oldest first; a line that was cut off is passed over."""
-        try:
-            lines = self.path.read_text().splitlines()
-        except FileNotFoundError:
-            return []
-        entries = []
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                entries.append(json.loads(line))
-        return entries
-
-    def defaults(self, now: str) -> list[str]:
-        """Return who answered by default, the present one last; what was undone is left out.
-
-        It is seen from how things stood before and after each change, as the file may also have
-        been edited.
-        """
-        standing: list[str] = []
-        for entry in self.entries():
-            if entry["outcome"] != "done":
-                continue
-            _append_new(standing, entry["before"]["default"])
-            if entry["action"] == "rollback" and standing[-2:-1] == [entry["after"]["default"]]:
-                standing.pop()
-            _append_new(standing, entry["after"]["default"])
-        _append_new(standing, now)
-        return standing
-
-    def last_seen(self, version: str) -> Version | None:
-        """Return a version as it was wanted last, or None if it never was."""
-        for entry in reversed(self.entries()):
-            for moment in ("after", "before"):
-                if version in entry[moment]["versions"]:
-                    return from_document(entry[moment]).versions[version]
-        return None
-
-
-def _append_new(names: list[str], name: str) -> None:
-    if names[-1:] != [name]:
-        names.append(name)
-
-
-@contextlib.contextmanager
-def change(settings: Settings, action: str, version: str | None = None) -> Iterator[dict[str, Any]]:
-    """Hold the lock of changes, and write down what came of this one; raise Busy.
-
-    Yields the entry for the history, to which the change may add.
-    """
-    entry: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "who": getpass.getuser(),
-        "action": action,
-        "version": version,
-    }
-    started = time.monotonic()
-    note = f"`{action}{f' {version}' if version else ''}` by process {os.getpid()}"
-    try:
-        with hold(settings.run_dir / LOCK, note):
-            before = load(settings.deployment)
-            try:
-                yield entry
-                entry["outcome"] = "done"
-            except BaseException as error:
-                entry["outcome"], entry["why"] = "failed", str(error) or type(error).__name__
-                raise
-            finally:
-                entry["seconds"] = round(time.monotonic() - started, 2)
-                entry["before"] = to_document(before)
-                entry["after"] = to_document(load(settings.deployment))
-                History(settings.deployment).add(entry)
-    except Held as error:
-        raise Busy(f"Another change is at work: {error}. Try again when it is done.") from error

@@ -18,18 +18,19 @@ from pathlib import Path
 
 import requests
 
-from serving import archives, deployment, exporter
-from serving.archives import BadArchive
-from serving.canary import Watch
-from serving.deployment import LOCK, Busy, Deployment, DeploymentError
-from serving.local import local_session
-from serving.locks import Held, hold, holder
-from serving.readiness import NeverReady, WorkerLog, wait_until_ready
-from serving.rollout import Refused, Rollout
-from serving.routing import Routing, RoutingFile
+from serving import deployment
+from serving.deployment import Busy, Deployment, DeploymentError, archives
+from serving.deployment.archives import BadArchive
+from serving.deployment.canary import Watch
+from serving.deployment.history import LOCK
+from serving.deployment.routing import Routing, RoutingFile
+from serving.files import Held, hold, holder
+from serving.http import local_session
+from serving.rollout.changes import Refused, Rollout
+from serving.rollout.readiness import NeverReady, WorkerLog, wait_until_ready
 from serving.settings import MODEL, ROOT, Settings
-from serving.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
-from serving.torchserve import (
+from serving.supervisor import exporter
+from serving.torchserve.process import (
     StartError,
     TorchServe,
     check_ports,
@@ -37,6 +38,7 @@ from serving.torchserve import (
     remove_leftovers,
     token_life,
 )
+from serving.torchserve.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
 
 PATIENCE = 30.0
 # So many ends within so many seconds are no accident.

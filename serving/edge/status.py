@@ -9,8 +9,8 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from serving import certificates
-from serving.edge_keys import KeyFile, KeyFileError
+from serving.edge import certificates
+from serving.edge.keys import KeyFile, KeyFileError
 
 # Seconds that it has to answer.
 TIMEOUT = 4.0

@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import requests
 
-from serving.local import local_session
+from serving.http import local_session
 from serving.settings import Settings
 
 KEY_FILE = "key_file.json"

@@ -21,10 +21,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from serving import archives, batching, exporter, routing
-from serving.deployment import Deployment
+from serving.deployment import Deployment, archives, routing
 from serving.settings import HOST, MODEL, Settings
-from serving.tokens import HEADER_FILE, KEY_FILE
+from serving.supervisor import exporter
+from serving.torchserve import batching
+from serving.torchserve.tokens import HEADER_FILE, KEY_FILE
 
 JAVA_VERSIONS = range(11, 22)
 HERE = Path(__file__).parent

@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from serving import archives, golden
-from serving.archives import BadArchive
 from serving.client import InferenceClient, ManagementClient, ServiceError
+from serving.deployment import archives, known_answers
+from serving.deployment.archives import BadArchive
 from serving.settings import MODEL, Settings
 
 PATIENCE = 120.0
@@ -71,12 +71,12 @@ def check_workers(client: ManagementClient, version: str, workers: int) -> None:
 def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
     """Send the known images to one version; raise NeverReady or ServiceError."""
     try:
-        answers = golden.answers(archive)
+        answers = known_answers.answers(archive)
     except BadArchive as error:
         raise NeverReady(str(error)) from error
     for name, known in answers.items():
         answer = client.ask_known(name, version)
-        if answer["version"] != version or not golden.agree(answer["probabilities"], known):
+        if answer["version"] != version or not known_answers.agree(answer["probabilities"], known):
             # Waiting does not change that.
             raise NeverReady(
                 f"Version {version} answers {name} otherwise than when it was evaluated: "

@@ -25,12 +25,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from handler.metrics import FOLDER
-from serving import deployment, edge_watch
+from serving import deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
-from serving.local import local_session
+from serving.edge import status as edge_watch
+from serving.http import local_session
 from serving.settings import HOST, ROOT, Settings
-from serving.tokens import KINDS, TokenError, Tokens
+from serving.torchserve.tokens import KINDS, TokenError, Tokens
 
 # Prometheus waits 10 s for an answer.
 TIMEOUT = (1.0, 4.0)

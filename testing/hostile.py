@@ -19,7 +19,7 @@ from functools import cache
 
 from PIL import Image
 
-from serving import golden
+from serving.deployment import known_answers
 
 BYTES = "application/octet-stream"
 FORM = 'multipart/form-data; boundary="edge"'
@@ -59,7 +59,7 @@ def collection() -> list[Upload]:
 
 def sample(size: tuple[int, int] | None = None) -> Image.Image:
     """Return one of the drawn cells, as RGB."""
-    image = Image.open(golden.SAMPLES / "neutrophil.png").convert("RGB")
+    image = Image.open(known_answers.SAMPLES / "neutrophil.png").convert("RGB")
     return image.resize(size) if size else image
 
 

@@ -1,0 +1,16 @@
+"""The deployment: which versions are to serve, from which archives, and how clients are routed."""
+
+from serving.deployment.history import Busy, History, change
+from serving.deployment.spec import Canary, Deployment, DeploymentError, Version, load, save
+
+__all__ = [
+    "Busy",
+    "Canary",
+    "Deployment",
+    "DeploymentError",
+    "History",
+    "Version",
+    "change",
+    "load",
+    "save",
+]

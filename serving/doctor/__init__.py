@@ -1,0 +1,1 @@
+"""Checks for everything that can be wrong with the service."""

@@ -1,0 +1,1 @@
+"""The edge: nginx between a network and the service."""

@@ -1,0 +1,1 @@
+"""Changes to the versions that serve, and the checks that make them safe."""

@@ -1,0 +1,1 @@
+"""The TorchServe process, its worker program and its tokens."""

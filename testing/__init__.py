@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: a started service, clients, hostile inputs and faults."""
