@@ -29,7 +29,7 @@ from tqdm import tqdm
 from benchmarks import drill_report
 from benchmarks.drill_report import Step
 from serving.client import ManagementClient, ServiceError
-from serving.deployment import Deployment, Version, archives
+from serving.deployment import Deployment, VersionSpec, archives
 from serving.deployment.routing import RoutingFile
 from serving.settings import ROOT, Settings
 from serving.torchserve.tokens import TokenError, Tokens
@@ -48,7 +48,7 @@ STEPS = 23
 # Seconds that a canary is watched, and until it must have gone back by itself.
 TRIAL, TRIAL_PATIENCE = 40.0, 90.0
 PATIENCE = 120.0
-START = Deployment("1.0", {"1.0": Version(2), "2.0": Version(2)})
+START = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(2)})
 
 
 class Drill:

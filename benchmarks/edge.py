@@ -21,7 +21,7 @@ from tqdm import tqdm
 from benchmarks.bench import WARM_UP, Bodies, load
 from benchmarks.bench_report import SMALL
 from benchmarks.servers import SERVICE, VERSION, Running
-from serving.deployment import Deployment, Version
+from serving.deployment import Deployment, VersionSpec
 from serving.edge.keys import KeyFile
 from serving.settings import ROOT
 from serving.torchserve.tokens import Tokens
@@ -52,7 +52,7 @@ def main() -> None:
 
 def measure(folder: Path, bodies: Bodies) -> list[dict[str, Any]]:
     """Load the service with and without its edge; return what came of each load."""
-    wanted = Deployment(VERSION, {VERSION: Version(workers=machine()["cores"])})
+    wanted = Deployment(VERSION, {VERSION: VersionSpec(workers=machine()["cores"])})
     settings = free_settings(folder / "run", wanted)
     service = run_service(settings)
     edge = run_edge(settings, EDGE_RATE="100000")

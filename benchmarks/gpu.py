@@ -28,7 +28,7 @@ from benchmarks.bench_report import SMALL
 from benchmarks.servers import SERVICE, Running
 from handler.engine import Engine
 from handler.locator import CANVAS
-from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.settings import ROOT, Settings
 from serving.torchserve.tokens import Tokens
 from testing.service import free_settings, machine, run_service
@@ -85,7 +85,7 @@ def service(
     store = folder / "store"
     store.mkdir()
     with_device(archives.built(Settings(), version), store, device)
-    wanted = Deployment(default=version, versions={version: Version(workers=workers)})
+    wanted = Deployment(default=version, versions={version: VersionSpec(workers=workers)})
     settings = replace(free_settings(folder / "run", wanted), model_store=store)
     started = time.perf_counter()
     running = run_service(settings)

@@ -40,7 +40,7 @@ from benchmarks.bench_report import SMALL
 from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
 from serving import deployment
-from serving.deployment import Deployment, Version
+from serving.deployment import Deployment, VersionSpec
 from serving.edge.certificates import sign
 from serving.edge.keys import KeyFile
 from serving.edge.nginx import NAME
@@ -56,7 +56,7 @@ NODES = 3
 BRIDGE, NETWORK = "bloodcells", "10.213.77"
 FRONT = f"{NETWORK}.1"
 PORT = 8443
-WANTED = Deployment("1.0", {"1.0": Version(1)})
+WANTED = Deployment("1.0", {"1.0": VersionSpec(1)})
 # Seconds until another node is asked for what one does not answer.
 NODES_TIMEOUT = 3
 CLIENTS = 8

@@ -28,7 +28,7 @@ import requests
 
 from benchmarks.peers.kernels import FOLDER, WORKERS
 from handler.networks import load_networks
-from serving.deployment import Deployment, Version, known_answers
+from serving.deployment import Deployment, VersionSpec, known_answers
 from serving.settings import ROOT
 from serving.torchserve.process import find_java
 from serving.torchserve.tokens import Tokens
@@ -126,7 +126,8 @@ def in_json(images: Sequence[bytes]) -> tuple[str, bytes]:
 def ours(folder: Path) -> Iterator[Running]:
     """Run our deployment; requests go straight to TorchServe."""
     settings = free_settings(
-        folder / "run", Deployment(default=VERSION, versions={VERSION: Version(workers=WORKERS)})
+        folder / "run",
+        Deployment(default=VERSION, versions={VERSION: VersionSpec(workers=WORKERS)}),
     )
     started = time.perf_counter()
     service = run_service(settings)

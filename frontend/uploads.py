@@ -74,7 +74,7 @@ def read() -> Upload:
 def predict(image: bytes) -> Answer:
     """Ask the version that this request names, or the routing's; raise UploadError."""
     client, version = current_app.config["CLIENT"], _version()
-    return _ask(lambda: client.predict(image, version=version, client=versions.person()))
+    return _ask(lambda: client.predict(image, version=version, client=versions.visitor_id()))
 
 
 def explain(image: bytes) -> Answer:

@@ -36,9 +36,9 @@ def chosen() -> str:
         return ""
 
 
-def person() -> str:
+def visitor_id() -> str:
     """Return the name by which the routing knows this browser, and nobody else does."""
-    if "person" not in session:
-        session["person"] = secrets.token_hex(8)
-    name: str = session["person"]
+    if "visitor_id" not in session:
+        session["visitor_id"] = secrets.token_hex(8)
+    name: str = session["visitor_id"]
     return name

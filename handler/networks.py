@@ -135,7 +135,7 @@ class CellNet(nn.Module):
         return logits
 
 
-def tell(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
+def flip_averaged_logits(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
     """Return the logits (N, 5) of amounts of dye: the mean over each cell as it is and turned.
 
     Held-out cells, and those of a laboratory never seen, are told rightly a little more often so.

@@ -61,7 +61,7 @@ def probabilities(logits: Sequence[float], temperature: float) -> list[float]:
     return [power / total for power in powers]
 
 
-def foreignness(logits: Sequence[float], temperature: float) -> float:
+def other_probability(logits: Sequence[float], temperature: float) -> float:
     """Return the probability that a cell is none of the four; 0 if the version has no say in it."""
     if len(logits) == len(CLASSES):
         return 0.0
@@ -72,7 +72,7 @@ def _judge(card: Mapping[str, Any], cell: Cell, stained: bool) -> Answer:
     temperature, thresholds = card["temperature"], card["thresholds"]
     shares = probabilities(cell.logits[: len(CLASSES)], temperature)
     top = max(shares)
-    if not stained or foreignness(cell.logits, temperature) > thresholds["foreign"]:
+    if not stained or other_probability(cell.logits, temperature) > thresholds["foreign"]:
         label, verdict = None, "rejected"
     else:
         label = CLASSES[shares.index(top)]

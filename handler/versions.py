@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Version(Protocol):
+class Pipeline(Protocol):
     """A version's networks, ready to be asked."""
 
     def fit(self, size: Size, /) -> Size:
@@ -61,7 +61,7 @@ def load(
     batch_size: int,
     threads: int = 1,
     gpu: int | None = None,
-) -> Version:
+) -> Pipeline:
     """Load a version as its card describes it; raise RuntimeError if its files are not the card's.
 
     The threads are those of each network, which run one after the other.

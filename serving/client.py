@@ -227,7 +227,7 @@ class InferenceClient(_Client):
                 chosen = version or (routing.choose(client) if client else routing.default)
                 if chosen not in routing.versions:
                     raise NotServed(chosen)
-                if not routing.is_held(chosen):
+                if not routing.is_paused(chosen):
                     return routing, chosen
             if time.monotonic() >= deadline:
                 raise Unreachable("The service is not ready.")

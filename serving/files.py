@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import IO
 
 
-class Held(Exception):
+class Locked(Exception):
     """Another process holds the file; the message is what that one wrote into it."""
 
 
 @contextlib.contextmanager
-def hold(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
-    """Hold a file, with a note in it for whom that turns away; raise Held.
+def lock(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
+    """Hold a file, with a note in it for whom that turns away; raise Locked.
 
     The patience, in seconds, is never 0: to look who holds a file is to hold it for a moment.
     """
@@ -25,7 +25,7 @@ def hold(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
     with open(path, "a+", opener=_for_its_owner) as file:
         while not _lock(file):
             if time.monotonic() > deadline:
-                raise Held(_note(file))
+                raise Locked(_note(file))
             time.sleep(0.01)
         file.truncate(0)
         file.write(note)
@@ -37,7 +37,7 @@ def hold(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
             file.truncate(0)
 
 
-def holder(path: Path) -> str | None:
+def lock_holder(path: Path) -> str | None:
     """Return the note of the process that holds the file, or None if none does."""
     try:
         with path.open("r+") as file:

@@ -15,7 +15,7 @@ import pytest
 
 from serving import deployment
 from serving.client import NotServed, ServiceError
-from serving.deployment import Deployment, Version, archives
+from serving.deployment import Deployment, VersionSpec, archives
 from serving.deployment.routing import Routing, RoutingFile
 from serving.rollout import changes as rollout
 from serving.rollout.readiness import NeverReady
@@ -172,7 +172,7 @@ def write_archive(path: Path, version: str, name: str = MODEL, note: str = "") -
 class World:
     """A service of versions 1.0 and 2.0, with an archive of 3.0 to deploy; but no TorchServe."""
 
-    WANTED = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2)})
+    WANTED = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings = Settings(
@@ -194,7 +194,7 @@ class World:
         monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)
         monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
         monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0.3)
-        monkeypatch.setattr(rollout, "HELD_PATIENCE", 0.3)
+        monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0.3)
         monkeypatch.setattr(rollout, "REST", 0.02)
 
     def _wait(self, settings: Settings, workers: dict[str, int], *_: Any, **__: Any) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from handler.networks import CellNet, Locator
 from handler.preprocessing import Picture, within_field
-from handler.verdict import CLASSES, Cell, Examination, answer, foreignness
+from handler.verdict import CLASSES, Cell, Examination, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
 from training.calibrate import (
     KEPT,
@@ -226,7 +226,7 @@ def test_a_version_of_four_logits_rejects_nothing_as_foreign() -> None:
     images = judged(800)
     chosen = choose(replace(images, logits=images.logits[:, :4]))
     assert chosen["thresholds"]["foreign"] == 1.0
-    assert foreignness(images.logits[0, :4].tolist(), chosen["temperature"]) == 0
+    assert other_probability(images.logits[0, :4].tolist(), chosen["temperature"]) == 0
 
 
 def test_test_photographs_do_not_choose() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from handler.cells import ZOOM, Cutout, cut_out, to_amounts, window
 from handler.locator import Located
-from handler.networks import CellNet, Locator, tell
+from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
 from handler.stains import AMOUNTS
 from handler.verdict import CLASSES
@@ -508,9 +508,9 @@ def test_a_cell_is_told_the_same_turned_by_half() -> None:
     torch.manual_seed(0)
     network = CellNet((8, 16), 0.0).eval()
     dyes = torch.rand(5, 3, HEIGHT, WIDTH)
-    once, told = network(dyes), tell(network, dyes)
+    once, told = network(dyes), flip_averaged_logits(network, dyes)
     assert told.shape == (5, len(CLASSES) + 1)
-    torch.testing.assert_close(told, tell(network, dyes.flip(2, 3)))
+    torch.testing.assert_close(told, flip_averaged_logits(network, dyes.flip(2, 3)))
     torch.testing.assert_close(told, (once + network(dyes.flip(2, 3))) / 2)
     assert (told - once).abs().max() > 1e-4
 

@@ -85,7 +85,7 @@ def test_a_version_that_does_not_serve_is_said_at_once(
     stand_in: StandIn, client: InferenceClient, held: bool
 ) -> None:
     if held:
-        stand_in.routing.publish(replace(ROUTING, held={"1.0": time.time() + 14}))
+        stand_in.routing.publish(replace(ROUTING, paused={"1.0": time.time() + 14}))
     with pytest.raises(NotServed, match=r"Version 3\.0 does not serve"):
         client.predict(b"image", version="3.0")
     assert stand_in.requests == []
@@ -164,13 +164,13 @@ def later(routing: RoutingFile, to: object) -> threading.Timer:
 
 
 def test_waits_while_its_version_is_held(stand_in: StandIn, client: InferenceClient) -> None:
-    stand_in.routing.publish(replace(ROUTING, held={"1.0": time.time() + 14}))
+    stand_in.routing.publish(replace(ROUTING, paused={"1.0": time.time() + 14}))
     client.predict(b"image", version="2.0")
     seen: list[bool] = []
 
     def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
         routing = stand_in.routing.read()
-        seen.append(routing is not None and routing.is_held("1.0"))
+        seen.append(routing is not None and routing.is_paused("1.0"))
         return 200, b"{}"
 
     stand_in.answer = answer
@@ -194,7 +194,7 @@ def test_waits_while_the_service_starts_and_then_asks_who_answers_then(
 @pytest.mark.parametrize("held", [False, True])
 def test_patience_ends(stand_in: StandIn, held: bool) -> None:
     if held:
-        stand_in.routing.publish(replace(ROUTING, held={"1.0": time.time() + 14}))
+        stand_in.routing.publish(replace(ROUTING, paused={"1.0": time.time() + 14}))
     else:
         stand_in.routing.withdraw()
     client = InferenceClient(stand_in.settings, patience=0.1)
@@ -207,7 +207,7 @@ def test_patience_ends(stand_in: StandIn, held: bool) -> None:
 def test_a_version_retired_meanwhile_is_not_waited_for(
     stand_in: StandIn, client: InferenceClient
 ) -> None:
-    stand_in.routing.publish(replace(ROUTING, held={"2.0": time.time() + 14}))
+    stand_in.routing.publish(replace(ROUTING, paused={"2.0": time.time() + 14}))
     gone = later(stand_in.routing, replace(ROUTING, versions=("1.0",)))
     with pytest.raises(NotServed):
         client.predict(b"image", version="2.0")

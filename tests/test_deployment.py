@@ -20,27 +20,26 @@ from hypothesis import strategies as st
 
 from serving import deployment
 from serving.deployment import (
-    MAX_WORKERS,
     Busy,
     Canary,
     Deployment,
     DeploymentError,
     History,
-    Version,
+    VersionSpec,
     change,
     spec,
-    to_document,
 )
-from serving.files import Held, hold, holder
+from serving.deployment.spec import MAX_WORKERS, to_document
+from serving.files import Locked, lock, lock_holder
 from serving.settings import Settings
 
-TWO = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2, "ab" * 32)})
+TWO = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2, "ab" * 32)})
 TRIAL = replace(TWO, canary=Canary("2.0", 12.5, 3.0, 250.0))
 VALID = "default: '1.0'\nversions:\n  '1.0': {workers: 1}\n  '2.0': {workers: 1}\n"
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True)
 digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)
-versions = st.builds(Version, st.integers(1, MAX_WORKERS), digests)
+versions = st.builds(VersionSpec, st.integers(1, MAX_WORKERS), digests)
 
 
 @st.composite
@@ -75,7 +74,7 @@ class TestFile:
 
     @pytest.mark.parametrize("name", ["1.10", "2", "1e3", "yes", "null", "0x10", "2026-11-24"])
     def test_a_name_stays_a_name(self, tmp_path: Path, name: str) -> None:
-        wanted = Deployment(name, {name: Version(1)})
+        wanted = Deployment(name, {name: VersionSpec(1)})
         deployment.save(wanted, tmp_path / "deployment.yaml")
         assert deployment.load(tmp_path / "deployment.yaml") == wanted
 
@@ -160,17 +159,17 @@ class TestDeployment:
     @pytest.mark.parametrize("workers", [0, -1, MAX_WORKERS + 1, 1.5, True, "2", None])
     def test_so_many_workers_are_refused(self, workers: Any) -> None:
         with pytest.raises(DeploymentError, match=f"2.0 must have 1 to 64 workers, not {workers}"):
-            TWO.with_version("2.0", Version(workers))
+            TWO.with_version("2.0", VersionSpec(workers))
 
     @pytest.mark.parametrize("name", ["", "../1.0", "a/b", ".hidden", "1 0", "1.0\n", "é"])
     def test_a_name_that_is_none_is_refused(self, name: str) -> None:
         with pytest.raises(DeploymentError, match="is not the name of a version"):
-            TWO.with_version(name, Version(1))
+            TWO.with_version(name, VersionSpec(1))
 
     @pytest.mark.parametrize("sha256", ["", "ab", "x" * 64, 12, "ab" * 32 + "\n"])
     def test_a_hash_that_is_none_is_refused(self, sha256: Any) -> None:
         with pytest.raises(DeploymentError, match="must be 64 hex digits"):
-            TWO.with_version("2.0", Version(1, sha256))
+            TWO.with_version("2.0", VersionSpec(1, sha256))
 
     @pytest.mark.parametrize("version", ["1.0", "3.0"])
     def test_a_canary_is_a_version_beside_the_default(self, version: str) -> None:
@@ -204,7 +203,7 @@ class TestDeployment:
             TRIAL.without_version("2.0")
 
     def test_a_change_leaves_the_one_before_alone(self) -> None:
-        TWO.with_version("3.0", Version(1))
+        TWO.with_version("3.0", VersionSpec(1))
         TWO.without_version("2.0")
         assert TWO.versions.keys() == {"1.0", "2.0"}
 
@@ -282,10 +281,10 @@ class TestHistory:
 
     def test_remembers_a_version_as_it_was_wanted_last(self, history: History) -> None:
         for workers in (1, 3):
-            wanted = TWO.with_version("3.0", Version(workers, "0" * 64))
+            wanted = TWO.with_version("3.0", VersionSpec(workers, "0" * 64))
             history.add({"before": to_document(TWO), "after": to_document(wanted)})
         history.add({"before": to_document(wanted), "after": to_document(TWO)})
-        assert history.last_seen("3.0") == Version(3, "0" * 64)
+        assert history.last_seen("3.0") == VersionSpec(3, "0" * 64)
         assert history.last_seen("4.0") is None
 
 
@@ -293,7 +292,7 @@ class TestChange:
     def test_one_that_is_done_is_written_down(self, settings: Settings) -> None:
         with change(settings, "deploy", "3.0") as entry:
             entry["sha256"] = "cd"
-            after = TWO.with_version("3.0", Version(1))
+            after = TWO.with_version("3.0", VersionSpec(1))
             deployment.save(after, settings.deployment)
             assert History(settings.deployment).entries() == []
         (found,) = History(settings.deployment).entries()
@@ -372,16 +371,16 @@ def change_for_ever(settings: Settings, said: Connection) -> None:
 class TestLock:
     def test_ends_with_the_block_even_when_that_fails(self, tmp_path: Path) -> None:
         path = tmp_path / "lock"
-        with pytest.raises(ZeroDivisionError), hold(path, "first"):
+        with pytest.raises(ZeroDivisionError), lock(path, "first"):
             raise ZeroDivisionError
-        assert holder(path) is None
-        with hold(path, "2nd"):
-            assert holder(path) == "2nd"
-            with pytest.raises(Held, match=r"^2nd$"), hold(path, "third"):
+        assert lock_holder(path) is None
+        with lock(path, "2nd"):
+            assert lock_holder(path) == "2nd"
+            with pytest.raises(Locked, match=r"^2nd$"), lock(path, "third"):
                 raise AssertionError
             # Nor did who was turned away take the note away.
-            assert holder(path) == "2nd"
+            assert lock_holder(path) == "2nd"
 
     def test_a_file_that_is_not_there_has_no_holder(self, tmp_path: Path) -> None:
-        assert holder(tmp_path / "lock") is None
+        assert lock_holder(tmp_path / "lock") is None
         assert list(tmp_path.iterdir()) == []

@@ -27,7 +27,7 @@ from stand_in import StandIn
 from serving import deployment, files
 from serving.cli import main
 from serving.client import ServiceError
-from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.deployment.routing import Routing, RoutingFile
 from serving.doctor import examination as doctor
 from serving.doctor.examination import NOTE, OK, PROBLEM, UNCHECKED, Check, Finding, Patient
@@ -40,7 +40,7 @@ from serving.torchserve import tokens
 from serving.torchserve.process import StartError
 from testing.service import Service, environment_of
 
-WANTED = Deployment("1.0", {"1.0": Version(1), "2.0": Version(2)})
+WANTED = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
 MODEL_CONFIG = {"batchSize": 8, "maxBatchDelay": 1, "jobQueueSize": 128, "responseTimeout": 60}
 
 
@@ -299,7 +299,7 @@ class TestArchives:
         return archives.built(settings, "2.0")
 
     def pin(self, settings: Settings, sha256: str) -> None:
-        pinned = WANTED.with_version("2.0", Version(2, sha256))
+        pinned = WANTED.with_version("2.0", VersionSpec(2, sha256))
         deployment.save(pinned, settings.deployment)
 
     def found(self, settings: Settings, state: str) -> Finding:
@@ -532,7 +532,7 @@ class TestRunning:
         found += ["2.0 does not serve", "3.0 is not wanted"]
         assert states(doctor.check_differences, patient) == [PROBLEM, PROBLEM]
         # They come and go while someone changes something.
-        with files.hold(patient.settings.run_dir / "change.lock", "`scale 2.0` by process 7"):
+        with files.lock(patient.settings.run_dir / "change.lock", "`scale 2.0` by process 7"):
             assert "`scale 2.0`" in the_one(doctor.check_differences, patient, UNCHECKED).what
 
     @pytest.mark.parametrize(
@@ -630,7 +630,7 @@ class TestLog:
 @contextlib.contextmanager
 def running(settings: Settings) -> Iterator[None]:
     """Let the service seem to run: this process."""
-    with files.hold(settings.run_dir / "pid", str(os.getpid())):
+    with files.lock(settings.run_dir / "pid", str(os.getpid())):
         yield
 
 

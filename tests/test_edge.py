@@ -566,12 +566,12 @@ class TestRoute:
         assert [line.split()[1:3] for line in noted] == [["2.0", "1"], ["1.0", "0"]]
         assert asker.ask(f"{ANSWERS}/2.0").status_code == 503
 
-    def test_a_held_version_and_a_service_that_starts_are_waited_for(
+    def test_a_paused_version_and_a_service_that_starts_are_waited_for(
         self, stand_in: StandIn, front: Callable[..., Asker]
     ) -> None:
         asker = front()
         until = time.time() + 0.5
-        stand_in.routing.publish(Routing("1.0", ("1.0",), held={"1.0": until}))
+        stand_in.routing.publish(Routing("1.0", ("1.0",), paused={"1.0": until}))
         assert asker.ask().status_code == 200
         assert time.time() >= until
         stand_in.routing.withdraw()
@@ -583,7 +583,7 @@ class TestRoute:
             assert waiting.result().status_code == 200
         assert stand_in.asked[-1] == "2.0"
         # Nobody holds for an hour: the clock was set back.
-        stand_in.routing.publish(Routing("1.0", ("1.0",), held={"1.0": time.time() + 3600}))
+        stand_in.routing.publish(Routing("1.0", ("1.0",), paused={"1.0": time.time() + 3600}))
         assert asker.ask().status_code == 200
 
     def test_what_a_dying_worker_interrupts_is_asked_once_more(

@@ -35,7 +35,7 @@ from handler import networks, payload, versions
 from handler.payload import MAX_IMAGES, Payload, parse
 from handler.preprocessing import MAX_BYTES, InputError, decode
 from handler.verdict import CLASSES, Answer, answer
-from handler.versions import Version
+from handler.versions import Pipeline
 from scripts.draw_cells import draw_cell
 
 PACKAGE = Path(handler.__file__).parent
@@ -107,7 +107,7 @@ class Worker:
     def __init__(self, model_dir: Path, folder: Path) -> None:
         self.log = folder / "worker.log"
         name = folder / "sock.1"
-        command = [sys.executable, "-u", ROOT / "serving" / "worker.py"]
+        command = [sys.executable, "-u", ROOT / "serving" / "torchserve" / "worker.py"]
         command += ["--sock-type", "unix", "--sock-name", name]
         command += ["--metrics-config", TORCHSERVE / "configs" / "metrics.yaml"]
         with self.log.open("wb") as log:
@@ -236,7 +236,7 @@ def card(model_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def version(model_dir: Path, card: Any) -> Version:
+def version(model_dir: Path, card: Any) -> Pipeline:
     return versions.load(model_dir, card, BATCH_SIZE)
 
 
@@ -289,14 +289,14 @@ BAD = [
 ]
 
 
-def ask_directly(version: Version, card: Any, data: bytes) -> Answer:
+def ask_directly(version: Pipeline, card: Any, data: bytes) -> Answer:
     """Ask the version itself, as evaluation does."""
     [examination] = version.examine([decode(data, version.fit)])
     return answer("bloodcells", card, examination)
 
 
 @pytest.fixture(scope="module")
-def expected(version: Version, card: Any) -> list[Answer]:
+def expected(version: Pipeline, card: Any) -> list[Answer]:
     """Ask of PICTURES, one at a time."""
     return [ask_directly(version, card, data) for data in PICTURES]
 
@@ -495,7 +495,7 @@ def test_the_label_is_the_most_probable_class(worker: Worker, index: int) -> Non
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "TIFF", "WEBP"])
 def test_each_kind_is_answered_as_evaluation_would(
-    worker: Worker, version: Version, card: Any, kind: str
+    worker: Worker, version: Pipeline, card: Any, kind: str
 ) -> None:
     data = picture(3, kind, (641, 479))
     assert are_close(worker.ask_one(body(data)).json, ask_directly(version, card, data))

@@ -23,7 +23,7 @@ import requests
 import yaml
 
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.deployment.routing import RoutingFile
 from serving.settings import ROOT, Settings
 from serving.torchserve.tokens import Tokens
@@ -32,7 +32,7 @@ from testing.clients import Clients
 from testing.service import Service, environment_of, free_settings, run_service
 
 # Two workers, so that one can go.
-WANTED = Deployment("1.0", {"1.0": Version(2), "2.0": Version(1)})
+WANTED = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(1)})
 IMAGE = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
 PEOPLE = [f"person-{number}" for number in range(24)]
 # Against hangs; nothing here is about speed.

@@ -37,7 +37,7 @@ from handler import metrics
 from handler.preprocessing import InputError, corrupt
 from serving import deployment
 from serving.client import InferenceClient, ManagementClient, Unreachable
-from serving.deployment import Canary, Deployment, Version, known_answers
+from serving.deployment import Canary, Deployment, VersionSpec, known_answers
 from serving.edge import status as edge_watch
 from serving.settings import ROOT, Settings
 from serving.supervisor import exporter
@@ -389,7 +389,9 @@ def collect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Collect:
     monkeypatch.setattr(Management, "described", None)
     settings = Settings(run_dir=tmp_path, deployment=tmp_path / "deployment.yaml")
     wanted = Deployment(
-        "2.0", {"1.0": Version(1), "2.0": Version(2), "9.9": Version(1)}, Canary("1.0", 10)
+        "2.0",
+        {"1.0": VersionSpec(1), "2.0": VersionSpec(2), "9.9": VersionSpec(1)},
+        Canary("1.0", 10),
     )
     deployment.save(wanted, settings.deployment)
 

@@ -19,7 +19,7 @@ from PIL import Image, ImageEnhance
 from handler import versions
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Cell, probabilities
-from handler.versions import Version
+from handler.versions import Pipeline
 from serving.settings import ROOT
 from training import data
 
@@ -34,7 +34,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def version(name: str) -> Version:
+def version(name: str) -> Pipeline:
     folder = ROOT / "models" / name
     card = json.loads((folder / "card.json").read_text())
     return versions.load(folder, card, 8)
@@ -51,11 +51,11 @@ def files(blood_cells: Path) -> list[bytes]:
 
 
 @pytest.fixture(scope="module")
-def before(version: Version, files: list[bytes]) -> np.ndarray:
+def before(version: Pipeline, files: list[bytes]) -> np.ndarray:
     return answers(version, files)
 
 
-def answers(version: Version, files: list[bytes]) -> np.ndarray:
+def answers(version: Pipeline, files: list[bytes]) -> np.ndarray:
     """Return the likeliest class of each image, -1 where no cell is found."""
     examinations = version.examine([decode(file, version.fit) for file in files])
     cells = [max(each.cells, key=certainty, default=None) for each in examinations]
@@ -99,7 +99,7 @@ def brightness(factor: float) -> Change:
 )
 def test_a_changed_cell_stays_the_same_cell(
     name: str,
-    version: Version,
+    version: Pipeline,
     files: list[bytes],
     before: np.ndarray,
     change: Change,
@@ -112,7 +112,7 @@ def test_a_changed_cell_stays_the_same_cell(
 
 
 def test_jpeg_quality_50_keeps_the_class(
-    version: Version, files: list[bytes], before: np.ndarray
+    version: Pipeline, files: list[bytes], before: np.ndarray
 ) -> None:
     after = answers(version, [changed(file, same, "JPEG", quality=50) for file in files])
     share = float((before == after).mean())
@@ -120,7 +120,7 @@ def test_jpeg_quality_50_keeps_the_class(
     assert share >= 0.93
 
 
-def test_every_class_is_recognised(version: Version, blood_cells: Path) -> None:
+def test_every_class_is_recognised(version: Pipeline, blood_cells: Path) -> None:
     """Recall per class on a tenth of TEST: no class is given up for the others."""
     images = data.list_images(blood_cells, "TEST")[::10]
     predicted = answers(version, [image.path.read_bytes() for image in images])

@@ -44,7 +44,7 @@ REJECTED = ANSWER | {"label": None, "verdict": "rejected"}
 def stand_in(tmp_path: Path) -> Iterator[StandIn]:
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    with StandIn(run_dir) as running, files.hold(run_dir / "pid", str(os.getpid())):
+    with StandIn(run_dir) as running, files.lock(run_dir / "pid", str(os.getpid())):
         running.answer = lambda request, body: (200, json.dumps(ANSWER).encode())
         yield running
 

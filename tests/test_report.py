@@ -96,7 +96,7 @@ class Maker:
             "bins": bins,
         }
 
-    def strangers(self, *kinds: str) -> Json:
+    def others(self, *kinds: str) -> Json:
         return {**self.stranger(120), "kinds": {kind: self.stranger(43) for kind in kinds}}
 
     def stranger(self, images: int) -> Json:
@@ -147,9 +147,9 @@ def metrics_of(version: str) -> Json:
         },
         "one_laboratory_from_the_other": {},
         "rejection": {
-            "near": made.strangers("basophil", "erythroblast", "immature_granulocyte", "platelet"),
+            "near": made.others("basophil", "erythroblast", "immature_granulocyte", "platelet"),
             "verdicts_of_cells": SHARES,
-            "far": made.strangers("photograph", "text", "blank", "noise"),
+            "far": made.others("photograph", "text", "blank", "noise"),
         },
         "robustness": {
             "images": 271,

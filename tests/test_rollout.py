@@ -12,7 +12,7 @@ import pytest
 from stand_in import World, write_archive
 
 from serving import deployment
-from serving.deployment import Busy, Canary, History, Version, archives, change, spec
+from serving.deployment import Busy, Canary, History, VersionSpec, archives, change, spec
 from serving.deployment.routing import Routing, RoutingFile
 from serving.rollout import changes as module
 from serving.rollout.changes import NotRunning, Refused, Rollout
@@ -188,8 +188,8 @@ class TestDifferences:
         assert world.wanted == World.WANTED
         settled(world, rollout)
 
-    def test_a_version_that_is_held_is_none(self, world: World, rollout: Rollout) -> None:
-        with world.routing.hold("2.0"):
+    def test_a_version_that_is_paused_is_none(self, world: World, rollout: Rollout) -> None:
+        with world.routing.pause("2.0"):
             assert rollout.differences(world.wanted) == []
 
 
@@ -205,7 +205,7 @@ class TestDeploy:
         rollout.deploy("3.0", 4)
         assert world.management.done == [("register", "3.0", 4), ("ready", "3.0", 4)]
         sha256 = archives.digest(archives.built(world.settings, "3.0"))
-        assert world.wanted == World.WANTED.with_version("3.0", Version(4, sha256))
+        assert world.wanted == World.WANTED.with_version("3.0", VersionSpec(4, sha256))
         assert last(world)["sha256"] == sha256
         settled(world, rollout)
 
@@ -224,7 +224,7 @@ class TestDeploy:
         )
         rollout.deploy("4.0", 1, elsewhere, sha256.upper())
         assert archives.digest(archives.deployed(world.settings, "4.0")) == sha256
-        assert world.wanted.versions["4.0"] == Version(1, sha256)
+        assert world.wanted.versions["4.0"] == VersionSpec(1, sha256)
         settled(world, rollout)
 
     @pytest.mark.parametrize(
@@ -399,7 +399,7 @@ class TestRollback:
         ]
         assert world.management.done[1] == ("ready", "1.0", 3)
         assert archives.digest(archives.deployed(world.settings, "1.0")) == first
-        assert world.wanted.versions["1.0"] == Version(3, first)
+        assert world.wanted.versions["1.0"] == VersionSpec(3, first)
         settled(world, rollout)
 
     @pytest.mark.parametrize("problem", ["register", "set_default", "ready", "archive"])
@@ -447,7 +447,7 @@ class TestScale:
 
         def look(change: tuple[Any, ...]) -> None:
             found = world.routing.read()
-            held.append(found is None or found.is_held("2.0"))
+            held.append(found is None or found.is_paused("2.0"))
 
         world.management.look = look
         # However busy it is.
@@ -461,14 +461,14 @@ class TestScale:
     def test_fewer_end_at_rest_while_clients_wait(
         self, world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "HELD_PATIENCE", 60.0)
+        monkeypatch.setattr(module, "PAUSED_PATIENCE", 60.0)
         world.management.queued["2.0"] = 1
         seen = []
 
         def look(change: tuple[Any, ...]) -> None:
             found = world.routing.read()
             assert found
-            seen.append((change[0], found.is_held("2.0"), found.is_held("1.0")))
+            seen.append((change[0], found.is_paused("2.0"), found.is_paused("1.0")))
             assert world.management.queued["2.0"] == 0
 
         world.management.look = look
@@ -490,7 +490,7 @@ class TestScale:
             looks += 1
             return min(looks, 20) / 100
 
-        monkeypatch.setattr(module, "HELD_PATIENCE", 60.0)
+        monkeypatch.setattr(module, "PAUSED_PATIENCE", 60.0)
         monkeypatch.setattr(module, "_processor_seconds", used)
         world.management.look = lambda change: (looks >= 20) or pytest.fail("killed at work")
         rollout.scale("2.0", 1)
@@ -588,7 +588,7 @@ class TestApply:
     ) -> None:
         """The default gives way to a new version: that must serve before, and it go after."""
         wanted = deployment.Deployment(
-            "3.0", {"2.0": Version(3), "3.0": Version(2)}, Canary("2.0", 5.0)
+            "3.0", {"2.0": VersionSpec(3), "3.0": VersionSpec(2)}, Canary("2.0", 5.0)
         )
         deployment.save(wanted, world.settings.deployment)
         routed: dict[str, Routing | None] = {}
@@ -623,7 +623,7 @@ class TestApply:
     def test_one_that_is_never_ready_takes_nothing_away(
         self, world: World, rollout: Rollout
     ) -> None:
-        wanted = deployment.Deployment("3.0", {"3.0": Version(1)})
+        wanted = deployment.Deployment("3.0", {"3.0": VersionSpec(1)})
         deployment.save(wanted, world.settings.deployment)
         world.never = NeverReady("no worker")
         with pytest.raises(Refused, match="no worker"):
@@ -642,7 +642,7 @@ class TestApply:
         self, world: World, rollout: Rollout, version: str
     ) -> None:
         """Also of a version that serves already."""
-        wanted = World.WANTED.with_version(version, Version(2, "ab" * 32))
+        wanted = World.WANTED.with_version(version, VersionSpec(2, "ab" * 32))
         deployment.save(wanted, world.settings.deployment)
         refused(world, rollout, lambda it: it.apply(), "SHA-256")
         assert "register" not in {each[0] for each in world.management.done}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.deployment import Canary, Deployment, Version, routing
+from serving.deployment import Canary, Deployment, VersionSpec, routing
 from serving.deployment.routing import FILE, Routing, RoutingFile
 
 PLAIN = Routing("1.0", ("1.0", "2.0", "3.0"))
@@ -44,7 +44,7 @@ class TestChoice:
         first = trial(percent).choose(client)
         assert first in ("1.0", "2.0")
         # What has nothing to do with the trial changes nothing: not even a restart.
-        again = replace(trial(percent), versions=("1.0", "2.0"), held={"2.0": 1.0})
+        again = replace(trial(percent), versions=("1.0", "2.0"), paused={"2.0": 1.0})
         assert again.choose(client) == first
 
     @given(st.text(), st.floats(0.01, 99.99), st.floats(0.01, 99.99))
@@ -70,7 +70,7 @@ class TestChoice:
 
     @pytest.mark.parametrize("canary", [None, Canary("2.0", 5.0)])
     def test_is_what_the_deployment_asks_for(self, canary: Canary | None) -> None:
-        wanted = Deployment("3.0", {"3.0": Version(1), "2.0": Version(1)}, canary)
+        wanted = Deployment("3.0", {"3.0": VersionSpec(1), "2.0": VersionSpec(1)}, canary)
         found = Routing.of(wanted)
         assert (found.default, found.versions) == ("3.0", ("2.0", "3.0"))
         assert (found.canary, found.percent) == (("2.0", 5.0) if canary else (None, 0.0))
@@ -82,7 +82,7 @@ def file(tmp_path: Path) -> RoutingFile:
 
 
 class TestFile:
-    @pytest.mark.parametrize("routing", [PLAIN, trial(12.5), replace(PLAIN, held={"1.0": 5.25})])
+    @pytest.mark.parametrize("routing", [PLAIN, trial(12.5), replace(PLAIN, paused={"1.0": 5.25})])
     def test_what_is_published_is_read(
         self, file: RoutingFile, tmp_path: Path, routing: Routing
     ) -> None:
@@ -147,54 +147,54 @@ class TestHold:
     def test_lasts_as_long_as_the_block(self, file: RoutingFile, tmp_path: Path) -> None:
         file.publish(trial(10))
         reader = RoutingFile(tmp_path)
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             held = reader.read()
             assert held
-            assert [held.is_held(version) for version in PLAIN.versions] == [False, True, False]
-            assert replace(held, held={}) == trial(10)
+            assert [held.is_paused(version) for version in PLAIN.versions] == [False, True, False]
+            assert replace(held, paused={}) == trial(10)
         assert reader.read() == trial(10)
 
     def test_ends_also_where_the_block_fails(self, file: RoutingFile) -> None:
         file.publish(PLAIN)
-        with pytest.raises(ZeroDivisionError), file.hold("2.0"):
+        with pytest.raises(ZeroDivisionError), file.pause("2.0"):
             raise ZeroDivisionError
         assert file.read() == PLAIN
 
     def test_ends_by_itself(self, file: RoutingFile, monkeypatch: pytest.MonkeyPatch) -> None:
         """As when who holds is killed."""
         file.publish(PLAIN)
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             found = file.read()
             assert found
-            assert found.is_held("2.0")
-            later = time.time() + routing.LONGEST_HOLD
+            assert found.is_paused("2.0")
+            later = time.time() + routing.LONGEST_PAUSE
             monkeypatch.setattr(time, "time", lambda: later)
-            assert not found.is_held("2.0")
+            assert not found.is_paused("2.0")
 
     def test_is_none_where_the_clock_was_set_back(
         self, file: RoutingFile, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         file.publish(PLAIN)
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             found = file.read()
             assert found
             earlier = time.time() - 3600
             monkeypatch.setattr(time, "time", lambda: earlier)
-            assert not found.is_held("2.0")
+            assert not found.is_paused("2.0")
 
     def test_two_at_once_do_not_end_each_other(self, file: RoutingFile) -> None:
         file.publish(PLAIN)
-        with file.hold("1.0"):
-            with file.hold("2.0"):
+        with file.pause("1.0"):
+            with file.pause("2.0"):
                 pass
             found = file.read()
             assert found
-            assert (found.is_held("1.0"), found.is_held("2.0")) == (True, False)
+            assert (found.is_paused("1.0"), found.is_paused("2.0")) == (True, False)
         assert file.read() == PLAIN
 
     def test_what_was_published_meanwhile_stays(self, file: RoutingFile) -> None:
         file.publish(PLAIN)
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             now = file.read()
             assert now
             file.publish(replace(now, default="3.0"))
@@ -203,21 +203,21 @@ class TestHold:
     def test_does_not_end_the_hold_of_another(self, file: RoutingFile) -> None:
         """As of a change that follows one whose own hold has run out."""
         file.publish(PLAIN)
-        with file.hold("2.0"):
-            file.publish(replace(PLAIN, held={"2.0": time.time() + routing.LONGEST_HOLD}))
+        with file.pause("2.0"):
+            file.publish(replace(PLAIN, paused={"2.0": time.time() + routing.LONGEST_PAUSE}))
         found = file.read()
         assert found
-        assert found.is_held("2.0")
+        assert found.is_paused("2.0")
 
     def test_a_service_that_goes_down_meanwhile_stays_down(self, file: RoutingFile) -> None:
         file.publish(PLAIN)
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             file.withdraw()
         assert file.read() is None
 
     def test_without_a_service_there_is_nothing_to_hold(
         self, file: RoutingFile, tmp_path: Path
     ) -> None:
-        with file.hold("2.0"):
+        with file.pause("2.0"):
             pass
         assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ from frontend import create_app
 from handler.preprocessing import MAX_BYTES
 from scripts.draw_cells import draw_cell
 from serving.client import InferenceClient, ServiceError
-from serving.deployment import Deployment, Version, archives, known_answers
+from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.deployment.routing import RoutingFile
 from serving.rollout.readiness import WorkerLog
 from serving.settings import ROOT, Settings, SettingsError
@@ -308,7 +308,7 @@ class TestTokens:
     def test_many_may_write_the_header_at_once(self, tmp_path: Path) -> None:
         write_keys(tmp_path)
         program = (
-            "import sys, pathlib; from serving.tokens import *\n"
+            "import sys, pathlib; from serving.torchserve.tokens import *\n"
             "folder = pathlib.Path(sys.argv[1])\n"
             "for _ in range(1000): write_header(folder, Tokens(folder))\n"
         )
@@ -370,7 +370,7 @@ class TestConfig:
         assert config["workflow_store"].startswith(str(tmp_path))
 
     def test_loads_the_versions_of_the_deployment_and_the_default_first(self) -> None:
-        wanted = Deployment("2.0", {"1.0": Version(3), "2.0": Version(1)})
+        wanted = Deployment("2.0", {"1.0": VersionSpec(3), "2.0": VersionSpec(1)})
         config = torchserve.effective_config(Settings(), wanted)
         # TorchServe lets the first one answer by default.
         assert config["load_models"] == "bloodcells-2.0.mar,bloodcells-1.0.mar"
@@ -457,7 +457,7 @@ class TestCode:
         command = server._command(Path("config.properties"))
         (home,) = [each for each in command if each.startswith("-Dmodel_server_home=")]
         program = Path(home.partition("=")[2]) / "ts" / "model_service_worker.py"
-        assert program.read_bytes() == (ROOT / "serving" / "worker.py").read_bytes()
+        assert program.read_bytes() == (ROOT / "serving" / "torchserve" / "worker.py").read_bytes()
         assert server.settings.run_dir in program.parents
 
     def test_a_start_writes_it_anew(self, server: TorchServe) -> None:

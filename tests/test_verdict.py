@@ -12,7 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.preprocessing import Box
-from handler.verdict import CLASSES, Answer, Cell, Examination, answer, foreignness, probabilities
+from handler.verdict import (
+    CLASSES,
+    Answer,
+    Cell,
+    Examination,
+    answer,
+    other_probability,
+    probabilities,
+)
 
 CARD: dict[str, Any] = {
     "version": "9.0",
@@ -149,7 +157,7 @@ def test_the_stain_may_be_as_low_as_its_threshold(stain: float, rejected: bool) 
 
 @pytest.mark.parametrize("threshold", [0.6999, 0.7, 0.7001])
 def test_a_cell_may_be_as_foreign_as_its_threshold(threshold: float) -> None:
-    foreign = foreignness(FOREIGN, 1.0)
+    foreign = other_probability(FOREIGN, 1.0)
     assert foreign == pytest.approx(0.7)
     limits = CARD["thresholds"] | {"foreign": threshold if threshold != 0.7 else foreign}
     assert is_nothing(say([FOREIGN], thresholds=limits)[0]) == (threshold < 0.7)
@@ -164,7 +172,7 @@ def test_a_label_must_be_as_probable_as_the_threshold(threshold: float) -> None:
 
 
 def test_a_version_that_knows_nothing_foreign_rejects_nothing_as_that() -> None:
-    assert foreignness(SURE, 1.0) == 0
+    assert other_probability(SURE, 1.0) == 0
     assert not is_nothing(say([SURE], thresholds=CARD["thresholds"] | {"foreign": 0.0})[0])
 
 
@@ -215,7 +223,7 @@ def test_a_high_temperature_makes_a_picture_uncertain() -> None:
 
 
 def test_the_temperature_is_that_of_foreignness_too() -> None:
-    assert foreignness(FOREIGN, 100.0) == pytest.approx(0.2, abs=0.01)
+    assert other_probability(FOREIGN, 100.0) == pytest.approx(0.2, abs=0.01)
     assert not is_nothing(say([FOREIGN], temperature=100.0)[0])
 
 

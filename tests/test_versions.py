@@ -14,7 +14,7 @@ from handler import gate, versions
 from handler.locator import Located
 from handler.networks import BloodCellNet, CellNet, Locator
 from handler.preprocessing import HEIGHT, WIDTH, Picture
-from handler.versions import CellByCell, Version, WholeField
+from handler.versions import CellByCell, Pipeline, WholeField
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training.export import in_torch
@@ -26,14 +26,14 @@ CELL = {"channels": [8, 8, 8], "dropout": 0}
 BOXES = [(20.0, 30.0, 80.0, 90.0), (100.0, 40.0, 150.0, 100.0)]
 
 
-def picture(version: Version, scale: int = 2) -> Picture:
+def picture(version: Pipeline, scale: int = 2) -> Picture:
     width, height = version.fit((320 * scale, 240 * scale))
     pixels = np.asarray(draw_cell("MONOCYTE", 3, (width, height)))
     return Picture(pixels, 320 * scale, 240 * scale)
 
 
 @pytest.fixture(params=["field", "cells"])
-def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Version:
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
     torch.manual_seed(0)
     if request.param == "field":
         field_network = BloodCellNet(**FIELD)
@@ -53,13 +53,13 @@ def cell_by_cell() -> CellByCell:
     return CellByCell(look, in_torch(Locator()), in_torch(network), lambda: network, 2)
 
 
-def test_no_picture_needs_no_answer(version: Version) -> None:
+def test_no_picture_needs_no_answer(version: Pipeline) -> None:
     """As when all of a batch are to be explained."""
     assert version.examine([]) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_pictures_are_examined_in_their_order(version: Version, count: int) -> None:
+def test_pictures_are_examined_in_their_order(version: Pipeline, count: int) -> None:
     pictures = [picture(version) for _ in range(count)]
     for index, each in enumerate(pictures):
         each.pixels = np.roll(each.pixels, 5 * index, axis=1)
@@ -71,7 +71,7 @@ def test_pictures_are_examined_in_their_order(version: Version, count: int) -> N
             assert one.logits == pytest.approx(other.logits, abs=1e-4)
 
 
-def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Version) -> None:
+def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Pipeline) -> None:
     asked = picture(version)
     examination, heat = version.explain(asked)
     [expected] = version.examine([asked])
@@ -82,7 +82,7 @@ def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Vers
     assert 0 <= heat.min() <= heat.max() <= 1
 
 
-def test_warming_up_leaves_no_trace(version: Version) -> None:
+def test_warming_up_leaves_no_trace(version: Pipeline) -> None:
     before = version.examine([picture(version)])
     version.warm_up()
     after = version.examine([picture(version)])

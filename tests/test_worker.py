@@ -39,7 +39,7 @@ assert SPEC.origin
 TORCHSERVE = Path(SPEC.origin).parent
 PROGRAMS = {
     "TorchServe's": TORCHSERVE / "model_service_worker.py",
-    "ours": ROOT / "serving" / "worker.py",
+    "ours": ROOT / "serving" / "torchserve" / "worker.py",
 }
 PATIENCE = 60
 
@@ -148,7 +148,7 @@ class Running:
         command: list[Any] = [sys.executable, "-u", program]
         command += ["--sock-type", "tcp", "--port", port] if port else []
         command += [] if port else ["--sock-type", "unix", "--sock-name", self.name]
-        command += ["--metrics-config", ROOT / "serving" / "metrics.yaml"]
+        command += ["--metrics-config", ROOT / "serving" / "torchserve" / "metrics.yaml"]
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 list(map(str, command)),

@@ -28,8 +28,16 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
 from handler.preprocessing import Picture, Pixels, decode
-from handler.verdict import CLASSES, Answer, Cell, Examination, answer, foreignness, probabilities
-from handler.versions import Version, load
+from handler.verdict import (
+    CLASSES,
+    Answer,
+    Cell,
+    Examination,
+    answer,
+    other_probability,
+    probabilities,
+)
+from handler.versions import Pipeline, load
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
 from training import data, report, version_files
@@ -98,11 +106,11 @@ class Asked:
     def _foreign(self, cell: Cell) -> float:
         temperature: float = self.card["temperature"]
         if len(cell.logits) > len(CLASSES):
-            return foreignness(cell.logits, temperature)
+            return other_probability(cell.logits, temperature)
         return 1 - max(probabilities(cell.logits, temperature))
 
 
-def ask(version: Version, card: dict[str, Any], pictures: Iterable[Picture], what: str) -> Asked:
+def ask(version: Pipeline, card: dict[str, Any], pictures: Iterable[Picture], what: str) -> Asked:
     """Ask a version of pictures, in batches."""
     examinations: list[Examination] = []
     batch: list[Picture] = []
@@ -141,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         **on_test(version, card, root),
         **on_photographs(judged, root, card),
         **on_laboratories(version, card, judged, second),
-        **on_strangers(version, card, root, second),
+        **on_other_images(version, card, root, second),
         "robustness": on_changes(version, card, root, second),
         "seed_project": SEED_PROJECT,
     }
@@ -155,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def on_test(version: Version, card: dict[str, Any], root: Path) -> dict[str, Any]:
+def on_test(version: Pipeline, card: dict[str, Any], root: Path) -> dict[str, Any]:
     """Measure on TEST, and without what TRAIN shows, too."""
     images, train = (data.list_images(root, split) for split in ("TEST", "TRAIN"))
     asked = ask(version, card, _decoded(version, [image.path for image in images]), "TEST")
@@ -222,7 +230,7 @@ def label_doubts(own: Judged, temperature: float) -> list[dict[str, Any]]:
 
 
 def on_laboratories(
-    version: Version, card: dict[str, Any], judged: Judged, second: Sequence[Sample]
+    version: Pipeline, card: dict[str, Any], judged: Judged, second: Sequence[Sample]
 ) -> dict[str, Any]:
     """Measure on PBC's cells that no training saw, and what one laboratory teaches of another."""
     four = [sample for sample in second if sample.label < OTHER]
@@ -244,8 +252,8 @@ def on_laboratories(
     return {"pbc": result, "one_laboratory_from_the_other": alone}
 
 
-def on_strangers(
-    version: Version, card: dict[str, Any], root: Path, second: Sequence[Sample]
+def on_other_images(
+    version: Pipeline, card: dict[str, Any], root: Path, second: Sequence[Sample]
 ) -> dict[str, Any]:
     """Measure how well cells of the four classes are told from other cells, and from no cells.
 
@@ -295,7 +303,7 @@ def on_strangers(
 
 
 def on_changes(
-    version: Version, card: dict[str, Any], root: Path, second: Sequence[Sample]
+    version: Pipeline, card: dict[str, Any], root: Path, second: Sequence[Sample]
 ) -> dict[str, Any]:
     """Measure accuracy on changed pictures: TEST's photographs, and 50 of PBC's a class."""
     samples = data.photographs(root, "TEST")
@@ -317,15 +325,15 @@ def on_changes(
     return {"images": len(samples), "curves": curves}
 
 
-def separation(cells: np.ndarray, strangers: np.ndarray) -> dict[str, Any]:
-    """Return AUROC, and the share of strangers kept with 95 % of the cells."""
-    labels = np.repeat([0, 1], [len(cells), len(strangers)])
-    scores = np.concatenate([cells, strangers])
-    kept_strangers, kept_cells, _ = roc_curve(1 - labels, -scores)
+def separation(cells: np.ndarray, out_of_distribution: np.ndarray) -> dict[str, Any]:
+    """Return AUROC, and the share of other images kept with 95 % of the cells."""
+    labels = np.repeat([0, 1], [len(cells), len(out_of_distribution)])
+    scores = np.concatenate([cells, out_of_distribution])
+    kept_others, kept_cells, _ = roc_curve(1 - labels, -scores)
     return {
-        "images": len(strangers),
+        "images": len(out_of_distribution),
         "auroc": round(float(roc_auc_score(labels, scores)), 4),
-        "fpr_at_95_tpr": round(float(kept_strangers[np.argmax(kept_cells >= 0.95)]), 4),
+        "fpr_at_95_tpr": round(float(kept_others[np.argmax(kept_cells >= 0.95)]), 4),
     }
 
 
@@ -352,7 +360,7 @@ def to_proportions(image: Image.Image) -> Image.Image:
 
 
 def _decoded(
-    version: Version,
+    version: Pipeline,
     paths: Iterable[Path],
     change: Callable[[Image.Image], Image.Image] | None = None,
 ) -> Iterable[Picture]:
@@ -364,7 +372,7 @@ def _decoded(
         yield decode(content, version.fit)
 
 
-def _as_uploads(version: Version, images: Iterable[Pixels]) -> Iterable[Picture]:
+def _as_uploads(version: Pipeline, images: Iterable[Pixels]) -> Iterable[Picture]:
     for pixels in images:
         yield decode(_encoded(Image.fromarray(pixels)), version.fit)
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from handler.engine import Network
 from handler.locator import CANVAS
-from handler.networks import BloodCellNet, CellNet, Locator, scale, tell
+from handler.networks import BloodCellNet, CellNet, Locator, flip_averaged_logits, scale
 from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
 from training.gate import Gate
 
@@ -37,7 +37,7 @@ class _AsServed(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         if isinstance(self.network, CellNet):
-            return tell(self.network, inputs)
+            return flip_averaged_logits(self.network, inputs)
         planes = inputs.permute(0, 3, 1, 2)
         tones = planes.float() if isinstance(self.network, Gate) else scale(planes)
         outputs: torch.Tensor = self.network(tones)

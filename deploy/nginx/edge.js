@@ -15,7 +15,7 @@ const RENEWAL_PATIENCE = 2000;
 const PAUSE = 20;
 const UNREACHABLE_PAUSE = 500;
 // As in serving/routing.py, in seconds.
-const LONGEST_HOLD = 15;
+const LONGEST_PAUSE = 15;
 
 // Twice the images that a request may hold.
 const MOST_PARTS = 256;
@@ -120,8 +120,8 @@ async function findRoute(named, client, deadline) {
                 return { refusal: refuse(404, 'NotServed', 'This version does not serve.') };
             }
             // Longer it is only where the clock was set back meanwhile.
-            const left = (routing.held[version] || 0) - Date.now() / 1000;
-            if (left <= 0 || left > LONGEST_HOLD) {
+            const left = (routing.paused[version] || 0) - Date.now() / 1000;
+            if (left <= 0 || left > LONGEST_PAUSE) {
                 return { routing: routing, version: version };
             }
         }

@@ -1,7 +1,7 @@
 """The deployment: which versions are to serve, from which archives, and how clients are routed."""
 
 from serving.deployment.history import Busy, History, change
-from serving.deployment.spec import Canary, Deployment, DeploymentError, Version, load, save
+from serving.deployment.spec import Canary, Deployment, DeploymentError, VersionSpec, load, save
 
 __all__ = [
     "Busy",
@@ -9,7 +9,7 @@ __all__ = [
     "Deployment",
     "DeploymentError",
     "History",
-    "Version",
+    "VersionSpec",
     "change",
     "load",
     "save",

@@ -12,8 +12,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from serving.deployment.spec import Version, from_document, load, to_document
-from serving.files import Held, hold
+from serving.deployment.spec import VersionSpec, from_document, load, to_document
+from serving.files import Locked, lock
 from serving.settings import Settings
 
 # In RUN_DIR: who changes what is served holds it.
@@ -69,7 +69,7 @@ class History:
         _append_new(standing, now)
         return standing
 
-    def last_seen(self, version: str) -> Version | None:
+    def last_seen(self, version: str) -> VersionSpec | None:
         """Return a version as it was wanted last, or None if it never was."""
         for entry in reversed(self.entries()):
             for moment in ("after", "before"):
@@ -98,7 +98,7 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
     started = time.monotonic()
     note = f"`{action}{f' {version}' if version else ''}` by process {os.getpid()}"
     try:
-        with hold(settings.run_dir / LOCK, note):
+        with lock(settings.run_dir / LOCK, note):
             before = load(settings.deployment)
             try:
                 yield entry
@@ -111,5 +111,5 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
                 entry["before"] = to_document(before)
                 entry["after"] = to_document(load(settings.deployment))
                 History(settings.deployment).add(entry)
-    except Held as error:
+    except Locked as error:
         raise Busy(f"Another change is at work: {error}. Try again when it is done.") from error

@@ -20,7 +20,7 @@ from serving.deployment import Deployment
 
 FILE = "routing.json"
 # A hold ends by itself, if who holds is killed.
-LONGEST_HOLD = 15.0
+LONGEST_PAUSE = 15.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Routing:
     canary: str | None = None
     percent: float = 0.0
     # By version, until when (seconds since the epoch) nothing may be sent to it.
-    held: dict[str, float] = field(default_factory=dict)
+    paused: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, deployment: Deployment) -> Routing:
@@ -57,10 +57,10 @@ class Routing:
             return self.percent
         return 100.0 - self.percent if version == self.default else 0.0
 
-    def is_held(self, version: str) -> bool:
+    def is_paused(self, version: str) -> bool:
         """Tell whether nothing may be sent to a version just now."""
         # Longer it is only where the clock was set back meanwhile.
-        return 0 < self.held.get(version, 0.0) - time.time() <= LONGEST_HOLD
+        return 0 < self.paused.get(version, 0.0) - time.time() <= LONGEST_PAUSE
 
 
 class RoutingFile:
@@ -93,22 +93,22 @@ class RoutingFile:
         self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def hold(self, version: str) -> Iterator[None]:
+    def pause(self, version: str) -> Iterator[None]:
         """Have all clients wait before they send to a version."""
         routing = self.read()
         if routing is None:
             yield
             return
-        until = time.time() + LONGEST_HOLD
-        self.publish(replace(routing, held={**routing.held, version: until}))
+        until = time.time() + LONGEST_PAUSE
+        self.publish(replace(routing, paused={**routing.paused, version: until}))
         try:
             yield
         finally:
             # Only if it stands as we left it: the service may have gone down, or come up anew.
             now = self.read()
-            if now and now.held.get(version) == until:
-                held = {name: time for name, time in now.held.items() if name != version}
-                self.publish(replace(now, held=held))
+            if now and now.paused.get(version) == until:
+                held = {name: time for name, time in now.paused.items() if name != version}
+                self.publish(replace(now, paused=held))
 
 
 def _parse(text: str) -> Routing:

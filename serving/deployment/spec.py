@@ -30,7 +30,7 @@ class DeploymentError(Exception):
 
 
 @dataclass(frozen=True)
-class Version:
+class VersionSpec:
     """A version that is to be served: its number of workers, and what its archive must be."""
 
     workers: int
@@ -55,7 +55,7 @@ class Deployment:
     """The versions that are to be served, and who answers by default."""
 
     default: str
-    versions: dict[str, Version] = field(default_factory=dict)
+    versions: dict[str, VersionSpec] = field(default_factory=dict)
     canary: Canary | None = None
 
     def __post_init__(self) -> None:
@@ -85,7 +85,7 @@ class Deployment:
         if not (canary.max_errors >= 0 and canary.max_p95 > 0):
             raise DeploymentError("The bounds of a canary must be positive.")
 
-    def with_version(self, name: str, version: Version) -> Deployment:
+    def with_version(self, name: str, version: VersionSpec) -> Deployment:
         """Return this with a version added or changed."""
         return replace(self, versions=self.versions | {name: version})
 
@@ -119,7 +119,7 @@ def from_document(document: Any) -> Deployment:
     try:
         if unknown := document.keys() - {"default", "versions", "canary"}:
             raise DeploymentError(f"It must not hold {', '.join(sorted(map(repr, unknown)))}.")
-        versions = {_name(name): Version(**each) for name, each in document["versions"].items()}
+        versions = {_name(name): VersionSpec(**each) for name, each in document["versions"].items()}
         canary = document.get("canary")
         return Deployment(
             default=_name(document["default"]),

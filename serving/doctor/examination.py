@@ -428,7 +428,7 @@ def check_workers(patient: Patient) -> Iterator[Finding]:
 def check_differences(patient: Patient) -> Iterator[Finding]:
     """Look whether the service is as deployment.yaml wants it."""
     wanted = patient.wanted
-    if at_work := files.holder(patient.settings.run_dir / "change.lock"):
+    if at_work := files.lock_holder(patient.settings.run_dir / "change.lock"):
         raise Unchecked(f"a change is at work: {at_work}")
     rollout = Rollout(patient.settings)
     try:

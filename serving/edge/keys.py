@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from serving.files import Held, hold
+from serving.files import Locked, lock
 
 MAY = ("predict", "explain")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -89,7 +89,7 @@ class KeyFile:
         """Yield the keys to be changed, then write them, whole; raise KeyFileError."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with hold(self._path.with_suffix(".lock"), "a key is changed", patience=10):
+            with lock(self._path.with_suffix(".lock"), "a key is changed", patience=10):
                 keys = self.read()
                 yield keys
                 partial = self._path.with_suffix(".partial")
@@ -97,7 +97,7 @@ class KeyFile:
                 with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
                     json.dump({hashed: _document(key) for hashed, key in keys.items()}, file)
                 partial.replace(self._path)
-        except Held as error:
+        except Locked as error:
             raise KeyFileError(f"{self._path} is being changed by another: try again.") from error
         except OSError as error:
             raise KeyFileError(f"{self._path} can't be written: {error.strerror}.") from error

@@ -23,7 +23,7 @@ from pathlib import Path
 from serving.edge import certificates
 from serving.edge import status as edge_watch
 from serving.edge.certificates import CertificateError
-from serving.files import Held, hold
+from serving.files import Locked, lock
 from serving.settings import HOST, ROOT, Settings, SettingsError
 from serving.torchserve.process import StartError, die_with_parent, why_closed
 
@@ -103,9 +103,9 @@ def run(settings: Settings) -> None:
     for each in (folder / "tmp", settings.run_dir / "logs"):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        with hold(folder / "lock", "An edge already runs"):
+        with lock(folder / "lock", "An edge already runs"):
             _serve(settings, own, program, folder)
-    except Held as error:
+    except Locked as error:
         raise StartError(
             f"{error} in {settings.run_dir}: give this one another RUN_DIR."
         ) from error

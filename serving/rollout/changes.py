@@ -23,7 +23,7 @@ from serving.deployment import (
     Deployment,
     DeploymentError,
     History,
-    Version,
+    VersionSpec,
     archives,
     change,
     spec,
@@ -36,7 +36,7 @@ from serving.settings import Settings
 # Seconds until a version that gets nothing new must be at rest, and for how long it must be.
 DRAIN_PATIENCE = 30.0
 # A held version's clients wait meanwhile.
-HELD_PATIENCE = 5.0
+PAUSED_PATIENCE = 5.0
 REST = 0.3
 
 
@@ -78,13 +78,13 @@ class Rollout:
             if version in wanted.versions:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
             # Checked before anything is done.
-            wanted.with_version(version, Version(workers))
+            wanted.with_version(version, VersionSpec(workers))
             # A rollback may want the one that lies there.
             former = archives.Former(self.settings, version)
             entry["sha256"] = self._take(version, archive, sha256)
             try:
                 self._start(version, workers)
-                self._keep(wanted.with_version(version, Version(workers, entry["sha256"])))
+                self._keep(wanted.with_version(version, VersionSpec(workers, entry["sha256"])))
             except BaseException:
                 self._drop(version)
                 former.put_back()
@@ -134,7 +134,7 @@ class Rollout:
             if version in wanted.versions:
                 self._promote(version, wanted)
             else:
-                self._bring_back(version, history.last_seen(version) or Version(1), wanted)
+                self._bring_back(version, history.last_seen(version) or VersionSpec(1), wanted)
             entry["sha256"] = self._digest(version)
             return version
 
@@ -175,7 +175,7 @@ class Rollout:
                     self._start(name, version.workers)
                     done.append(f"deployed {name}")
                 elif registered[name] != version.workers:
-                    now = wanted.with_version(name, Version(registered[name], version.sha256))
+                    now = wanted.with_version(name, VersionSpec(registered[name], version.sha256))
                     with self._scaled(name, version.workers, now, force):
                         pass
                     done.append(f"scaled {name} to {version.workers}")
@@ -277,7 +277,7 @@ class Rollout:
         default, routed = self.management.default(), self.routing.read()
         if default != wanted.default:
             found.append(f"{default} answers by default, not {wanted.default}")
-        if routed and replace(routed, held={}) != Routing.of(wanted):
+        if routed and replace(routed, paused={}) != Routing.of(wanted):
             found.append("clients are routed otherwise")
         return found
 
@@ -365,14 +365,14 @@ class Rollout:
             self.management.set_default(wanted.default)
             raise
 
-    def _bring_back(self, version: str, was: Version, wanted: Deployment) -> None:
+    def _bring_back(self, version: str, was: VersionSpec, wanted: Deployment) -> None:
         """Deploy a version again as it was, and promote it."""
         present = archives.deployed(self.settings, version)
         sha256 = was.sha256 or (archives.digest(present) if present.is_file() else None)
         found = archives.provide(self.settings, version, sha256)
         self._start(version, was.workers)
         try:
-            self._promote(version, wanted.with_version(version, Version(was.workers, found)))
+            self._promote(version, wanted.with_version(version, VersionSpec(was.workers, found)))
         except BaseException:
             self._drop(version)
             raise
@@ -399,8 +399,8 @@ class Rollout:
             self.management.scale(version, workers)
             return
         # TorchServe kills the surplus ones at once, with what they work at.
-        with self.routing.hold(version):
-            self._drain(version, HELD_PATIENCE, force)
+        with self.routing.pause(version):
+            self._drain(version, PAUSED_PATIENCE, force)
             self.management.scale(version, workers)
 
     def _retire(self, version: str, after: Deployment, before: Deployment, force: bool) -> None:

@@ -24,7 +24,7 @@ from serving.deployment.archives import BadArchive
 from serving.deployment.canary import Watch
 from serving.deployment.history import LOCK
 from serving.deployment.routing import Routing, RoutingFile
-from serving.files import Held, hold, holder
+from serving.files import Locked, lock, lock_holder
 from serving.http import local_session
 from serving.rollout.changes import Refused, Rollout
 from serving.rollout.readiness import NeverReady, WorkerLog, wait_until_ready
@@ -90,7 +90,7 @@ def stop(settings: Settings) -> None:
 def running(run_dir: Path) -> int | None:
     """Return the process of the service that runs in this folder, if one does."""
     try:
-        return int(holder(run_dir / "pid") or "")
+        return int(lock_holder(run_dir / "pid") or "")
     except ValueError:
         return None
 
@@ -152,9 +152,9 @@ class Service:
         with contextlib.ExitStack() as stack:
             try:
                 # A change that was at work when TorchServe ended must have written its end.
-                lock = hold(self.settings.run_dir / LOCK, "the service starts", PATIENCE)
-                stack.enter_context(lock)
-            except Held as change:
+                held = lock(self.settings.run_dir / LOCK, "the service starts", PATIENCE)
+                stack.enter_context(held)
+            except Locked as change:
                 print(f"{change} does not end: starting all the same", flush=True)
             wanted = self._wanted()
             self._serve(wanted)
@@ -347,9 +347,9 @@ Ctrl-C stops everything.""",
 def _pid_file(run_dir: Path) -> Iterator[None]:
     """Hold the folder; raise StartError if another service does."""
     try:
-        with hold(run_dir / "pid", str(os.getpid())):
+        with lock(run_dir / "pid", str(os.getpid())):
             yield
-    except Held as error:
+    except Locked as error:
         raise StartError(
             f"The service already runs ({run_dir}): stop it with `make stop`."
         ) from error
