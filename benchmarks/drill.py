@@ -1,392 +1,191 @@
-"""The drill: everything that may happen to the versions, under a steady load of 16 users.
-
-It starts a service of its own, changes versions, breaks things, and writes what the users saw to
-benchmarks/results/. Exit code 1 if anything came out otherwise than it must.
-"""
+"""Change versions and break things under a load of 16 users: `make drill`."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import threading
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import click
 import psutil
-from tqdm import tqdm
 
-from benchmarks import drill_report
-from benchmarks.drill_report import Step
-from serving.client import ManagementClient, ServiceError
-from serving.deployment import Deployment, VersionSpec, archives
-from serving.deployment.routing import RoutingFile
-from serving.settings import ROOT, Settings
-from serving.torchserve.tokens import TokenError, Tokens
+from benchmarks import engine, rig
+from benchmarks.engine import Scenario
+from benchmarks.outcome import Result, Step
+from benchmarks.rig import DEFAULT, OTHER, TOKEN_LIFE, Rig
+from serving.deployment import archives
 from testing import faulty
-from testing.service import Service, environment_of, free_settings, machine, run_service
+from testing.faulty import remade
 
-RESULTS = ROOT / "benchmarks" / "results"
-# Where its service runs, and where the log of each request stays.
-FOLDER = ROOT / ".build" / "drill"
-USERS = 16
-# Minutes that a token lives, so that many expire meanwhile.
-TOKEN_LIFE = 0.5
-# Seconds of peace before each step, to compare with; and at the start.
-CALM, LONG_CALM = 12.0, 30.0
-STEPS = 23
-# Seconds that a canary is watched, and until it must have gone back by itself.
-TRIAL, TRIAL_PATIENCE = 40.0, 90.0
-PATIENCE = 120.0
-START = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(2)})
-
-
-class Drill:
-    """One service, the load on it, and the steps."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        config = folder / "config.properties"
-        config.write_text(
-            (ROOT / "config.properties")
-            .read_text()
-            .replace("token_expiration_min=60", f"token_expiration_min={TOKEN_LIFE}")
-        )
-        self.settings = replace(free_settings(folder / "run", START), config=config)
-        self.steps: list[Step] = []
-        self.log = folder / "load.csv"
-        self.service = self.serve()
-        self.management = ManagementClient(self.settings)
-        self.routing = RoutingFile(self.settings.run_dir)
-        # Who puts the load on it, once it does.
-        self.users: subprocess.Popen[bytes] | None = None
-        self._bar = tqdm(total=STEPS, unit=" steps")
-
-    # --- The means
-
-    def serve(self) -> Service:
-        """Start the service."""
-        return run_service(self.settings)
-
-    @contextlib.contextmanager
-    def step(self, name: str, lossless: bool = True, calm: float = CALM) -> Iterator[Step]:
-        """Wait for calm, and note when the block begins and ends."""
-        self._bar.set_description("calm")
-        time.sleep(calm)
-        self._bar.set_description(name)
-        step = Step(name, lossless, started=time.time())
-        try:
-            yield step
-        finally:
-            step.ended = time.time()
-            self.steps.append(step)
-            self._bar.update()
-            for problem in step.problems:
-                tqdm.write(f"{name}: {problem}")
-
-    def tool(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run the command line."""
-        return subprocess.run(
-            [sys.executable, "-m", "serving", *arguments],
-            cwd=ROOT,
-            env=environment_of(self.settings),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-
-    def change(self, step: Step, *arguments: str, code: int = 0) -> None:
-        """Run the command line within a step; it must end with this exit code."""
-        done = self.tool(*arguments)
-        said = (done.stdout + done.stderr).strip().replace(str(self.folder), "...")
-        step.seen["said"] = said
-        step.expect(done.returncode == code, f"exit code {done.returncode}, not {code}: {said}")
-
-    def status(self) -> dict[str, Any]:
-        """Return what `status --json` tells."""
-        found: dict[str, Any] = json.loads(self.tool("status", "--json").stdout)
-        return found
-
-    def wait(self, step: Step, what: str, until: Callable[[], bool], patience: float = 60) -> float:
-        """Wait until something holds; return the seconds since the step began."""
-        deadline = time.time() + patience
-        while time.time() < deadline:
-            with contextlib.suppress(ServiceError):
-                if until():
-                    return time.time() - step.started
-            time.sleep(0.02)
-        step.expect(False, f"{what} is not there after {patience:g} s")
-        return float("nan")
-
-    # --- The steps
-
-    def run(self) -> None:
-        """Take all steps, one after the other."""
-        with self.step("promote 2.0", calm=LONG_CALM) as step:
-            self.change(step, "promote", "2.0")
-        with self.step("roll back to 1.0") as step:
-            self.change(step, "rollback")
-            step.expect(self.status()["default"] == "1.0", "1.0 is not the default")
-        self.canary()
-        with self.step("scale 1.0 up to 3 workers") as step:
-            self.change(step, "scale", "1.0", "--workers", "3")
-        with self.step("scale 1.0 down to 1") as step:
-            self.change(step, "scale", "1.0", "--workers", "1")
-        with self.step("scale 1.0 up to 2") as step:
-            self.change(step, "scale", "1.0", "--workers", "2")
-        with self.step("retire 2.0") as step:
-            self.change(step, "retire", "2.0")
-        with self.step("deploy 2.0 again") as step:
-            self.change(step, "deploy", "2.0", "--workers", "2")
-        with self.step("new tokens, 5 times") as step:
-            for _ in range(5):
-                self.change(step, "renew-tokens")
-        self.asleep()
-        self.bad_deploys()
-        with self.step("deploy a good 3.0") as step:
-            good = faulty.remade(archives.built(self.settings, "2.0"), self.archive("3.0"), "3.0")
-            self.change(step, "deploy", "3.0", "--archive", str(good))
-        with self.step("retire 3.0") as step:
-            self.change(step, "retire", "3.0")
-        self.bad_canary("a canary that fails", "3.1", faulty.fail_now_and_then)
-        self.bad_canary("a canary that is slow", "3.2", faulty.slow)
-        self.two_at_once()
-        self.worker_killed()
-        self.java_killed()
-        self.all_killed()
-        time.sleep(CALM)
-
-    def canary(self) -> None:
-        """Give 2.0 a fifth of the clients, and measure who is answered by whom."""
-        with self.step("canary of 20 %") as step:
-            self.change(step, "canary", "2.0", "--percent", "20")
-            start = time.time()
-            time.sleep(TRIAL)
-            step.watched = (start, time.time())
-        with self.step("end of the canary") as step:
-            self.change(step, "rollback")
-
-    def asleep(self) -> None:
-        """Let the machine sleep, as far as users and supervisor know, until the tokens expired."""
-        tokens = Tokens(self.settings.run_dir)
-        while (left := tokens.expires("inference").timestamp() - time.time()) > 8:
-            time.sleep(min(1, left - 8))
-        assert self.users
-        with self.step("asleep until the tokens expired", calm=0) as step:
-            before = tokens.header("inference")
-            for number in (signal.SIGSTOP, signal.SIGCONT):
-                self.service.process.send_signal(number)
-                self.users.send_signal(number)
-                if number == signal.SIGSTOP:
-                    time.sleep(tokens.expires("inference").timestamp() - time.time() + 1)
-            awake = time.time()
-            self.wait(step, "a new token", lambda: tokens.header("inference") != before)
-            step.seen["seconds awake until the token was new"] = time.time() - awake
-
-    def bad_deploys(self) -> None:
-        """Try to deploy what must be refused."""
-        good = archives.built(self.settings, "2.0")
-        made = {
-            "a corrupt archive": lambda it: faulty.cut_off(faulty.remade(good, it, "3.0")),
-            "a wrong hash": lambda it: faulty.tampered_with(faulty.remade(good, it, "3.0")),
-            "other answers": lambda it: faulty.remade(good, it, "3.0", faulty.other_answers),
-            "a crash at start": lambda it: faulty.remade(good, it, "3.0", faulty.crash_at_start),
-        }
-        for name, make in made.items():
-            archive = make(self.archive("3.0"))
-            with self.step(f"deploy {name}") as step:
-                self.change(step, "deploy", "3.0", "--archive", str(archive), code=1)
-                step.expect("3.0" not in self.management.versions(), "it stays registered")
-                left = archives.deployed(self.settings, "3.0").exists()
-                step.expect(not left, "its archive stays")
-
-    def bad_canary(self, name: str, version: str, fault: Callable[[faulty.Contents], None]) -> None:
-        """Try a bad version on half of the clients: it must go back by itself."""
-        good = archives.built(self.settings, "2.0")
-        archive = faulty.remade(good, self.archive(version), version, fault)
-        deployed = self.tool("deploy", version, "--archive", str(archive))
-        with self.step(name) as step:
-            step.expect(deployed.returncode == 0, f"not deployed: {deployed.stderr}")
-            self.change(step, "canary", version, "--percent", "50", "--max-p95", "300")
-            step.seen["seconds until it went back"] = self.wait(
-                step,
-                "the way back",
-                lambda: (routing := self.routing.read()) is not None and routing.canary is None,
-                TRIAL_PATIENCE,
-            )
-            last = json.loads(self.tool("history", "--json").stdout)[-1]
-            step.expect(last["action"] == "end canary", "the history does not tell of it")
-            step.seen["said"] = last.get("why", "")
-        self.tool("retire", version)
-
-    def two_at_once(self) -> None:
-        """Start two changes at the same moment: one waits its turn, or is told to."""
-        with self.step("two tools at once") as step, ThreadPoolExecutor(2) as pool:
-            first = pool.submit(self.tool, "scale", "2.0", "--workers", "3")
-            time.sleep(1)
-            self.change(step, "scale", "2.0", "--workers", "4", code=4)
-            step.expect(first.result().returncode == 0, "the first one did not end well")
-        self.tool("scale", "2.0", "--workers", "2")
-
-    def worker_killed(self) -> None:
-        """Kill a worker of the default with what it has in hand."""
-        with self.step("kill -9 of a worker") as step:
-            before = self._workers("1.0")
-            os.kill(before[0], signal.SIGKILL)
-
-            def replaced() -> bool:
-                now = self._workers("1.0")
-                return len(now) == len(before) and before[0] not in now
-
-            step.seen["seconds until ready"] = self.wait(step, "a new worker", replaced)
-
-    def _workers(self, version: str) -> list[int]:
-        workers = self.management.describe(version)["workers"]
-        return [worker["pid"] for worker in workers if worker["status"] == "READY"]
-
-    def java_killed(self) -> None:
-        """Kill TorchServe; the supervisor starts it again."""
-        before = self._state()
-        with self.step("kill -9 of TorchServe (Java)") as step:
-            children = psutil.Process(self.service.process.pid).children()
-            next(each for each in children if "java" in each.name()).kill()
-            self.wait(step, "the end", lambda: self.routing.read() is None)
-            step.seen["seconds until ready"] = self.wait(
-                step, "TorchServe", lambda: self.routing.read() is not None
-            )
-        self._expect_same(step, before)
-
-    def all_killed(self) -> None:
-        """Kill everything amid a canary, and run it again."""
-        self.tool("canary", "2.0", "--percent", "30")
-        before = self._state()
-        with self.step("kill -9 of everything", lossless=False) as step:
-            parent = psutil.Process(self.service.process.pid)
-            for process in [parent, *parent.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.service.process.wait()
-            self.service = self.serve()
-            step.seen["seconds until ready"] = time.time() - step.started
-        self._expect_same(step, before)
-        step.seen["said"] = "the same versions, workers, archives, default and canary as before"
-
-    def archive(self, version: str) -> Path:
-        return self.folder / f"bloodcells-{version}.mar"
-
-    def _state(self) -> dict[str, Any]:
-        found = self.status()
-        return {
-            "default": found["default"],
-            "canary": found["canary"],
-            "differences": found["differences"],
-            "versions": {
-                each["version"]: (each["workers"], each["ready"], each["sha256"])
-                for each in found["versions"]
-            },
-        }
-
-    def _expect_same(self, step: Step, before: dict[str, Any]) -> None:
-        now = self._state()
-        if now != before:
-            step.expect(False, f"it is otherwise than before: {now}, not {before}")
-            tqdm.write(step.problems[-1])
-
-    def close(self) -> None:
-        """Stop the service."""
-        self._bar.close()
-        self.management.close()
-        self.service.stop()
+NEW = "9.0"
+# Seconds until a bad canary must be rolled back.
+TRIAL_PATIENCE = 90.0
+# Archives that `deploy` must refuse, made from a good one.
+BAD_ARCHIVES: dict[str, Callable[[Path, Path], Path]] = {
+    "a corrupt archive": lambda good, path: faulty.cut_off(remade(good, path, NEW)),
+    "a wrong hash": lambda good, path: faulty.tampered_with(remade(good, path, NEW)),
+    "other answers": lambda good, path: remade(good, path, NEW, faulty.other_answers),
+    "a crash at start": lambda good, path: remade(good, path, NEW, faulty.crash_at_start),
+}
+BAD_CANARIES = {
+    "a canary that fails": ("9.1", faulty.fail_now_and_then),
+    "a canary that is slow": ("9.2", faulty.slow),
+}
 
 
-@contextlib.contextmanager
-def load(drill: Drill) -> Iterator[None]:
-    """Put the load on a service as long as the block runs."""
-    options = f"--users {USERS} --spawn-rate {USERS} --stop-timeout 30 --loglevel WARNING"
-    file = "--locustfile benchmarks/load.py --headless --only-summary"
-    process = drill.users = subprocess.Popen(
-        [sys.executable, "-m", "locust", *file.split(), *options.split()],
-        cwd=ROOT,
-        env=environment_of(drill.settings) | {"LOAD_LOG": str(drill.log)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+def build(quick: bool) -> Scenario:
+    """Return the drill."""
+    return Scenario(
+        "drill",
+        "The drill",
+        "Written by `make drill`: what 16 users see while versions change and things break. "
+        f"A token expires after {60 * TOKEN_LIFE:g} s.",
+        rig.started,
+        {"users": 16},
+        steps(15 if quick else 40),
+        calm=4 if quick else 12,
+        keep_workers=False,
     )
-    try:
-        while not drill.log.exists():
-            if process.poll() is not None:
-                raise click.ClickException("The load did not start.")
-            time.sleep(0.1)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
 
 
-class RenewalCounter:
-    """Counts how many inference tokens there were."""
+def steps(trial: float) -> list[Step]:
+    """Return all steps; a good canary is watched for some seconds."""
+    return [
+        Step(f"promote {OTHER}", change("promote", OTHER)),
+        Step(f"roll back to {DEFAULT}", roll_back),
+        Step("canary of 20 %", partial(canary, seconds=trial)),
+        Step("end of the canary", change("rollback")),
+        *(
+            Step(f"scale {DEFAULT} to {workers}", change("scale", DEFAULT, "--workers", workers))
+            for workers in ("3", "1", "2")
+        ),
+        Step(f"retire {OTHER}", change("retire", OTHER)),
+        Step(f"deploy {OTHER} again", change("deploy", OTHER, "--workers", "2")),
+        Step("new tokens, 5 times", renew_tokens),
+        Step(
+            "asleep until the tokens expire",
+            rig.sleep_until_expiry,
+            prepare=rig.wait_for_expiry,
+        ),
+        *(Step(f"deploy {name}", partial(refuse, name)) for name in BAD_ARCHIVES),
+        Step(f"deploy a good {NEW}", deploy_good),
+        Step(f"retire {NEW}", change("retire", NEW)),
+        *(
+            Step(
+                name,
+                partial(bad_canary, version=version),
+                prepare=partial(deploy_bad, version=version, fault=fault),
+                clean_up=retire(version),
+            )
+            for name, (version, fault) in BAD_CANARIES.items()
+        ),
+        Step("two changes at once", two_at_once),
+        Step("kill -9 of a worker", rig.kill_worker),
+        Step("kill -9 of TorchServe (Java)", rig.kill_java),
+        Step(
+            "kill -9 of everything",
+            kill_all,
+            may_fail={"users": math.inf},
+            prepare=lambda it: it.tool("canary", OTHER, "--percent", "30"),
+        ),
+    ]
 
-    def __init__(self, settings: Settings) -> None:
-        self._tokens = Tokens(settings.run_dir)
-        self._ending = threading.Event()
-        self.seen: set[str] = set()
-        self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def _look(self) -> None:
-        while not self._ending.wait(0.1):
-            with contextlib.suppress(TokenError):
-                self.seen.add(self._tokens.header("inference")["Authorization"])
-
-    def __enter__(self) -> RenewalCounter:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ending.set()
-        self._thread.join()
+def change(*arguments: str) -> Callable[[Rig, Result], None]:
+    """Return what runs the command line."""
+    return lambda it, result: it.change(result, *arguments)
 
 
-@click.command()
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=RESULTS,
-    help="Write the figures to this folder, not to benchmarks/results/.",
-)
-def main(results: Path) -> None:
-    """Change versions and break things under load; write what the users saw."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    drill = Drill(FOLDER)
-    try:
-        with RenewalCounter(drill.settings) as renewals, load(drill):
-            drill.run()
-    finally:
-        drill.close()
-    about = {
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": machine(),
-        "users": USERS,
-        "token_life_seconds": 60 * TOKEN_LIFE,
-        "tokens": len(renewals.seen),
-    }
-    requests = drill_report.read_requests(drill.log)
-    problems = drill_report.write(results, about, drill.steps, requests)
-    for problem in problems:
-        click.echo(problem, err=True)
-    click.echo(f"See {os.path.relpath(results / 'drill.md')}.")
-    sys.exit(1 if problems else 0)
+def retire(version: str) -> Callable[[Rig], object]:
+    return lambda it: it.tool("retire", version)
+
+
+def roll_back(it: Rig, result: Result) -> None:
+    it.change(result, "rollback")
+    result.expect(it.state()["default"] == DEFAULT, f"{DEFAULT} is not the default")
+
+
+def canary(it: Rig, result: Result, seconds: float) -> None:
+    """Give the other version a fifth of the clients, and measure who is answered by which."""
+    it.change(result, "canary", OTHER, "--percent", "20")
+    start = time.time()
+    time.sleep(seconds)
+    result.watched = (start, time.time())
+
+
+def renew_tokens(it: Rig, result: Result) -> None:
+    tokens = {it.tokens.header("inference")["Authorization"]}
+    for _ in range(5):
+        it.change(result, "renew-tokens")
+        tokens.add(it.tokens.header("inference")["Authorization"])
+    result.expect(len(tokens) == 6, "a token was not renewed")
+
+
+def refuse(name: str, it: Rig, result: Result) -> None:
+    """Deploy an archive that must be refused."""
+    archive = BAD_ARCHIVES[name](good_archive(it), archive_path(it, NEW))
+    it.change(result, "deploy", NEW, "--archive", str(archive), code=1)
+    result.expect(NEW not in it.management.versions(), "it is still registered")
+    result.expect(not archives.deployed(it.settings, NEW).exists(), "its archive is still there")
+
+
+def deploy_good(it: Rig, result: Result) -> None:
+    archive = remade(good_archive(it), archive_path(it, NEW), NEW)
+    it.change(result, "deploy", NEW, "--archive", str(archive))
+
+
+def deploy_bad(it: Rig, version: str, fault: Callable[[faulty.Contents], None]) -> None:
+    archive = remade(good_archive(it), archive_path(it, version), version, fault)
+    it.tool("deploy", version, "--archive", str(archive)).check_returncode()
+
+
+def bad_canary(it: Rig, result: Result, version: str) -> None:
+    """Try a bad version on half of the clients: it must be rolled back automatically."""
+    it.change(result, "canary", version, "--percent", "50", "--max-p95", "300")
+
+    def rolled_back() -> bool:
+        routing = it.routing.read()
+        return routing is not None and routing.canary is None
+
+    it.wait(result, "the rollback", rolled_back, TRIAL_PATIENCE)
+    last = json.loads(it.tool("history", "--json").stdout)[-1]
+    result.expect(last["action"] == "end canary", "the history does not show the rollback")
+    result.notes["printed"] = last.get("why", "")
+
+
+def two_at_once(it: Rig, result: Result) -> None:
+    """Start a change while another one runs: it must be refused."""
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(it.tool, "scale", OTHER, "--workers", "3")
+        time.sleep(1)
+        it.change(result, "scale", OTHER, "--workers", "4", code=4)
+        result.expect(first.result().returncode == 0, "the first change failed")
+    it.tool("scale", OTHER, "--workers", "2")
+
+
+def kill_all(it: Rig, result: Result) -> None:
+    """Kill every process during a canary, and start the service again."""
+    with it.restored(result):
+        for process in [it.process, *it.process.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        it.service.process.wait()
+        it.restart()
+        result.notes["seconds until ready"] = time.time() - result.started
+    result.notes["state"] = "versions, workers, archives, default and canary as before"
+
+
+def good_archive(it: Rig) -> Path:
+    return archives.built(it.settings, OTHER)
+
+
+def archive_path(it: Rig, version: str) -> Path:
+    return it.folder / f"bloodcells-{version}.mar"
 
 
 if __name__ == "__main__":
-    main()
+    engine.main(build)

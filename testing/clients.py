@@ -1,4 +1,4 @@
-"""Clients that ask for as long as a block runs, each in a thread of its own; also of the page."""
+"""Clients that send requests while a block runs, each in its own thread; and a page session."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ Own = TypeVar("Own", bound="Clients")
 
 
 class Clients(abc.ABC):
-    """So many clients; `ask_on` is what each does until `ending` is set.
-
-    A client that fails is told when the block ends.
-    """
+    """Clients that each run `ask_on` until `ending` is set; the block raises what one raised."""
 
     def __init__(self, count: int) -> None:
         self.ending = threading.Event()
@@ -28,7 +25,7 @@ class Clients(abc.ABC):
 
     @abc.abstractmethod
     def ask_on(self, number: int) -> None:
-        """Ask as the client of this number, until told to end."""
+        """Send requests as one client until `ending` is set."""
 
     def _run(self, number: int) -> None:
         try:
@@ -50,8 +47,7 @@ class Clients(abc.ABC):
 
 
 def page_session(session: requests.Session, url: str) -> requests.Session:
-    """Have a session bear what the page at this address wants of its script."""
+    """Add the page's CSRF token to a session."""
     form = session.get(url, timeout=30).text
-    # Each form of the page holds it.
     session.headers["X-CSRFToken"] = re.findall(r'name="csrf_token" value="([^"]+)"', form)[0]
     return session

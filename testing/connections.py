@@ -1,34 +1,40 @@
-"""Clients that behave badly: slow ones, ones that leave, ones that come all at once.
+"""Clients that behave badly: slow, leaving early, or many at once; and the bodies they send.
 
-They speak HTTP by hand, as no library behaves so. Each is told by what it saw: a status,
-"closed" without one, "refused", or "nothing" until patience ended.
+No HTTP library behaves like that. What each client saw is a status, "closed" for a connection that
+ends without one, "refused", or "nothing" after a timeout.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import http.client
+import json
 import socket
 import ssl
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import requests
+
 PATIENCE = 60.0
-# Bytes that a slow client sends at once, and the seconds between.
+# A slow client sends so many bytes, and waits so many seconds.
 TRICKLE, PACE = 8, 0.5
 
 
 @dataclass(frozen=True)
 class Call:
-    """A POST: where to, with what."""
+    """A POST request."""
 
     url: str
     body: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
-    # What an https address is known by.
+    # Of the server, for an https address.
     certificate: Path | None = None
 
     @property
@@ -47,23 +53,65 @@ class Call:
         return f"POST {urlsplit(self.url).path} HTTP/1.1\r\n{lines}\r\n".encode("latin-1")
 
 
+def in_form(images: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return content type and body of a form of images; a single one is named `image`."""
+    names = ["image"] if len(images) == 1 else [f"image{at}" for at in range(len(images))]
+    files = [(name, (name, data, "image/jpeg")) for name, data in zip(names, images, strict=True)]
+    prepared = requests.Request("POST", "http://host", files=files).prepare()
+    assert isinstance(prepared.body, bytes)
+    return prepared.headers["Content-Type"], prepared.body
+
+
+def in_json(images: Sequence[bytes]) -> tuple[str, bytes]:
+    """Return content type and body of images in KServe's JSON."""
+    instances = [{"b64": base64.b64encode(image).decode()} for image in images]
+    return "application/json", json.dumps({"instances": instances}).encode()
+
+
+def ask(call: Call) -> str:
+    """Send one request over plain HTTP; return the status, with the type of an error."""
+    connection = http.client.HTTPConnection(*call.address, timeout=PATIENCE)
+    with contextlib.closing(connection):
+        try:
+            connection.request("POST", urlsplit(call.url).path, call.body, dict(call.headers))
+            response = connection.getresponse()
+            body = response.read()
+        except ConnectionRefusedError:
+            return "refused"
+        except TimeoutError:
+            return "nothing"
+        except (OSError, http.client.HTTPException):
+            return "closed"
+    if response.status == 200:
+        return "200"
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        return f"{response.status} {json.loads(body)['type']}"
+    return str(response.status)
+
+
+def once(call: Call) -> str:
+    """Send one request; return the status."""
+    [status] = at_once(call, 1)
+    return status
+
+
 def at_once(call: Call, count: int) -> Counter[str]:
-    """Ask so many times at once, each by its own connection."""
+    """Send many requests at once, each on its own connection."""
     return _all(count, lambda: _ask(call))
 
 
 def slow(call: Call, count: int, seconds: float) -> Counter[str]:
-    """Trickle a body over so many connections, and let go of them after some seconds."""
+    """Trickle a body over many connections, and close them after some seconds ("let go")."""
     return _all(count, lambda: _trickle(call, seconds))
 
 
 def half_sent(call: Call, count: int) -> Counter[str]:
-    """Send half of a body so many times, and leave."""
+    """Send half of a body, and leave."""
     return _all(count, lambda: _leave(call, len(call.body) // 2))
 
 
 def leaving(call: Call, count: int) -> Counter[str]:
-    """Send a body so many times, and leave before the answer."""
+    """Send a body, and leave before the answer."""
     return _all(count, lambda: _leave(call, len(call.body)))
 
 
@@ -121,7 +169,7 @@ async def _leave(call: Call, sent: int) -> str:
     _, writer = await _open(call)
     writer.write(call.head + call.body[:sent])
     await writer.drain()
-    # By a reset, as a program that was killed leaves.
+    # With a reset, like a program that is killed.
     writer.get_extra_info("socket").setsockopt(
         socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
     )
