@@ -36,13 +36,11 @@ def test_haproxy_accepts_its_configuration_and_every_variable(tmp_path: Path) ->
     }
     assert set(re.findall(r"presetenv (\w+)", CONFIGURATION.read_text())) == set(variables)
 
-    def check(**changed: str) -> str:
+    def check(**changed: str) -> int:
         command = [str(program), "-c", "-f", str(CONFIGURATION)]
-        environment = os.environ | variables | changed
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        return done.stdout + done.stderr
+        return subprocess.run(command, env=os.environ | variables | changed).returncode
 
-    assert check() == "Configuration file is valid\n"
+    assert check() == 0
     # Each variable is used: a wrong value is an error.
     for name in variables:
-        assert "valid" not in check(**{name: "nowhere:x"}), name
+        assert check(**{name: "nowhere:x"}) == 1, name
