@@ -21,7 +21,7 @@ import click
 from tqdm import tqdm
 
 from benchmarks import outcome, report
-from benchmarks.outcome import Result, Step
+from benchmarks.outcome import Request, Result, Step
 from benchmarks.report import RESULTS, Document
 from serving.settings import ROOT
 
@@ -38,6 +38,9 @@ class Target(Protocol):
     environment: Mapping[str, str]
     load: subprocess.Popen[bytes] | None
     log: Path
+
+    def requests(self) -> list[Request]:
+        """Return what the clients have seen so far."""
 
     def look(self) -> dict[str, Any]:
         """Return `workers`, their process ids, and `megabytes` by kind of process."""
@@ -81,7 +84,7 @@ def run(scenario: Scenario, results_folder: Path) -> list[str]:
             time.sleep(scenario.calm)
         if scenario.conclude:
             more, problems = scenario.conclude(target, samples)
-    requests = outcome.read_requests(target.log)
+    requests = target.requests()
     document = outcome.summary(results, requests, scenario.keep_workers)
     document = {
         "name": scenario.name,

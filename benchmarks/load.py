@@ -173,7 +173,7 @@ class Gateway(Load):
             return name, "", repr(error), True
         failed = answer.status_code != 200
         said = f"{answer.status_code} {answer.text[:200]}" if failed else "200"
-        return name, answer.headers.get("X-Node", ""), said, failed
+        return name, "", said, failed
 
 
 LOADS: Mapping[str, type[Load]] = {

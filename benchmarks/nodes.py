@@ -1,77 +1,61 @@
-"""Three nodes on one machine, each a service with its edge, and what happens when one fails.
+"""Let one of three nodes fail behind HAProxy, and measure the capacity of 1 to 3: `make nodes`.
 
-Each node is a network namespace with an address of its own, and a cgroup that bounds its time on
-the processor; before them all stands one more edge (EDGE_NODES). Under a steady load one node is
-killed, cut off, hung, slowed and drained. Then: images a second of one, two and three nodes.
-Writes benchmarks/results/nodes.{json,md,png}; exit code 1 if a request failed. Needs root, nginx,
-iproute2, openssl and wrk.
+Each node is a network namespace with a service and its edge, and a cgroup that bounds its time on
+the processor. Needs root, haproxy, nginx, iproute2 and wrk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import itertools
 import json
 import os
-import random
-import re
-import secrets
 import shutil
 import signal
 import socket
-import ssl
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from datetime import date
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
-from tqdm import tqdm
 
-from benchmarks import nodes_report
-from benchmarks.bench import Bodies, load
-from benchmarks.bench_report import SMALL
-from benchmarks.nodes_report import Event, Request
-from benchmarks.servers import SERVICE, Running
+from benchmarks import bench, engine
+from benchmarks.engine import Scenario
+from benchmarks.outcome import Request, Result, Step, read_requests
+from benchmarks.report import Document
+from benchmarks.servers import Running
 from serving import deployment
 from serving.deployment import Deployment, VersionSpec
 from serving.edge.certificates import sign
 from serving.edge.keys import KeyFile
 from serving.edge.nginx import NAME
-from serving.settings import ROOT, Settings
-from testing.clients import Clients
-from testing.service import Edge, environment_of, machine, run_edge
-from training import data
+from serving.settings import MODEL, ROOT, Settings
+from testing import hostile
+from testing.service import environment_of
 
-RESULTS = ROOT / "benchmarks" / "results"
-PROGRAMS = ("ip", "nginx", "openssl", "wrk")
-NODES = 3
-# A network that lies within this machine.
+PROGRAMS = ("ip", "haproxy", "nginx", "wrk")
+# A network within this machine.
 BRIDGE, NETWORK = "bloodcells", "10.213.77"
-FRONT = f"{NETWORK}.1"
-PORT = 8443
+FRONT, PORT = f"{NETWORK}.1", 8443
+NODES = (1, 2, 3)
 WANTED = Deployment("1.0", {"1.0": VersionSpec(1)})
-# Seconds until another node is asked for what one does not answer.
-NODES_TIMEOUT = 3
+# Seconds until HAProxy asks another node.
+PREDICTION_TIMEOUT = 3
 CLIENTS = 8
-# Seconds between two requests of a client.
-PAUSE = (0.02, 0.1)
-# Seconds of peace before each event, and that a fault lasts.
-CALM, FAULT = 5.0, 10.0
 PATIENCE = 120.0
-# Of a core, what a slowed node keeps; and what each has when throughput is measured.
+# The share of a core of a slowed node, and of each node when capacity is measured.
 SLOWED, SHARE = 0.05, 0.3
-LOAD_CLIENTS, LOAD_SECONDS = 32, 8
+LOAD_CLIENTS = 32
 
 
 class Cgroup:
-    """The processes of one node, and how much processor time they may take."""
+    """The processes of one node, and their share of the processor."""
 
     def __init__(self, name: str, root: Path = Path("/sys/fs/cgroup")) -> None:
         self.unified = (root / "cgroup.controllers").exists()
@@ -85,7 +69,7 @@ class Cgroup:
         (self.path / "cgroup.procs").write_text(str(os.getpid()))
 
     def limit(self, cores: float | None) -> None:
-        """Let its processes together take so many cores, or as many as there are."""
+        """Bound the processor time of its processes; None removes the bound."""
         period = 100_000
         quota = round(cores * period) if cores else None
         if self.unified:
@@ -107,8 +91,8 @@ class Cgroup:
         return [int(line) for line in (self.path / "cgroup.procs").read_text().split()]
 
     def remove(self) -> None:
-        """End its processes, and remove it."""
-        deadline = time.monotonic() + 10
+        """Kill its processes, and remove it."""
+        deadline = time.monotonic() + PATIENCE
         while self.processes() and time.monotonic() < deadline:
             self.signal(signal.SIGKILL)
             time.sleep(0.05)
@@ -116,48 +100,37 @@ class Cgroup:
 
 
 class Node:
-    """A machine of its own, as far as network and processor time tell: a service and its edge."""
+    """A machine of its own as far as network and processor time go: a service and its edge."""
 
-    def __init__(self, number: int, folder: Path, certificate: tuple[Path, Path], keys: Path):
-        self.name = f"node{number}"
-        self.address = f"{NETWORK}.{10 + number}"
-        self._link = f"{BRIDGE}{number}"
-        self._folder = folder / self.name
+    def __init__(self, number: int, folder: Path, edge: dict[str, str]) -> None:
+        self.name, self.address = f"node{number}", f"{NETWORK}.{10 + number}"
+        self._link, self._folder = f"{BRIDGE}{number}", folder / f"node{number}"
         self._folder.mkdir()
         wanted = self._folder / "deployment.yaml"
         deployment.save(WANTED, wanted)
-        # The ports are the usual ones: each namespace has its own.
+        # The usual ports: each namespace has its own.
         settings = Settings(run_dir=self._folder / "run", deployment=wanted)
-        self._environment = environment_of(settings) | edge_environment(
-            self.address, certificate, keys
-        )
+        self._environment = environment_of(settings) | edge | {"EDGE_HOST": self.address}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.cgroup = Cgroup(self.name)
-        self._plug_in()
-
-    def _plug_in(self) -> None:
-        """Give it a network of its own, with a cable to the bridge."""
         _ip("netns", "add", self._link)
         _ip("link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self._link)
         _ip("link", "set", self._link, "master", BRIDGE, "up")
-        for command in (
-            ("link", "set", "lo", "up"),
-            ("address", "add", f"{self.address}/24", "dev", "eth0"),
-            ("link", "set", "eth0", "up"),
-        ):
-            _ip("-n", self._link, *command)
+        for command in ("link set lo up", f"address add {self.address}/24 dev eth0"):
+            _ip("-n", self._link, *command.split())
+        _ip("-n", self._link, "link", "set", "eth0", "up")
 
     def start(self) -> None:
-        """Start the service, and the edge once it can be reached; do not wait for answers."""
+        """Start the service, and the edge once TorchServe runs; do not wait for readiness."""
         header = self._folder / "run" / "inference.header"
-        # One that was left by a kill says nothing.
+        # A kill leaves the last one.
         header.unlink(missing_ok=True)
         self.run(sys.executable, "-m", "serving", "run")
-        wait(header.exists, f"{self.name}'s service")
+        wait(header.exists, f"service of {self.name}")
         self.run(sys.executable, "-m", "serving", "edge")
 
     def run(self, *command: str) -> None:
-        """Start a program on it, known by the last word of the command."""
+        """Start a program on the node; the last word of the command is its name."""
         with (self._folder / "programs.log").open("ab") as output:
             self._processes[command[-1]] = subprocess.Popen(
                 ["ip", "netns", "exec", self._link, *command],
@@ -170,35 +143,23 @@ class Node:
                 preexec_fn=self.cgroup.enter,
             )
 
-    def answers(self) -> bool:
-        """Return whether its edge says that it is ready."""
-        with contextlib.suppress(OSError, http.client.HTTPException):
-            connection = http.client.HTTPSConnection(
-                self.address, PORT, timeout=5, context=ssl._create_unverified_context()
-            )
-            with contextlib.closing(connection):
-                connection.request("GET", "/readyz")
-                return connection.getresponse().status == 200
-        return False
-
     def kill(self) -> None:
-        """End all that runs on it at once, as a power cut would."""
+        """Kill everything at once, like a power failure."""
         self.cgroup.signal(signal.SIGKILL)
         for process in self._processes.values():
             process.wait()
 
     def drain(self) -> None:
-        """Stop it as Kubernetes does: the edge, and when that has finished, the service."""
+        """Stop the edge, and once it has finished, the service."""
         for command in ("edge", "run"):
             self._processes[command].terminate()
             self._processes[command].wait(PATIENCE)
 
-    def cut_off(self, cut: bool) -> None:
-        """Pull its network cable, or plug it in again."""
-        _ip("link", "set", self._link, "down" if cut else "up")
+    def connect(self, up: bool) -> None:
+        """Plug the network cable in, or pull it."""
+        _ip("link", "set", self._link, "up" if up else "down")
 
     def remove(self) -> None:
-        """End it, and leave nothing of it."""
         self.cgroup.limit(None)
         self.cgroup.signal(signal.SIGCONT)
         self.cgroup.remove()
@@ -207,120 +168,116 @@ class Node:
         _ip("netns", "delete", self._link)
 
 
-class Load(Clients):
-    """Clients that ask one image after another, nothing a second time, and note the answers."""
+class Cluster:
+    """The nodes, and HAProxy in front of them."""
 
-    def __init__(self, it: Cluster, log: Path, images: Sequence[bytes]) -> None:
-        super().__init__(CLIENTS)
-        self._key, self._images = it.key, images
-        self._context = ssl.create_default_context(cafile=str(it.certificate[0]))
-        self._asked: list[tuple[str, Request]] = []
-        # Who was asked, by the request's id; the front edge tells it in its log.
-        self._log = log.open()
-        self._nodes: dict[str, tuple[str, ...]] = {}
+    def __init__(self, folder: Path, nodes: Sequence[Node], certificate: Path, key: str) -> None:
+        self.nodes, self.log = nodes, folder / "load.csv"
+        self.url, self.key = f"https://{FRONT}:{PORT}/predictions/{MODEL}", key
+        self.load: subprocess.Popen[bytes] | None = None
+        self.environment = os.environ | {
+            "GATEWAY_URL": self.url,
+            "GATEWAY_CERTIFICATE": str(certificate),
+            "GATEWAY_KEY": key,
+        }
+        self._socket, self._log = folder / "haproxy.sock", folder / "haproxy.log"
+        pair = folder / "haproxy.pem"
+        pair.write_bytes(certificate.read_bytes() + certificate.with_suffix(".key").read_bytes())
+        variables = {
+            "FRONT_ADDRESS": f"{FRONT}:{PORT}",
+            "FRONT_CERTIFICATE": str(pair),
+            "FRONT_SOCKET": str(self._socket),
+            "NODES_CA": str(certificate),
+            "PREDICTION_TIMEOUT": f"{PREDICTION_TIMEOUT}s",
+        } | {f"NODE_{at}": f"{node.address}:{PORT}" for at, node in enumerate(nodes, 1)}
+        with self._log.open("wb") as output:
+            self.haproxy = subprocess.Popen(
+                ["haproxy", "-W", "-f", str(ROOT / "deploy" / "haproxy" / "haproxy.cfg")],
+                env=os.environ | variables,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
 
-    def ask_on(self, number: int) -> None:
-        connection = Connection(self._context)
-        with contextlib.closing(connection):
-            while not self.ending.wait(random.uniform(*PAUSE)):
-                name = secrets.token_hex(8)
-                self._asked.append((name, self._ask(connection, name)))
+    def command(self, text: str) -> str:
+        """Send a command to HAProxy's admin socket; return its answer."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(self._socket))
+            connection.sendall(f"{text}\n".encode())
+            return connection.makefile().read()
 
-    def _ask(self, connection: Connection, name: str) -> Request:
-        headers = {"Content-Type": "image/jpeg", "X-API-Key": self._key, "X-Request-ID": name}
-        image = random.choice(self._images)
-        moment, started, error = time.time(), time.perf_counter(), ""
-        try:
-            connection.request("POST", "/predictions/bloodcells", image, headers)
-            answer = connection.getresponse()
-            body = answer.read()
-            if answer.status != 200:
-                error = f"{answer.status} {body[:200]!r}"
-        except (OSError, http.client.HTTPException) as failure:
-            error = repr(failure)
-            connection.close()
-        milliseconds = 1000 * (time.perf_counter() - started)
-        return Request(moment, milliseconds, (), error)
+    def set_state(self, node: Node, state: str) -> None:
+        """Set a node ready, drain or maint."""
+        self.command(f"set server edges/{node.name} state {state}")
 
-    def requests(self, last: int = 0) -> list[Request]:
-        """Return the last requests, or all, with the nodes that were asked."""
-        for line in self._log:
-            told = json.loads(line)
-            self._nodes[told["request_id"]] = tuple(re.findall(r"[0-9.]+(?=:)", told["upstream"]))
+    def ready(self) -> bool:
+        """Return whether HAProxy considers all nodes up."""
+        with contextlib.suppress(OSError):
+            lines = self.command("show stat").splitlines()
+            return sum(line.startswith("edges,node") and ",UP," in line for line in lines) == 3
+        return False
+
+    def answers(self) -> dict[str, Any]:
+        """Return HAProxy's log, by request."""
+        lines = (line for line in self._log.read_text().splitlines() if line.startswith("{"))
+        return {each["request_id"]: each for each in map(json.loads, lines)}
+
+    def requests(self) -> list[Request]:
+        """Return what the clients have seen so far, with the nodes that answered."""
+        answers = self.answers()
         return [
-            replace(request, nodes=self._nodes.get(name, ()))
-            for name, request in self._asked[-last:]
+            replace(each, by=answers.get(each.client, {}).get("node", ""))
+            for each in read_requests(self.log)
         ]
 
-    def seen(self, node: Node, since: float) -> bool:
-        """Return whether a request that was sent since then was answered by this node."""
-        return any(
-            request.time > since and request.node == node.address for request in self.requests(1000)
-        )
+    def retried(self) -> int:
+        """Return how many requests HAProxy has sent to a second node so far."""
+        return sum(each["retries"].lstrip("+") != "0" for each in self.answers().values())
+
+    def look(self) -> dict[str, Any]:
+        return {}
 
 
-class Connection(http.client.HTTPSConnection):
-    """A connection to the front edge, whose certificate names no address."""
-
-    def __init__(self, context: ssl.SSLContext) -> None:
-        context.check_hostname = False
-        super().__init__(FRONT, PORT, timeout=30, context=context)
-
-
-@dataclass(frozen=True)
-class Fault:
-    """What is done to a node, and what makes it well again."""
-
-    name: str
-    begin: Callable[[Node], None]
-    end: Callable[[Node], None]
-
-
-FAULTS = (
-    Fault("killed (kill -9 of all)", Node.kill, Node.start),
-    Fault("cut off (link down)", lambda node: node.cut_off(True), lambda node: node.cut_off(False)),
-    Fault(
-        "hung (all stopped)",
-        lambda node: node.cgroup.signal(signal.SIGSTOP),
-        lambda node: node.cgroup.signal(signal.SIGCONT),
-    ),
-    Fault(
-        f"slowed (to {SLOWED:g} core)",
-        lambda node: node.cgroup.limit(SLOWED),
-        lambda node: node.cgroup.limit(None),
-    ),
-    Fault("drained (TERM)", Node.drain, Node.start),
-)
-
-
-def main() -> int:
-    """Break nodes, measure throughput, and write what came of it."""
+@contextlib.contextmanager
+def started(folder: Path) -> Iterator[Cluster]:
+    """Run network, nodes and HAProxy meanwhile, and leave nothing."""
     if missing := lacking():
-        print(missing, file=sys.stderr)
-        return 2
-    # Nothing of the network may stay, however this ends.
+        raise click.ClickException(missing)
+    certificate, key = folder / "certificate.pem", folder / "certificate.key"
+    sign(certificate, key, f"DNS:{NAME},IP:{FRONT}", NAME)
+    keys = folder / "keys.json"
+    edge = {
+        "EDGE_PORT": str(PORT),
+        "EDGE_CERTIFICATE": str(certificate),
+        "EDGE_CERTIFICATE_KEY": str(key),
+        "EDGE_KEYS": str(keys),
+        "EDGE_FRONT": FRONT,
+        # The rate limit must not refuse a client.
+        "EDGE_RATE": "100000",
+    }
+    api_key = KeyFile(keys).add("nodes")
+    # SIGTERM must run the clean-up below.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    with tempfile.TemporaryDirectory(prefix="bloodcells-nodes-") as name, cluster(Path(name)) as it:
-        bodies = Bodies(data.data_root(), Path(name))
-        requests, events = break_nodes(it, bodies.images[SMALL])
-        found = {
-            "date": date.today().isoformat(),
-            "machine": machine(),
-            "clients": CLIENTS,
-            "events": nodes_report.summary(events, requests),
-            "throughput": throughput(it, bodies),
-        }
-    nodes_report.write(RESULTS, found, events, requests)
-    print((RESULTS / "nodes.md").read_text())
-    return 1 if any(request.error for request in requests) else 0
+    with network(), contextlib.ExitStack() as stack:
+        nodes = []
+        for number in NODES:
+            nodes.append(Node(number, folder, edge))
+            stack.callback(nodes[-1].remove)
+        for node in nodes:
+            node.start()
+        cluster = Cluster(folder, nodes, certificate, api_key)
+        stack.callback(cluster.haproxy.wait)
+        stack.callback(cluster.haproxy.terminate)
+        wait(cluster.ready, "HAProxy with three nodes")
+        yield cluster
 
 
 def lacking() -> str | None:
-    """Return what this machine lacks to have nodes on it, or None."""
+    """Return what this machine lacks, or None."""
     if os.geteuid():
-        return "Only root can make network namespaces."
+        return "Network namespaces need root."
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:
-        return f"These programs are missing: {', '.join(missing)} (Debian: iproute2 has ip)."
+        return f"These programs are missing: {', '.join(missing)} (ip is in iproute2)."
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         _ip("netns", "add", "bloodcells-probe")
         _ip("netns", "delete", "bloodcells-probe")
@@ -329,68 +286,9 @@ def lacking() -> str | None:
     return "This machine does not allow network namespaces or cgroups."
 
 
-@dataclass
-class Cluster:
-    """The nodes, what stands in front of them, and how one asks."""
-
-    folder: Path
-    nodes: list[Node]
-    certificate: tuple[Path, Path]
-    keys: Path
-    key: str
-
-    @contextlib.contextmanager
-    def fronted(self, nodes: Sequence[Node]) -> Iterator[Edge]:
-        """Run the edge in front of some nodes."""
-        folder = Path(tempfile.mkdtemp(dir=self.folder, prefix="front-"))
-        edge = run_edge(
-            Settings(run_dir=folder / "run"),
-            **edge_environment(FRONT, self.certificate, self.keys),
-            EDGE_NODES=",".join(f"https://{node.address}:{PORT}" for node in nodes),
-            EDGE_NODES_CA=str(self.certificate[0]),
-            EDGE_NODES_TIMEOUT=str(NODES_TIMEOUT),
-        )
-        try:
-            yield edge
-        finally:
-            edge.stop()
-
-
-def edge_environment(host: str, certificate: tuple[Path, Path], keys: Path) -> dict[str, str]:
-    """Return what tells an edge where it listens, who it is and whom it lets in."""
-    return {
-        "EDGE_HOST": host,
-        "EDGE_PORT": str(PORT),
-        "EDGE_CERTIFICATE": str(certificate[0]),
-        "EDGE_CERTIFICATE_KEY": str(certificate[1]),
-        "EDGE_KEYS": str(keys),
-        # No client is to be refused for its pace.
-        "EDGE_RATE": "100000",
-    }
-
-
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Make the network and the nodes, wait until all are ready; in the end leave nothing."""
-    certificate = folder / "certificate.pem", folder / "certificate.key"
-    sign(*certificate, f"DNS:{NAME}", NAME)
-    keys = folder / "keys.json"
-    key = KeyFile(keys).add("nodes")
-    with network(), contextlib.ExitStack() as stack:
-        nodes = []
-        for number in range(1, NODES + 1):
-            node = Node(number, folder, certificate, keys)
-            stack.callback(node.remove)
-            nodes.append(node)
-        for node in nodes:
-            node.start()
-            wait(node.answers, f"{node.name}'s edge")
-        yield Cluster(folder, nodes, certificate, keys, key)
-
-
 @contextlib.contextmanager
 def network() -> Iterator[None]:
-    """Make the bridge that all nodes hang on, with the front edge's address."""
+    """Make the bridge that connects the nodes, with HAProxy's address."""
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         _ip("address", "add", f"{FRONT}/24", "dev", BRIDGE)
@@ -400,56 +298,103 @@ def network() -> Iterator[None]:
         _ip("link", "delete", BRIDGE)
 
 
-def break_nodes(it: Cluster, images: Sequence[bytes]) -> tuple[list[Request], list[Event]]:
-    """Have each fault befall one node in turn, under load; return what clients saw."""
-    events = []
-    with it.fronted(it.nodes) as front, Load(it, front.log, images) as clients:
-        time.sleep(CALM)
-        plan = zip(tqdm(FAULTS, unit=" faults"), itertools.cycle(it.nodes), strict=False)
-        for fault, node in plan:
-            time.sleep(CALM)
-            event = Event(fault.name, node.address, began=time.time())
-            fault.begin(node)
-            time.sleep(max(0.0, event.began + FAULT - time.time()))
-            event.mended = time.time()
-            fault.end(node)
-            wait(lambda node=node, event=event: clients.seen(node, event.mended), node.name)  # type: ignore[misc]
-            event.back = time.time()
-            events.append(event)
-        time.sleep(CALM)
-    return clients.requests(), events
+Action = Callable[[Cluster, Node], None]
+# What happens to a node, and what ends it.
+FAULTS: dict[str, tuple[Action, Action]] = {
+    "killed (kill -9 of all)": (lambda _, node: node.kill(), lambda _, node: node.start()),
+    "cut off (link down)": (
+        lambda _, node: node.connect(False),
+        lambda _, node: node.connect(True),
+    ),
+    "hung (all stopped)": (
+        lambda _, node: node.cgroup.signal(signal.SIGSTOP),
+        lambda _, node: node.cgroup.signal(signal.SIGCONT),
+    ),
+    f"slowed (to {SLOWED:g} core)": (
+        lambda _, node: node.cgroup.limit(SLOWED),
+        lambda _, node: node.cgroup.limit(None),
+    ),
+    "stopped (TERM of edge and service)": (
+        lambda _, node: node.drain(),
+        lambda _, node: node.start(),
+    ),
+    "drained (by HAProxy)": (
+        lambda it, node: it.set_state(node, "drain"),
+        lambda it, node: it.set_state(node, "ready"),
+    ),
+}
 
 
-def throughput(it: Cluster, bodies: Bodies) -> list[dict[str, Any]]:
-    """Return images a second of one to three nodes, with a share of a core each and without."""
-    rows = []
+def build(quick: bool) -> Scenario:
+    """Return all faults."""
+    seconds = 4 if quick else 10
+    turns = zip(FAULTS.items(), itertools.cycle(range(len(NODES))), strict=False)
+    return Scenario(
+        "nodes",
+        "Three nodes, one of them failing",
+        "Written by `make nodes`: three network namespaces, each with a service (1.0, one worker) "
+        f"and its edge, behind HAProxy (`deploy/haproxy/haproxy.cfg`); {CLIENTS} clients, which "
+        "send nothing twice. A step lasts until the node answers again. With a share of a core, "
+        "each node stands for a machine of that size; without, all share the cores of this one.",
+        started,
+        {"gateway": CLIENTS},
+        [
+            Step(f"a node is {name}", partial(fail, begin, end, number, seconds))
+            for (name, (begin, end)), number in turns
+        ],
+        calm=5,
+        conclude=partial(capacity, 2 if quick else 8),
+    )
+
+
+def fail(
+    begin: Action, end: Action, number: int, seconds: float, it: Cluster, result: Result
+) -> None:
+    """Let a node fail for some seconds, and wait until it answers again."""
+    node, retried = it.nodes[number], it.retried()
+    begin(it, node)
+    time.sleep(max(0.0, result.started + seconds - time.time()))
+    ended = time.time()
+    end(it, node)
+
+    def answered() -> list[float]:
+        own = (each for each in it.requests() if each.by == node.name and each.time > ended)
+        return [each.ended for each in own]
+
+    wait(lambda: bool(answered()), node.name)
+    result.notes["seconds until it answers again"] = min(answered()) - ended
+    result.notes["sent to a second node"] = it.retried() - retried
+
+
+def capacity(seconds: int, it: Cluster, samples: object) -> tuple[Document, list[str]]:
+    """Return the images a second of one to three nodes, with a share of a core each and without."""
+    folder = it.log.parent / "bodies"
+    folder.mkdir()
+    (folder / "cell").write_bytes(hostile.encoded(hostile.sample((320, 240)), "JPEG"))
+    running = Running(it.url, psutil.Process(it.haproxy.pid), {"X-API-Key": it.key})
+    rows, problems = [], []
     for share in (SHARE, None):
         for node in it.nodes:
             node.cgroup.limit(share)
-        for count in range(1, NODES + 1):
-            with it.fronted(it.nodes[:count]) as front:
-                url = f"https://{FRONT}:{PORT}/predictions/bloodcells"
-                running = Running(url, psutil.Process(front.process.pid), {"X-API-Key": it.key})
-                row = load(running, bodies.singles(SMALL, SERVICE), LOAD_CLIENTS, LOAD_SECONDS)
-            rows.append({"nodes": count, "cores a node": share, **row})
-    return rows
-
-
-def listens(address: str) -> bool:
-    """Return whether something listens on our port of an address."""
-    with contextlib.suppress(OSError):
-        socket.create_connection((address, PORT), timeout=0.3).close()
-        return True
-    return False
+        for count in NODES:
+            for at, node in enumerate(it.nodes):
+                it.set_state(node, "ready" if at < count else "maint")
+            row = bench.load(running, (folder, "image/jpeg"), LOAD_CLIENTS, seconds)
+            if row["failed"]:
+                problems.append(f"{row['failed']} requests failed with {count} nodes")
+            figures = [f"{row[key]:,.0f}" for key in ("images_a_second", "p50", "p99", "failed")]
+            rows.append([count, share or "no limit", *figures])
+    heads = ["nodes", "cores a node", "images a second", "p50, ms", "p99, ms", "failed"]
+    return {"heads": heads, "rows": rows}, problems
 
 
 def wait(until: Callable[[], bool], what: str) -> None:
-    """Wait until something holds; raise TimeoutError."""
+    """Wait for a condition; raise TimeoutError."""
     deadline = time.monotonic() + PATIENCE
     while not until():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} is not there after {PATIENCE:g} s")
-        time.sleep(0.02)
+            raise TimeoutError(f"no {what} after {PATIENCE:g} s")
+        time.sleep(0.1)
 
 
 def _ip(*arguments: str) -> None:
@@ -457,4 +402,4 @@ def _ip(*arguments: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    engine.main(build)

@@ -66,8 +66,8 @@ class Step:
     # The number of requests that may fail, by load.
     may_fail: Mapping[str, float] = field(default_factory=dict)
     workers_may_end: bool = False
-    prepare: Callable[[Any], None] | None = None
-    clean_up: Callable[[Any], None] | None = None
+    prepare: Callable[[Any], object] | None = None
+    clean_up: Callable[[Any], object] | None = None
 
 
 @dataclass
@@ -190,9 +190,9 @@ def page(document: Document) -> str:
         f"**{_calm(found['calm'])}."
         for load, found in document["loads"].items()
     ]
-    heads = ("step", "s", "load", "requests", "failed", "p50", "p99", "slowest")
-    heads += ("other answers than 200", "sent, and the answers", "workers ended")
-    heads += ("MB before", "MB after", "notes")
+    heads = ["step", "s", "load", "requests", "failed", "p50", "p99", "slowest"]
+    heads += ["other answers than 200", "sent, and the answers", "workers ended"]
+    heads += ["MB before", "MB after", "notes"]
     parts = [
         f"# {document['title']}",
         f"{document['about']} {measured_on(document)}, which service and clients share.",

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.outcome import Result
+from benchmarks.outcome import Request, Result, read_requests
 from serving import deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, VersionSpec
@@ -61,6 +61,9 @@ class Rig:
     @property
     def process(self) -> psutil.Process:
         return psutil.Process(self.service.process.pid)
+
+    def requests(self) -> list[Request]:
+        return read_requests(self.log)
 
     def look(self) -> dict[str, Any]:
         """Return the workers' processes, and the memory by kind of process."""
