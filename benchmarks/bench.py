@@ -1,17 +1,16 @@
-"""This deployment beside its peers, and beside the limit of the machine: `make bench`.
+"""Compare this deployment with its peers, and with the limit of the machine: `make bench`.
 
-In each of several rounds every server is started anew, in an order drawn for the round, warmed up
-and loaded by wrk (on the same cores) with real images of two sizes from 1 to 64 clients. Then how
-this deployment fares from 1 to 256 clients, with 1 to 64 images a request, and with images of up
-to 12 megapixels. A server whose answers are not those of its kernel ends the run.
+In each round every server is started, in a random order, warmed up, and loaded by wrk (on the same
+cores) with images of two sizes from 1 to 64 clients. Then this deployment is loaded by up to 256
+clients, with up to 64 images a request, and with images of up to 12 megapixels. The run ends if a
+server answers differently from its kernel.
 
-Writes benchmarks/results/bench.json, and of that a table, a plot and the README's figures. QUICK=1
-measures a few of the servers, writes nothing, and tells how the ratios changed since.
+Writes benchmarks/results/bench.{json,md,png} and the README's table. QUICK=1 measures a few
+servers, writes nothing, and prints how the ratios changed since the last run.
 """
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import random
@@ -29,7 +28,7 @@ import requests
 from PIL import Image
 from tqdm import tqdm
 
-from benchmarks import bench_report, limit
+from benchmarks import bench_report, limit, report
 from benchmarks.bench_report import CLIENTS, LARGE, SMALL
 from benchmarks.peers.kernels import KERNELS
 from benchmarks.servers import (
@@ -39,39 +38,38 @@ from benchmarks.servers import (
     SERVICE,
     Running,
     Server,
-    in_json,
     megabytes_installed,
-    multipart,
     ready,
     set_up,
 )
 from serving.deployment import archives
 from serving.settings import ROOT, Settings
-from testing.service import machine
+from testing import processes
+from testing.connections import in_form, in_json
 from training import data
 
 SCRIPT = ROOT / "benchmarks" / "wrk.lua"
 ROUNDS, QUICK_ROUNDS = 5, 3
 IMAGES = 256
-# The seconds of a load.
+# Seconds of a load.
 SECONDS = {SMALL: 2, LARGE: 1}
 WARM_UP = 4
-# Probabilities that differ by more are other answers; in JSON they have six digits.
+# JSON holds six digits of a probability.
 SAME = 1e-4
-# Fifths of a second in which a server must come to rest after a load; two of them never do.
+# Fifths of a second for a server to come to rest after a load; LitServe never does.
 DRAIN = 15
-# So many requests under way that the workers always have one waiting.
+# Enough that the workers always have a request waiting.
 MANY, MANY_CLIENTS = 16, 64
 GROWTH = {
-    "clients": (1, 2, 4, 8, 16, 32, 64, 128, 256),
-    "images a request": (1, 2, 4, 8, 16, 32, 64),
-    "megapixels": (0.08, 0.3, 1, 3, 6, 12),
+    "clients": (1, 4, 16, 64, 128, 256),
+    "images a request": (1, 4, 16, 64),
+    "megapixels": (0.08, 0.3, 1, 3, 12),
 }
 GROWTH_CLIENTS = {"images a request": 16, "megapixels": 16}
 
 
 def main() -> int:
-    """Compare, or with QUICK=1 only look whether anything has become slower."""
+    """Compare all servers, or with QUICK=1 a few."""
     quick = bool(os.environ.get("QUICK"))
     if not shutil.which("wrk"):
         print("wrk is missing (Debian: apt-get install wrk).", file=sys.stderr)
@@ -81,7 +79,7 @@ def main() -> int:
     except data.DataError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    # First, as it is soon told if there is none.
+    # First, so that a missing one is reported at once.
     last = bench_report.load() if quick else {}
     chosen = bench_report.quick_choice(SERVERS) if quick else SERVERS
     for name in PEER_NAMES:
@@ -94,14 +92,13 @@ def main() -> int:
             found["growth"] = grow(bodies)
     if quick:
         print(bench_report.against(found, last))
-        return 0
-    found |= {"date": datetime.date.today().isoformat(), "machine": machine(), "sizes": sizes()}
-    bench_report.write(found)
+    else:
+        bench_report.write(found | report.about() | {"sizes": sizes()})
     return 0
 
 
 class Bodies:
-    """What is sent: folders of requests, each made when it is first asked for."""
+    """Folders of request bodies, each made when it is first needed."""
 
     def __init__(self, root: Path, folder: Path) -> None:
         self._folder = folder
@@ -127,20 +124,19 @@ class Bodies:
         return [image for images in self.images.values() for image in images[:16]]
 
     def several(self, count: int, form: bool = False) -> tuple[Path, str]:
-        """Return a folder of requests of so many images of 320x240, in JSON or in a form."""
+        """Return a folder of requests with several images of 320x240, as JSON or as forms."""
         images = self.images[SMALL]
         drawn = [random.Random(at).sample(images, count) for at in range(32)]
-        if form:
-            return self._written(f"{count} images form", [multipart(each) for each in drawn])
-        return self._written(f"{count} images", [in_json(each) for each in drawn])
+        make, name = (in_form, "form") if form else (in_json, "JSON")
+        return self._written(f"{count} images {name}", [make(each) for each in drawn])
 
     def of_megapixels(self, megapixels: float) -> tuple[Path, str]:
-        """Return a folder of images of so many pixels: photographs, enlarged."""
+        """Return a folder of enlarged photographs."""
         size = round((megapixels * 1e6 * 4 / 3) ** 0.5), round((megapixels * 1e6 * 3 / 4) ** 0.5)
         made = []
-        for data_ in self.images[LARGE][:8]:
+        for image in self.images[LARGE][:8]:
             buffer = BytesIO()
-            Image.open(BytesIO(data_)).convert("RGB").resize(size).save(buffer, "JPEG", quality=90)
+            Image.open(BytesIO(image)).convert("RGB").resize(size).save(buffer, "JPEG", quality=90)
             made.append((JPEG, buffer.getvalue()))
         return self._written(f"{megapixels} megapixels", made)
 
@@ -150,7 +146,7 @@ class Bodies:
         if not folder.exists():
             folder.mkdir()
             for index, (own, body) in enumerate(made):
-                # A form's type names its boundary: the first one's is that of all.
+                # All forms get the boundary of the first, which the content type names.
                 if own != content_type:
                     old, new = (each.partition("boundary=")[2] for each in (own, content_type))
                     body = body.replace(old.encode(), new.encode())
@@ -160,14 +156,14 @@ class Bodies:
 
 
 def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str, Any]:
-    """Load every server in every round; return what came of it by server.
+    """Load every server in every round; return its figures by name.
 
-    Raises RuntimeError if one answers otherwise than its kernel does.
+    Raises RuntimeError if a server answers differently from its kernel.
     """
     found: dict[str, Any] = {server.name: {"starts": [], "loads": []} for server in servers}
     limits: list[dict[str, Any]] = []
     images = bodies.some()
-    known = {kernel: [_shares(each) for each in KERNELS[kernel]()(images)] for kernel in KERNELS}
+    known = {name: [_shares(each) for each in kernel()(images)] for name, kernel in KERNELS.items()}
     bar = tqdm(total=rounds * (len(servers) + 1), unit="server", smoothing=0)
     for number in range(rounds):
         order: list[Server | None] = [None, *servers]
@@ -180,9 +176,10 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
                 seen = found[server.name]
                 with ready(server) as (running, seconds):
                     load(running, bodies.singles(SMALL, server), 16, WARM_UP)
-                    for row in _loads(server, running, bodies):
-                        seen["loads"].append({"round": number, **row})
-                    seen["starts"].append({"seconds": round(seconds, 2), **_memory(running)})
+                    rows = _loads(server, running, bodies)
+                    seen["loads"] += [{"round": number, **row} for row in rows]
+                    memory = processes.megabytes(running.process)
+                    seen["starts"].append({"seconds": round(seconds, 2), "megabytes": memory})
                     said = [_ask(server, running, image) for image in images]
                     seen["differences"] = _difference(server, said, known[server.kernel])
             bar.update()
@@ -203,9 +200,8 @@ def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
                     images, sent = int(amount), bodies.several(int(amount))
                 elif name == "megapixels":
                     sent = bodies.of_megapixels(amount)
-                rows[name].append(
-                    {"amount": amount, **load(running, sent, int(clients), 3, images)}
-                )
+                row = load(running, sent, int(clients), 3, images)
+                rows[name].append({"amount": amount, **row})
     return rows
 
 
@@ -233,25 +229,16 @@ def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[st
 def load(
     running: Running, sent: tuple[Path, str], clients: int, seconds: int, images: int = 1
 ) -> dict[str, Any]:
-    """Load a server; return images a second, milliseconds, failures, and images a CPU second.
+    """Load a server; return images a second, milliseconds, failures, and processor time an image.
 
     Raises RuntimeError if no request was answered.
     """
     folder, content_type = sent
     _drain(running)
-    before = running.cpu_seconds()
+    before = processes.cpu_seconds(running.process)
+    command = ["wrk", "-t1", f"-c{clients}", f"-d{seconds}s", "--timeout", "30s"]
     done = subprocess.run(
-        [
-            "wrk",
-            "-t1",
-            f"-c{clients}",
-            f"-d{seconds}s",
-            "--timeout",
-            "30s",
-            "-s",
-            SCRIPT,
-            running.url,
-        ],
+        [*command, "-s", str(SCRIPT), running.url],
         env=os.environ
         | {"BODIES": str(folder), "CONTENT_TYPE": content_type}
         | {name.upper(): value for name, value in running.headers.items()},
@@ -259,8 +246,8 @@ def load(
         text=True,
         check=True,
     )
-    after = running.cpu_seconds()
-    # What a process that has ended computed is no longer told.
+    after = processes.cpu_seconds(running.process)
+    # The time of a process that has ended is not counted any more.
     spent = {kind: max(0.0, now - before.get(kind, 0)) for kind, now in after.items()}
     row = json.loads(done.stdout.splitlines()[-1])
     if row["requests"] == row["refused"]:
@@ -277,33 +264,22 @@ def load(
     }
 
 
-def _memory(running: Running) -> dict[str, Any]:
-    memory = running.megabytes()
-    return {"megabytes": {name: max(each) for name, each in memory.items()}} | {
-        "megabytes_in_all": round(sum(map(sum, memory.values())), 1)
-    }
-
-
 def _drain(running: Running) -> None:
-    """Wait until a server is through with what the load before left in its queues."""
+    """Wait until a server has finished what the previous load left in its queues."""
     for _ in range(DRAIN):
-        spent = sum(running.cpu_seconds().values())
+        spent = sum(processes.cpu_seconds(running.process).values())
         time.sleep(0.2)
-        # Some are never quite at rest.
-        if sum(running.cpu_seconds().values()) - spent < 0.06:
+        if sum(processes.cpu_seconds(running.process).values()) - spent < 0.06:
             return
 
 
 def _ask(server: Server, running: Running, image: bytes) -> dict[str, float]:
     """Return the probabilities of an image."""
-    answer = _post(running, *server.request(image))
+    content_type, body = server.request(image)
+    headers = {"Content-Type": content_type, **running.headers}
+    answer = requests.post(running.url, body, headers=headers, timeout=60, verify=False)
     answer.raise_for_status()
     return _shares(answer.json())
-
-
-def _post(running: Running, content_type: str, body: bytes) -> requests.Response:
-    headers = {"Content-Type": content_type, **running.headers}
-    return requests.post(running.url, body, headers=headers, timeout=60)
 
 
 def _shares(answer: dict[str, Any]) -> dict[str, float]:
@@ -314,14 +290,15 @@ def _shares(answer: dict[str, Any]) -> dict[str, float]:
 def _difference(
     server: Server, said: Sequence[dict[str, float]], known: Sequence[dict[str, float]]
 ) -> float:
-    """Return by how much probabilities differ at most from the known; RuntimeError if too much."""
+    """Return the largest difference of a probability; raise RuntimeError if it is too large."""
     difference = max(
         abs(ours[label] - theirs[label])
         for ours, theirs in zip(known, said, strict=True)
         for label in ours
     )
     if difference > SAME:
-        raise RuntimeError(f"{server.title} answers otherwise than its kernel: by {difference}.")
+        message = f"{server.title} answers differently from its kernel: by {difference}."
+        raise RuntimeError(message)
     return difference
 
 

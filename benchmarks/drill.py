@@ -18,12 +18,11 @@ from benchmarks.engine import Scenario
 from benchmarks.outcome import Result, Step
 from benchmarks.rig import DEFAULT, OTHER, TOKEN_LIFE, Rig
 from serving.deployment import archives
+from serving.files import lock_holder
 from testing import faulty
 from testing.faulty import remade
 
 NEW = "9.0"
-# Seconds until a bad canary must be rolled back.
-TRIAL_PATIENCE = 90.0
 # Archives that `deploy` must refuse, made from a good one.
 BAD_ARCHIVES: dict[str, Callable[[Path, Path], Path]] = {
     "a corrupt archive": lambda good, path: faulty.cut_off(remade(good, path, NEW)),
@@ -31,9 +30,10 @@ BAD_ARCHIVES: dict[str, Callable[[Path, Path], Path]] = {
     "other answers": lambda good, path: remade(good, path, NEW, faulty.other_answers),
     "a crash at start": lambda good, path: remade(good, path, NEW, faulty.crash_at_start),
 }
+# Their versions, faults, and bounds in milliseconds of the 95th percentile.
 BAD_CANARIES = {
-    "a canary that fails": ("9.1", faulty.fail_now_and_then),
-    "a canary that is slow": ("9.2", faulty.slow),
+    "a canary that fails": ("9.1", faulty.fail_now_and_then, 10_000),
+    "a canary that is slow": ("9.2", faulty.slow, 300),
 }
 
 
@@ -66,22 +66,18 @@ def steps(trial: float) -> list[Step]:
         Step(f"retire {OTHER}", change("retire", OTHER)),
         Step(f"deploy {OTHER} again", change("deploy", OTHER, "--workers", "2")),
         Step("new tokens, 5 times", renew_tokens),
-        Step(
-            "asleep until the tokens expire",
-            rig.sleep_until_expiry,
-            prepare=rig.wait_for_expiry,
-        ),
+        Step("asleep until the tokens expire", rig.sleep_until_expiry),
         *(Step(f"deploy {name}", partial(refuse, name)) for name in BAD_ARCHIVES),
         Step(f"deploy a good {NEW}", deploy_good),
         Step(f"retire {NEW}", change("retire", NEW)),
         *(
             Step(
                 name,
-                partial(bad_canary, version=version),
+                partial(bad_canary, version=version, bound=bound),
                 prepare=partial(deploy_bad, version=version, fault=fault),
                 clean_up=retire(version),
             )
-            for name, (version, fault) in BAD_CANARIES.items()
+            for name, (version, fault, bound) in BAD_CANARIES.items()
         ),
         Step("two changes at once", two_at_once),
         Step("kill -9 of a worker", rig.kill_worker),
@@ -143,15 +139,15 @@ def deploy_bad(it: Rig, version: str, fault: Callable[[faulty.Contents], None]) 
     it.tool("deploy", version, "--archive", str(archive)).check_returncode()
 
 
-def bad_canary(it: Rig, result: Result, version: str) -> None:
+def bad_canary(it: Rig, result: Result, version: str, bound: int) -> None:
     """Try a bad version on half of the clients: it must be rolled back automatically."""
-    it.change(result, "canary", version, "--percent", "50", "--max-p95", "300")
+    it.change(result, "canary", version, "--percent", "50", "--max-p95", str(bound))
 
     def rolled_back() -> bool:
         routing = it.routing.read()
         return routing is not None and routing.canary is None
 
-    it.wait(result, "the rollback", rolled_back, TRIAL_PATIENCE)
+    it.wait(result, "the rollback", rolled_back)
     last = json.loads(it.tool("history", "--json").stdout)[-1]
     result.expect(last["action"] == "end canary", "the history does not show the rollback")
     result.notes["printed"] = last.get("why", "")
@@ -161,7 +157,8 @@ def two_at_once(it: Rig, result: Result) -> None:
     """Start a change while another one runs: it must be refused."""
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(it.tool, "scale", OTHER, "--workers", "3")
-        time.sleep(1)
+        lock = it.settings.run_dir / "change.lock"
+        it.wait(result, "the first change", lambda: bool(lock_holder(lock)))
         it.change(result, "scale", OTHER, "--workers", "4", code=4)
         result.expect(first.result().returncode == 0, "the first change failed")
     it.tool("scale", OTHER, "--workers", "2")

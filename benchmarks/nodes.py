@@ -210,12 +210,12 @@ class Cluster:
         """Set a node ready, drain or maint."""
         self.command(f"set server edges/{node.name} state {state}")
 
-    def ready(self) -> bool:
-        """Return whether HAProxy considers all nodes up."""
+    def up(self) -> int:
+        """Return how many nodes HAProxy considers up."""
         with contextlib.suppress(OSError):
             lines = self.command("show stat").splitlines()
-            return sum(line.startswith("edges,node") and ",UP," in line for line in lines) == 3
-        return False
+            return sum(line.startswith("edges,node") and ",UP," in line for line in lines)
+        return 0
 
     def answers(self) -> dict[str, Any]:
         """Return HAProxy's log, by request."""
@@ -268,7 +268,7 @@ def started(folder: Path) -> Iterator[Cluster]:
         cluster = Cluster(folder, nodes, certificate, api_key)
         stack.callback(cluster.haproxy.wait)
         stack.callback(cluster.haproxy.terminate)
-        wait(cluster.ready, "HAProxy with three nodes")
+        wait(lambda: cluster.up() == len(nodes), "HAProxy with three nodes")
         yield cluster
 
 
@@ -379,6 +379,7 @@ def capacity(seconds: int, it: Cluster, samples: object) -> tuple[Document, list
         for count in NODES:
             for at, node in enumerate(it.nodes):
                 it.set_state(node, "ready" if at < count else "maint")
+            wait(lambda count=count: it.up() == count, f"{count} nodes")  # type: ignore[misc]
             row = bench.load(running, (folder, "image/jpeg"), LOAD_CLIENTS, seconds)
             if row["failed"]:
                 problems.append(f"{row['failed']} requests failed with {count} nodes")

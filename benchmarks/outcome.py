@@ -210,7 +210,10 @@ def page(document: Document) -> str:
 
 def _rows(step: Document) -> list[list[Any]]:
     """Return the rows of a step, one for each load."""
-    notes = [f"{name}: {value}" for name, value in step["notes"].items()]
+    notes = [
+        str(value) if name == "printed" else f"{name}: {value}"
+        for name, value in step["notes"].items()
+    ]
     if "split" in step:
         found = step["split"]
         notes += [

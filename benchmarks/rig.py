@@ -116,16 +116,17 @@ class Rig:
             result.expect(False, f"the state is {now}, not {before}")
 
     def wait(
-        self, result: Result, what: str, until: Callable[[], bool], patience: float = PATIENCE
+        self, result: Result, what: str, until: Callable[[], bool], since: float | None = None
     ) -> None:
         """Wait for a condition within a step, and record the seconds since the step began."""
-        while time.time() < result.started + patience:
+        since = since or result.started
+        while time.time() < since + PATIENCE:
             with contextlib.suppress(ServiceError):
                 if until():
-                    result.notes[f"seconds until {what}"] = time.time() - result.started
+                    result.notes[f"seconds until {what}"] = time.time() - since
                     return
             time.sleep(0.02)
-        result.expect(False, f"no {what} after {patience:g} s")
+        result.expect(False, f"no {what} after {PATIENCE:g} s")
 
     def ready_workers(self, version: str) -> list[int]:
         workers = self.management.describe(version)["workers"]
@@ -170,22 +171,19 @@ def kill_java(rig: Rig, result: Result) -> None:
     result.notes.pop("seconds until the end", None)
 
 
-def wait_for_expiry(rig: Rig) -> None:
-    """Wait until the inference token expires soon."""
-    while (left := _token_left(rig)) > 8:
-        time.sleep(min(1, left - 8))
-
-
 def sleep_until_expiry(rig: Rig, result: Result) -> None:
     """Suspend service and users, as a machine does, until the tokens have expired."""
     assert rig.load
-    before = rig.tokens.header("inference")
+    while (left := _token_left(rig)) > 8:
+        time.sleep(min(1, left - 8))
+    before, result.started = rig.tokens.header("inference"), time.time()
     for number in (signal.SIGSTOP, signal.SIGCONT):
         rig.service.process.send_signal(number)
         rig.load.send_signal(number)
         if number == signal.SIGSTOP:
             time.sleep(max(0, _token_left(rig)) + 1)
-    rig.wait(result, "a new token", lambda: rig.tokens.header("inference") != before)
+    awake = time.time()
+    rig.wait(result, "a new token", lambda: rig.tokens.header("inference") != before, awake)
 
 
 def _token_left(rig: Rig) -> float:

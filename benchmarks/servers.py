@@ -1,16 +1,14 @@
-"""The servers that `make bench` compares, each started anew: ours, TorchServe as it comes, peers.
+"""The servers that `make bench` compares: this deployment, plain TorchServe, and peers.
 
-A peer lives in a virtual environment of its own under .build/peers/, with what its requirements in
-benchmarks/peers/ pin. Nothing of it is the product's.
+A peer has a virtual environment of its own under .build/peers/, with the packages that its
+requirements in benchmarks/peers/ pin. The service itself uses none of them.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -20,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,14 @@ import requests
 from benchmarks.peers.kernels import FOLDER, WORKERS
 from handler.networks import load_networks
 from serving.deployment import Deployment, VersionSpec, known_answers
-from serving.settings import ROOT
+from serving.edge.keys import KeyFile
+from serving.edge.nginx import keys_path
+from serving.settings import MODEL, ROOT
 from serving.torchserve.process import find_java
 from serving.torchserve.tokens import Tokens
-from testing.service import free_ports, free_settings, run_service
+from testing import processes
+from testing.connections import in_form
+from testing.service import free_ports, free_settings, run_edge, run_service
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / ".build" / "peers"
@@ -43,110 +46,53 @@ JPEG = "image/jpeg"
 
 @dataclass
 class Running:
-    """A server that answers: where, what to send with each request, and its processes."""
+    """A running server: where it answers, its main process, and the headers of each request."""
 
     url: str
     process: psutil.Process
     headers: Mapping[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    def tree(self) -> list[psutil.Process]:
-        """Return its processes, those of its workers too."""
-        return [self.process, *self.process.children(recursive=True)]
-
-    def cpu_seconds(self) -> dict[str, float]:
-        """Return how long its processes have computed so far, by kind."""
-        spent: dict[str, float] = {}
-        for each in self.tree():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                times = each.cpu_times()
-                spent[_kind(each)] = spent.get(_kind(each), 0) + times.user + times.system
-        return spent
-
-    def megabytes(self) -> dict[str, list[float]]:
-        """Return the memory of its processes by kind; what they share counts in parts (PSS)."""
-        return self._by_kind(lambda each: each.memory_full_info().pss)
-
-    def anonymous_megabytes(self) -> dict[str, list[float]]:
-        """Return what its processes hold by themselves (RssAnon), by kind: no file's pages."""
-        return self._by_kind(_anonymous)
-
-    def _by_kind(self, held: Callable[[psutil.Process], int]) -> dict[str, list[float]]:
-        memory: dict[str, list[float]] = {}
-        for each in self.tree():
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-                memory.setdefault(_kind(each), []).append(round(held(each) / 2**20, 1))
-        return memory
-
-
-def _anonymous(process: psutil.Process) -> int:
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    (kilobytes,) = re.findall(r"^RssAnon:\s+(\d+) kB$", status, re.M)
-    return 1024 * int(kilobytes)
-
-
-def _kind(process: psutil.Process) -> str:
-    if any("model_service_worker" in part for part in process.cmdline()):
-        return "worker"
-    return "java" if process.name() == "java" else "python"
-
 
 @dataclass(frozen=True)
 class Server:
-    """How to start a server, and how an image is sent to it."""
+    """How to start a server, and how to send it an image."""
 
     name: str
     title: str
-    # Which of benchmarks/peers/kernels.py answers; ours alone also has the handler's whole archive.
+    # What computes the answer (benchmarks/peers/kernels.py).
     kernel: str
     start: Callable[[Path], contextlib.AbstractContextManager[Running]]
     form: bool = False
 
     def request(self, image: bytes) -> tuple[str, bytes]:
         """Return content type and body of a request for one image."""
-        return multipart([image]) if self.form else (JPEG, image)
-
-
-def multipart(images: Sequence[bytes]) -> tuple[str, bytes]:
-    """Return content type and body of a form of images; one alone is called `image`."""
-    names = ["image"] if len(images) == 1 else [f"image{at}" for at in range(len(images))]
-    files = [(name, (name, data, JPEG)) for name, data in zip(names, images, strict=True)]
-    prepared = requests.Request("POST", "http://host", files=files).prepare()
-    assert isinstance(prepared.body, bytes)
-    return prepared.headers["Content-Type"], prepared.body
-
-
-def in_json(images: Sequence[bytes]) -> tuple[str, bytes]:
-    """Return content type and body of a request for images in KServe's JSON."""
-    instances = [{"b64": base64.b64encode(image).decode()} for image in images]
-    return "application/json", json.dumps({"instances": instances}).encode()
+        return in_form([image]) if self.form else (JPEG, image)
 
 
 @contextlib.contextmanager
-def ours(folder: Path) -> Iterator[Running]:
-    """Run our deployment; requests go straight to TorchServe."""
-    settings = free_settings(
-        folder / "run",
-        Deployment(default=VERSION, versions={VERSION: VersionSpec(workers=WORKERS)}),
-    )
+def ours(folder: Path, edge: bool = False) -> Iterator[Running]:
+    """Run this deployment; requests go to TorchServe itself, or through the edge."""
+    wanted = Deployment(default=VERSION, versions={VERSION: VersionSpec(workers=WORKERS)})
+    settings = free_settings(folder / "run", wanted)
     started = time.perf_counter()
-    service = run_service(settings)
-    try:
-        yield Running(
-            f"{settings.inference_url}/predictions/bloodcells",
-            psutil.Process(service.process.pid),
-            Tokens(settings.run_dir).header("inference"),
-            started,
-        )
-    finally:
-        service.stop()
+    with contextlib.ExitStack() as stack:
+        service = run_service(settings)
+        stack.callback(service.stop)
+        url, headers = settings.inference_url, Tokens(settings.run_dir).header("inference")
+        if edge:
+            front = run_edge(settings, EDGE_RATE="100000")
+            stack.callback(front.stop)
+            url, headers = front.url, {"X-API-Key": KeyFile(keys_path(settings)).add("bench")}
+        process = psutil.Process(service.process.pid)
+        yield Running(f"{url}/predictions/{MODEL}", process, headers, started)
 
 
 @contextlib.contextmanager
 def stock(folder: Path, threads: str = "") -> Iterator[Running]:
     """Run TorchServe with its own launcher, settings and image classifier.
 
-    If it is told no number, each of its workers has as many threads as there are cores.
+    By default each of its workers has as many threads as there are cores.
     """
     inference, management, metrics, grpc, grpc_management = free_ports(5)
     (folder / "config.properties").write_text(
@@ -167,7 +113,7 @@ def stock(folder: Path, threads: str = "") -> Iterator[Running]:
 
 
 def stock_archive(folder: Path) -> Path:
-    """Archive the network for TorchServe's own image classifier."""
+    """Build an archive of the network for TorchServe's own image classifier."""
     import torch
 
     class Tempered(torch.nn.Module):
@@ -186,7 +132,7 @@ def stock_archive(folder: Path) -> Path:
     store = folder / "store"
     store.mkdir()
     with warnings.catch_warnings():
-        # Deprecated, but what its own image classifier loads.
+        # Deprecated, but TorchServe's image classifier loads nothing else.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(Tempered(), torch.zeros(1, 3, 60, 80)).save(folder / "network.pt")
     command: list[Any] = [Path(sys.executable).parent / "torch-model-archiver"]
@@ -201,7 +147,7 @@ def stock_archive(folder: Path) -> Path:
 
 
 def peer(name: str, kernel: str, command: str, path: str) -> Callable[[Path], Any]:
-    """Return what starts a peer; `command` is of its environment, PORT stands for the port."""
+    """Return what starts a peer by a command of its environment; PORT stands for the port."""
 
     @contextlib.contextmanager
     def start(folder: Path) -> Iterator[Running]:
@@ -213,10 +159,6 @@ def peer(name: str, kernel: str, command: str, path: str) -> Callable[[Path], An
             "OMP_NUM_THREADS": "1",
             "HOME": str(folder),
             "DO_NOT_TRACK": "1",
-            "BENTOML_DO_NOT_TRACK": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            # Else it would compute after everything else.
-            "RAY_worker_niceness": "0",
         }
         wanted = [str(ENVIRONMENTS / name / "bin" / program), *arguments]
         with _started(wanted, folder, environment, f"http://127.0.0.1:{port}{path}") as running:
@@ -243,7 +185,7 @@ def _started(
     try:
         yield running
     finally:
-        family = running.tree()
+        family = processes.tree(running.process)
         process.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
@@ -255,9 +197,8 @@ def _started(
 
 @contextlib.contextmanager
 def ready(server: Server) -> Iterator[tuple[Running, float]]:
-    """Run a server; yield it when it answers, and the seconds that this took."""
+    """Run a server; yield it once it answers, with the seconds that this took."""
     folder = Path(tempfile.mkdtemp(prefix="bench-"))
-    # The page's own cell: any image will do.
     content_type, body = server.request((known_answers.SAMPLES / "neutrophil.png").read_bytes())
     try:
         with server.start(folder) as running:
@@ -280,7 +221,7 @@ def ready(server: Server) -> Iterator[tuple[Running, float]]:
 
 
 def set_up(name: str) -> None:
-    """Make the virtual environment of a peer, unless it is there as wanted."""
+    """Create the virtual environment of a peer, unless it is up to date."""
     files = [PEERS / f"{name}.txt", PEERS / "kernels.txt"]
     wanted = "".join(file.read_text() for file in files)
     stamp = ENVIRONMENTS / name / "stamp"
@@ -297,7 +238,7 @@ def set_up(name: str) -> None:
 
 
 def megabytes_installed(name: str | None) -> float:
-    """Return how large an environment is: a peer's, or the product's with what tests need."""
+    """Return the size of a peer's environment, or of this project's with its test packages."""
     folder = ENVIRONMENTS / name if name else ROOT / ".venv"
     files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     return round(sum(path.stat().st_size for path in files) / 2**20, 1)
@@ -315,15 +256,10 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
         "/",
     ),
     "litserve": ("LitServe", "python -m benchmarks.peers.litserve_app PORT", "/"),
-    "bentoml": (
-        "BentoML",
-        f"bentoml serve --working-dir {ROOT} --port PORT benchmarks.peers.bentoml_app:Cells",
-        "/predict",
-    ),
-    "ray": ("Ray Serve", "python -m benchmarks.peers.ray_app PORT", "/"),
 }
 PEER_NAMES = tuple(_COMMANDS)
 SERVICE = Server("bloodcells", "this deployment", "ours", ours)
+EDGE = Server("edge", "through the edge, TLS", "ours", partial(ours, edge=True))
 SERVERS = [
     SERVICE,
     Server("torchserve-plain", "TorchServe as it comes", "plain", stock),
@@ -331,7 +267,7 @@ SERVERS = [
         "torchserve-thread",
         "TorchServe, one thread a worker",
         "plain",
-        lambda folder: stock(folder, threads="1"),
+        partial(stock, threads="1"),
     ),
     *(
         Server(
@@ -339,11 +275,11 @@ SERVERS = [
             title,
             kernel,
             peer(name, kernel, command, path),
-            form=name in ("bentoml", "litserve"),
+            form=name == "litserve",
         )
         for name, (title, command, path) in _COMMANDS.items()
         for kernel in ("plain", "ours")
-        # The others' own cost hides the kernel's.
+        # LitServe's own cost hides that of the kernel.
         if kernel == "ours" or name in ("flask", "fastapi")
     ),
 ]
