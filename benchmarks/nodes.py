@@ -180,7 +180,7 @@ class Cluster:
             "GATEWAY_CERTIFICATE": str(certificate),
             "GATEWAY_KEY": key,
         }
-        self._socket, self._log = folder / "haproxy.sock", folder / "haproxy.log"
+        self._socket, self.haproxy_log = folder / "haproxy.sock", folder / "haproxy.log"
         pair = folder / "haproxy.pem"
         pair.write_bytes(certificate.read_bytes() + certificate.with_suffix(".key").read_bytes())
         variables = {
@@ -190,7 +190,7 @@ class Cluster:
             "NODES_CA": str(certificate),
             "PREDICTION_TIMEOUT": f"{PREDICTION_TIMEOUT}s",
         } | {f"NODE_{at}": f"{node.address}:{PORT}" for at, node in enumerate(nodes, 1)}
-        with self._log.open("wb") as output:
+        with self.haproxy_log.open("wb") as output:
             self.haproxy = subprocess.Popen(
                 ["haproxy", "-W", "-f", str(ROOT / "deploy" / "haproxy" / "haproxy.cfg")],
                 env=os.environ | variables,
@@ -219,7 +219,7 @@ class Cluster:
 
     def answers(self) -> dict[str, Any]:
         """Return HAProxy's log, by request."""
-        lines = (line for line in self._log.read_text().splitlines() if line.startswith("{"))
+        lines = (line for line in self.haproxy_log.read_text().splitlines() if line.startswith("{"))
         return {each["request_id"]: each for each in map(json.loads, lines)}
 
     def requests(self) -> list[Request]:

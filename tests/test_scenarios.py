@@ -1,0 +1,323 @@
+"""The scenario engine: which requests count to which step, what fails a run, what a report says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from benchmarks import chaos, drill, engine, nodes, outcome, report, soak
+from benchmarks.nodes import Cgroup, Cluster
+from benchmarks.outcome import FIELDS, Request, Result, Step, between, figures, split, summary
+
+
+def request(
+    time: float, milliseconds: float = 100, client: str = "a", by: str = "1.0", **other: Any
+) -> Request:
+    given = {"load": "users", "said": "200", "failed": False} | other
+    return Request(time, milliseconds, client=client, by=by, **given)
+
+
+def failure(time: float, **other: Any) -> Request:
+    return request(time, by="", said="503 gone", failed=True, **other)
+
+
+def nothing(target: Any, result: Result) -> None:
+    pass
+
+
+def step_at(started: float, ended: float, workers: tuple[int, ...] = (), **step: Any) -> Result:
+    before, after = ({"workers": each, "megabytes": {"java": 180.4}} for each in ((1, 2), workers))
+    made = Step("promote", nothing, **step)
+    return Result(made, started, ended, before=before, after=after)
+
+
+def test_a_request_belongs_to_each_moment_in_which_it_was_in_flight() -> None:
+    asked = [request(9.0, 500), request(9.0, 1500), request(10.5, 9000), request(11.5)]
+    assert between(asked, 10, 11) == asked[1:3]
+
+
+def test_failures_count_but_not_their_time() -> None:
+    asked = [request(0, milliseconds) for milliseconds in range(1, 100)]
+    found = figures([*asked, request(0, 20_000, failed=True)])
+    assert found == {"requests": 100, "failed": 1, "p50": 50.0, "p99": 98.0, "slowest": 99.0}
+    assert figures([failure(0)])["p99"] is None
+
+
+def test_the_split_is_by_clients_and_by_requests() -> None:
+    asked = [request(0, client=name, by="2.0") for name in "aab"]
+    asked += [*(request(0, client=name) for name in "bcde"), failure(0, client="f")]
+    assert split(asked) == {
+        "clients": 5,
+        "clients who saw two versions": 1,
+        "percent of clients": {"1.0": 80.0, "2.0": 40.0},
+        "percent of requests": {"1.0": 57.1, "2.0": 42.9},
+    }
+
+
+def test_requests_are_split_into_steps_and_calm() -> None:
+    asked = [request(2, 1), request(19, 1100), request(21, 300), request(24, 900), request(30, 70)]
+    found = summary([step_at(20, 22, (1, 2))], asked)
+    [row] = found["steps"]
+    assert (row["seconds"], row["loads"]["users"]["requests"]) == (2, 3)
+    assert found["loads"]["users"]["all"]["requests"] == 5
+    assert found["loads"]["users"]["calm"]["slowest"] == 70
+    assert found["problems"] == []
+
+
+KEEPS = (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("result", "asked", "problems"),
+    [
+        (step_at(20, 22, KEEPS), [failure(21)], ["promote: 1 requests of users failed, 0 may"]),
+        (step_at(20, 22, KEEPS, may_fail={"users": 1}), [failure(21)], []),
+        (
+            step_at(20, 22, KEEPS, may_fail={"users": 1}),
+            [failure(21, load="direct")],
+            ["promote: 1 requests of direct failed, 0 may"],
+        ),
+        (
+            step_at(20, 22, KEEPS),
+            [failure(50)],
+            ["1 requests of users failed while nothing was done"],
+        ),
+        (step_at(20, 22, (1, 3)), [request(21)], ["promote: 1 workers ended"]),
+        (step_at(20, 22, (1, 3), workers_may_end=True), [request(21)], []),
+        (step_at(20, 22, KEEPS), [], ["No request was sent."]),
+    ],
+)
+def test_what_fails_a_run(result: Result, asked: list[Request], problems: list[str]) -> None:
+    assert summary([result], asked)["problems"] == problems
+
+
+def test_what_a_step_does_not_expect_fails_the_run() -> None:
+    result = step_at(20, 22, KEEPS)
+    result.expect(True, "fine")
+    result.expect(False, "2.0 is not the default")
+    result.sent = Counter({"200": 3, "500": 2})
+    result.expect_sent("200", "503")
+    problems = summary([result], [request(21)])["problems"]
+    assert problems == ["promote: 2.0 is not the default", "promote: 2 x 500"]
+
+
+def test_the_report_says_it_all() -> None:
+    result = step_at(2, 4, (1, 3))
+    result.watched, result.sent = (2, 4), Counter({"413": 3, "200": 1})
+    result.notes = {"printed": "a | b", "seconds until ready": 1.26}
+    asked = [request(0.5), request(2.9, 50, by="2.0"), failure(3), request(3, 7, load="direct")]
+    about = {"name": "drill", "title": "The drill", "about": "Written by `make drill`."}
+    machine = {"date": "2026-01-02", "machine": {"processor": "one", "cores": 2}}
+    more = {"table": {"heads": ["nodes", "p50"], "rows": [[3, "8"]]}}
+    page = outcome.page(about | machine | summary([result], asked) | more)
+    for text in (
+        "Written by `make drill`. 2026-01-02, 2 cores (one), which service and clients share.",
+        "**1 of 3 requests of users failed** (between steps: p50 100.0, p99 100.0).",
+        "| promote | 2 | users | 2 | 1 | 50.0 | 50.0 | 50.0 | 1 x 503 gone | 4: 1 x 200, 3 x 413 "
+        "| 1 | 180 | 180 | a \\| b; seconds until ready: 1.3; 1 clients: 100.0 % by 2.0; "
+        "requests: 100.0 % by 2.0; 0 clients saw two versions |",
+        "|  |  | direct | 1 | 0 | 7.0 |",
+        "| 3 | 8 |",
+        "Problems:\n\n- promote: 1 workers ended\n- promote: 1 requests of users failed, 0 may",
+    ):
+        assert text in page
+
+
+def test_a_table_omits_empty_columns() -> None:
+    assert report.table(["a", "b", "c"], [["1", "", "x"], ["2", None, ""]]) == (
+        "| a | c |\n| --- | --- |\n| 1 | x |\n| 2 |  |"
+    )
+
+
+def test_the_log_of_a_load_is_read_in_order(tmp_path: Path) -> None:
+    log = tmp_path / "load.csv"
+    lines = [",".join(FIELDS), "2.5,10.0,users,b,2.0,200,False"]
+    lines.append('1.5,20.0,users,a,,"503 Gone: not there, sorry",True')
+    log.write_text("\n".join(lines))
+    assert outcome.read_requests(log) == [
+        Request(1.5, 20.0, "users", "a", "", "503 Gone: not there, sorry", True),
+        Request(2.5, 10.0, "users", "b", "2.0", "200", False),
+    ]
+
+
+class Target(SimpleNamespace):
+    """A target whose load is a program that writes one request."""
+
+    def look(self) -> dict[str, Any]:
+        return {"workers": [1], "megabytes": {"java": 100}}
+
+    def requests(self) -> list[Request]:
+        return [request(0), request(9.0)]
+
+
+def test_the_engine_takes_each_step_and_writes_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "FOLDER", tmp_path / "run")
+    monkeypatch.setattr(engine, "running", lambda *_: contextlib.nullcontext())
+    monkeypatch.setattr(outcome, "AFTER", 0)
+    taken: list[str] = []
+
+    def inject(target: Any, result: Result) -> None:
+        taken.append("inject")
+        result.expect(False, "it broke")
+
+    step = Step(
+        "one",
+        inject,
+        {},
+        False,
+        lambda _: taken.append("prepare"),
+        lambda _: taken.append("clean up"),
+    )
+    scenario = engine.Scenario(
+        "trial",
+        "A trial",
+        "Written by a test.",
+        lambda folder: contextlib.nullcontext(Target()),
+        {},
+        [step, Step("two", nothing)],
+        calm=0,
+        conclude=lambda target, samples: ({"heads": ["x"], "rows": [[len(samples) > 0]]}, ["late"]),
+    )
+    assert engine.run(scenario, tmp_path) == ["one: it broke", "late"]
+    assert taken == ["prepare", "inject", "clean up"]
+    assert "| True |" in (tmp_path / "trial.md").read_text()
+    assert (tmp_path / "trial.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("build", [drill.build, chaos.build, soak.build, nodes.build])
+def test_a_quick_run_takes_the_same_steps(build: Callable[[bool], engine.Scenario]) -> None:
+    quick, whole = build(True), build(False)
+    assert len(quick.steps) == len(whole.steps) == len({step.name for step in whole.steps})
+
+
+def test_the_decoder_alone_counts_each_outcome() -> None:
+    outcomes, slowest = chaos.decode_damaged(60, 1)
+    assert outcomes.total() == 60
+    assert set(outcomes) <= {"200", "400", "413", "415"}
+    assert slowest > 0
+
+
+class TestSoak:
+    def samples(self, minutes: int, **megabytes: Callable[[float], float]) -> list[dict[str, Any]]:
+        return [
+            {
+                "time": 60 * minute,
+                "megabytes": {kind: grown(minute) for kind, grown in megabytes.items()},
+            }
+            for minute in range(minutes + 1)
+        ]
+
+    def test_the_slope_is_that_of_a_line_with_its_error(self) -> None:
+        samples = self.samples(9, java=lambda at: 100 + 3 * at, worker=lambda at: 7 * (at % 2))
+        assert soak.slope(samples, "java", 0) == (180, 0)
+        growth = soak.slope(samples, "worker", 0)
+        assert growth
+        assert growth[1] > 10
+        assert soak.slope(samples, "java", 8) is None
+
+    @pytest.mark.parametrize(
+        ("minutes", "problems"),
+        [(30, ["workers: 60 MB an hour more in the last third"]), (9, [])],
+    )
+    def test_a_leak_is_a_problem_unless_the_run_is_short(
+        self, minutes: int, problems: list[str]
+    ) -> None:
+        samples = self.samples(
+            minutes,
+            worker=lambda at: 500 + at,
+            java=lambda at: min(100 + 50 * at, 250),
+            python=lambda at: 200 + at / 2,
+        )
+        found, said = soak.conclude(None, samples)  # type: ignore[arg-type]
+        assert said == problems
+        assert found["rows"][1] == ["Java", "100", "250", "+0 ± 0", "+0 ± 0"]
+
+
+class TestCgroup:
+    @pytest.mark.parametrize(
+        ("unified", "file", "bound", "free"),
+        [
+            (True, "bloodcells-a/cpu.max", "30000 100000", "max 100000"),
+            (False, "cpu/bloodcells-a/cpu.cfs_quota_us", "30000", "-1"),
+        ],
+    )
+    def test_it_bounds_the_share_of_a_core(
+        self, tmp_path: Path, unified: bool, file: str, bound: str, free: str
+    ) -> None:
+        (tmp_path / "cpu").mkdir()
+        if unified:
+            (tmp_path / "cgroup.controllers").write_text("cpu")
+        group = Cgroup("a", tmp_path)
+        group.limit(0.3)
+        assert (tmp_path / file).read_text() == bound
+        group.limit(None)
+        assert (tmp_path / file).read_text() == free
+
+    def test_a_signal_reaches_every_process(self, tmp_path: Path) -> None:
+        (tmp_path / "cpu").mkdir()
+        group = Cgroup("a", tmp_path)
+        sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
+        (group.path / "cgroup.procs").write_text("".join(f"{each.pid}\n" for each in sleepers))
+        group.signal(signal.SIGKILL)
+        assert [each.wait() for each in sleepers] == [-signal.SIGKILL] * 2
+
+
+def test_a_machine_without_the_programs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setenv("PATH", "")
+    assert "ip, haproxy, nginx, wrk" in str(nodes.lacking())
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert "root" in str(nodes.lacking())
+
+
+def test_haproxy_says_which_node_answers(tmp_path: Path) -> None:
+    cluster = Cluster.__new__(Cluster)
+    cluster.log, cluster.haproxy_log = tmp_path / "load.csv", tmp_path / "haproxy.log"
+    cluster.haproxy_log.write_text(
+        "[NOTICE] started\n"
+        '{"request_id": "a", "node": "node2", "retries": "+1"}\n'
+        '{"request_id": "b", "node": "node1", "retries": "0"}\n'
+    )
+    rows = [f"{at},10.0,clients,{client},,200,False" for at, client in enumerate("abc")]
+    cluster.log.write_text("\n".join([",".join(FIELDS), *rows]))
+    assert [each.by for each in cluster.requests()] == ["node2", "node1", ""]
+    assert cluster.retried() == 1
+
+
+@pytest.mark.skipif(bool(nodes.lacking()), reason=str(nodes.lacking()))
+@pytest.mark.xdist_group("network")
+def test_a_node_is_cut_off_and_found_again(tmp_path: Path) -> None:
+    def listens() -> bool:
+        with contextlib.suppress(OSError):
+            socket.create_connection((node.address, nodes.PORT), timeout=0.3).close()
+            return True
+        return False
+
+    with nodes.network():
+        node = nodes.Node(1, tmp_path, {})
+        try:
+            node.run(sys.executable, "-m", "http.server", str(nodes.PORT), "--bind", node.address)
+            nodes.wait(listens, "node")
+            node.connect(False)
+            assert not listens()
+            node.connect(True)
+            nodes.wait(listens, "node")
+            node.kill()
+            assert node.cgroup.processes() == []
+        finally:
+            node.remove()
+    links = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
+    assert nodes.BRIDGE not in links
