@@ -51,5 +51,5 @@ def measured_on(document: Document) -> str:
 def write(folder: Path, name: str, document: Document, page: str) -> None:
     """Write a report as JSON, and as Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
+    (folder / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
     (folder / f"{name}.md").write_text(f"{page.rstrip()}\n")

@@ -1,4 +1,4 @@
-"""The benchmark: what is sent, how it is counted, and what is told of it."""
+"""The benchmarks: what is sent, how it is counted, and what the reports say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,42 +21,42 @@ from PIL import Image
 from werkzeug.formparser import parse_form_data
 from werkzeug.test import EnvironBuilder
 
-from benchmarks import bench, bench_report, limit, servers
+from benchmarks import bench, bench_report, edge, gpu, limit, servers
 from benchmarks.bench import Bodies
 from benchmarks.peers.kernels import Ours, Plain
-from benchmarks.servers import SERVERS, SERVICE, Running, multipart
+from benchmarks.report import RESULTS
+from benchmarks.servers import SERVERS, SERVICE, Running
 from handler.payload import parse
 from handler.verdict import CLASSES
-from serving.deployment import known_answers
-from serving.settings import ROOT
+from serving.deployment import archives, known_answers
+from serving.settings import ROOT, Settings
+from testing import processes
+from testing.connections import in_form
 
 SAMPLES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 
 
 def loads(speed: float, failed: int = 0) -> list[dict[str, Any]]:
-    """Return what a server is measured to do in a round, faster by its number of clients."""
+    """Return the loads of a server in a round, faster by its number of clients."""
     rest = {
         "p50": 1000 / speed,
         "p99": 2000 / speed,
         "failed": failed,
         "cpu_microseconds": {"worker": 90.0, "java": 10.0},
     }
+    singles = [(clients, 1, False) for clients in bench_report.CLIENTS]
     return [
-        {"size": size, "clients": n, "images": images, "form": form, **rest}
-        | {"images_a_second": speed * n}
+        {"size": size, "clients": clients, "images": images, "form": form, **rest}
+        | {"images_a_second": speed * clients}
         for size in bench_report.SIZES
-        for n, images, form in [
-            *((clients, 1, False) for clients in bench_report.CLIENTS),
-            (64, 16, False),
-            (64, 16, True),
-        ]
+        for clients, images, form in [*singles, (64, 16, False), (64, 16, True)]
     ]
 
 
 @pytest.fixture
 def found() -> dict[str, Any]:
-    """Return a run in which this deployment does 120 a second for each client, its peers less."""
-    memory = {"megabytes": {"worker": 90.0, "java": 200.0}, "megabytes_in_all": 400.0}
+    """Return a run in which this deployment answers 120 a second for each client, peers less."""
+    start = {"seconds": 3.0, "megabytes": {"worker": 90.0, "java": 200.0}}
     speeds = {server.name: 10.0 + at for at, server in enumerate(SERVERS)} | {"bloodcells": 120.0}
     row = {"images_a_second": 5, "p50": 1, "p99": 2, "failed": 0}
     return {
@@ -64,66 +65,56 @@ def found() -> dict[str, Any]:
         "rounds": 3,
         "servers": {
             name: {
-                "starts": [{"seconds": 3.0, **memory}] * 3,
+                "starts": [start] * 3,
                 "loads": [
                     {"round": number, **each}
                     for number, factor in enumerate((0.5, 1, 1.2))
-                    for each in loads(speed * factor, failed=name == "ray-ours")
+                    for each in loads(speed * factor, failed=name == "litserve-ours")
                 ],
                 "differences": 0.0,
             }
             for name, speed in speeds.items()
         },
         "limit": [{size: dict.fromkeys(limit.KINDS, 9600.0) for size in bench_report.SIZES}] * 3,
-        "growth": {
-            name: [{"amount": amount, **row} for amount in amounts]
-            for name, amounts in bench.GROWTH.items()
-        },
+        "growth": {"clients": [{"amount": 1, **row}, {"amount": 256, **row, "failed": 9}]},
         "sizes": {"archive": 1.5, "environment": 900.0} | dict.fromkeys(servers.PEER_NAMES, 1000.0),
     }
 
 
 class TestReport:
     def test_ratios_are_of_one_round_each(self, found: dict[str, Any]) -> None:
-        assert bench_report.speed(found, SERVICE.name, 64) == 120 * 64
         assert bench_report.best_peer(found, 64) == SERVERS[-1].name
-        assert bench_report.ratios(found, SERVERS[-1].name, 16) == pytest.approx(
-            [120 / (9 + len(SERVERS))] * 3
-        )
+        expected = [120 / (9 + len(SERVERS))] * 3
+        assert bench_report.ratios(found, SERVERS[-1].name, 16) == pytest.approx(expected)
         for row in found["servers"]["fastapi-ours"]["loads"]:
             row["images_a_second"] = row["clients"] * 120
         assert bench_report.ratios(found, "fastapi-ours", 16) == pytest.approx([0.5, 1, 1.2])
         assert bench_report.shares(found, 64) == pytest.approx([0.4, 0.8, 0.96])
-        assert bench_report.limit(found, "work") == 9600
-
-    def test_the_best_peer_has_our_kernel(self, found: dict[str, Any]) -> None:
-        found["servers"]["flask-plain"]["loads"] = [{"round": 0, **each} for each in loads(500)]
-        assert bench_report.best_peer(found, 64) == SERVERS[-1].name
-
-    def test_failures_are_counted(self, found: dict[str, Any]) -> None:
-        assert bench_report.failures(found) == 3 * len(loads(1))
-        assert f"of all servers: {bench_report.failures(found)}." in bench_report.page(found)
 
     def test_all_of_it_is_written(
         self, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        told: dict[str, str] = {}
-        monkeypatch.setattr(bench_report, "RESULTS", tmp_path / "bench.json")
-        monkeypatch.setattr(bench_report, "write_readme", told.update)
+        tables: dict[str, str] = {}
+        monkeypatch.setattr(bench_report, "RESULTS", tmp_path)
+        monkeypatch.setattr(bench_report, "write_readme", tables.update)
         bench_report.write(found)
         assert bench_report.load() == found
         page = (tmp_path / "bench.md").read_text()
-        assert told["bench"] in page
-        for server in SERVERS:
-            assert server.title in page
-        # Of two cores at 7680 images a second.
-        assert "| the workers | 90 | 35% |" in page
-        assert "| the load, the page, the system | 160 | 62% |" in page
-        assert "| 80% (40% to 96%) |" in told["bench"]
-        assert "8.33 ms, 16.67 ms" in told["bench"]
+        for text in (
+            tables["bench"],
+            *(server.title for server in SERVERS),
+            f"Failed requests, of all servers: {3 * len(loads(1))}.",
+            # Of two cores at 7680 images a second.
+            "| the workers | 90 | 35% |",
+            "| the load, the page, the system | 160 | 62% |",
+            "| 256 | 5 |  |  | 9 |",
+        ):
+            assert text in page
+        assert "| 80% (40% to 96%) |" in tables["bench"]
+        assert "8.33 ms, 16.67 ms" in tables["bench"]
         assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_a_quick_look_tells_what_changed(self, found: dict[str, Any]) -> None:
+    def test_a_quick_run_shows_what_changed(self, found: dict[str, Any]) -> None:
         chosen = {server.name for server in bench_report.quick_choice(SERVERS)}
         assert SERVICE.name in chosen
         now = json.loads(json.dumps(found))
@@ -135,24 +126,48 @@ class TestReport:
         assert all(line.endswith("-50%") for line in lines[1:-1])
 
 
+@pytest.mark.parametrize(("name", "page"), [("bench", bench_report.page), ("gpu", gpu.page)])
+def test_a_committed_report_is_that_of_its_figures(name: str, page: Any) -> None:
+    figures = json.loads((RESULTS / f"{name}.json").read_text())
+    assert (RESULTS / f"{name}.md").read_text() == f"{page(figures).rstrip()}\n"
+
+
+def test_the_edges_report_compares_both_ways(found: dict[str, Any]) -> None:
+    found["servers"]["edge"] = found["servers"]["flask-ours"]
+    page = edge.page(found)
+    assert "| 320x240 | 64 | TorchServe, HTTP | 7,680 | 8.33 | 16.67 | 0 |" in page
+    assert "| 640x480 | 1 | through the edge, TLS |" in page
+
+
+def test_only_the_device_of_an_archive_differs(tmp_path: Path) -> None:
+    archive = archives.built(Settings(), "1.0")
+    gpu.with_device(archive, tmp_path, "gpu")
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / archive.name) as new:
+        assert old.namelist() == new.namelist()
+        differ = [name for name in old.namelist() if old.read(name) != new.read(name)]
+        assert differ == ["model-config.yaml"]
+        assert b"deviceType: gpu " in new.read("model-config.yaml")
+
+
+@pytest.mark.data
 class TestBodies:
     @pytest.fixture
     def bodies(self, blood_cells: Path, tmp_path: Path) -> Bodies:
         return Bodies(blood_cells, tmp_path)
 
-    def test_images_go_as_they_are(self, bodies: Bodies) -> None:
+    def test_images_are_sent_unchanged(self, bodies: Bodies) -> None:
         folder, content_type = bodies.singles(bench.SMALL, SERVICE)
         sent = [path.read_bytes() for path in sorted(folder.iterdir())]
         assert sent == bodies.images[bench.SMALL]
         assert content_type == "image/jpeg"
         assert bodies.singles(bench.SMALL, SERVICE) == (folder, content_type)
 
-    def test_every_form_is_one_of_the_type_that_is_sent(self, bodies: Bodies) -> None:
+    def test_every_form_has_the_content_type_that_is_sent(self, bodies: Bodies) -> None:
         folder, content_type = bodies.several(5, form=True)
         for path in folder.iterdir():
             assert len(files_in(path.read_bytes(), content_type)) == 5
 
-    def test_several_are_sent_in_json(self, bodies: Bodies) -> None:
+    def test_several_are_sent_as_json(self, bodies: Bodies) -> None:
         folder, content_type = bodies.several(5)
         assert content_type == "application/json"
         for path in folder.iterdir():
@@ -176,13 +191,14 @@ def files_in(body: bytes, content_type: str) -> list[bytes]:
     return read
 
 
-def test_one_image_is_a_form_too() -> None:
-    content_type, body = multipart(SAMPLES[:1])
-    assert files_in(body, content_type) == SAMPLES[:1]
+def test_a_form_holds_one_image_or_several() -> None:
+    for images in (SAMPLES[:1], SAMPLES[:3]):
+        content_type, body = in_form(images)
+        assert files_in(body, content_type) == images
 
 
 class TestKernels:
-    def test_they_see_the_same(self) -> None:
+    def test_both_give_the_same_label(self) -> None:
         ours, plain = Ours()(SAMPLES), Plain()(SAMPLES)
         for one, other in zip(ours, plain, strict=True):
             assert one["label"] == other["label"]
@@ -202,11 +218,12 @@ class TestKernels:
         assert answer == Ours()(SAMPLES[:1])[0]
 
 
-def test_torchserve_as_it_comes_answers(sample_image: Path) -> None:
+@pytest.mark.live
+def test_plain_torchserve_answers(sample_image: Path) -> None:
     [stock] = [server for server in SERVERS if server.name == bench_report.STOCK]
     with servers.ready(stock) as (running, seconds):
         said = requests.post(running.url, sample_image.read_bytes(), timeout=60).json()
-        memory = running.megabytes()
+        memory = processes.megabytes(running.process)
     assert seconds > 0
     [plain] = Plain()([sample_image.read_bytes()])
     assert set(said) == set(CLASSES)
@@ -216,7 +233,7 @@ def test_torchserve_as_it_comes_answers(sample_image: Path) -> None:
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Answers what has come; 503 to a body that says so."""
+    """Answers 200, or 503 to the body `refuse`."""
 
     protocol_version = "HTTP/1.1"
     seen: list[tuple[str, str, bytes]]
@@ -241,28 +258,31 @@ def answering() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
         server.shutdown()
 
 
-def test_other_answers_end_the_run() -> None:
+def test_different_answers_end_the_run() -> None:
     known = [{"A": 0.25, "B": 0.75}]
     assert bench._difference(SERVICE, [{"A": 0.25001, "B": 0.74999}], known) < bench.SAME
-    with pytest.raises(RuntimeError, match="this deployment answers otherwise"):
+    with pytest.raises(RuntimeError, match="this deployment answers differently"):
         bench._difference(SERVICE, [{"A": 0.26, "B": 0.74}], known)
 
 
-def test_the_peers_have_the_products_versions() -> None:
+def test_the_peers_have_the_same_versions() -> None:
     def pins(path: Path) -> set[str]:
         return {line for line in path.read_text().splitlines() if not line.startswith("#")}
 
     assert pins(servers.PEERS / "kernels.txt") <= pins(ROOT / "requirements.txt")
 
 
-@pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
+NO_WRK = pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
+
+
+@NO_WRK
 def test_a_server_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
     (tmp_path / "0").write_bytes(b"refuse")
     with answering() as (url, _seen), pytest.raises(RuntimeError, match="answered none"):
         bench.load(Running(url, psutil.Process()), (tmp_path, "image/x"), 1, 1)
 
 
-@pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
+@NO_WRK
 def test_a_load_counts_images_and_failures(tmp_path: Path) -> None:
     bodies = [b"one", b"two\0\r\n", b"refuse", b"four"]
     for at, body in enumerate(bodies):
@@ -272,8 +292,8 @@ def test_a_load_counts_images_and_failures(tmp_path: Path) -> None:
         row = bench.load(running, (tmp_path, "image/x"), 2, 1, images=3)
     assert {(kind, token) for kind, token, _ in seen} == {("image/x", "Bearer me")}
     assert {body for *_, body in seen} == set(bodies)
-    # What is under way at the end is not counted.
-    assert row["failed"] == pytest.approx(len(seen) / 4, abs=3)
-    assert row["images_a_second"] == pytest.approx(3 * 3 / 4 * len(seen), rel=0.2, abs=20)
+    # wrk does not count what is in flight at its end: one request for each of two clients.
+    assert 0 <= sum(body == b"refuse" for *_, body in seen) - row["failed"] <= 2
+    assert row["images_a_second"] > 0
     assert 0 < row["p50"] <= row["p99"]
     assert row["cpu_microseconds"]["python"] > 0
