@@ -29,7 +29,7 @@ from serving.edge.keys import MAY, KeyFile
 from serving.edge.nginx import keys_path
 from serving.http import local_session
 from serving.settings import MODEL
-from testing import connections, hostile
+from testing import connections, formats, hostile
 from testing.clients import page_session
 from testing.clock import Clock
 from testing.connections import Call
@@ -46,7 +46,7 @@ CLOCK_HOURS = 2
 SLOWEST = 20.0
 # All that TorchServe holds when it is killed.
 KILLS = {"direct": DIRECT}
-GOOD = Upload("good", hostile.encoded(hostile.sample(), "PNG"))
+GOOD = Upload("good", formats.encoded(hostile.sample(), "PNG"))
 Send = Callable[[Upload], Call]
 
 
@@ -200,7 +200,7 @@ def on_full_disk(kill: Callable[[Chaos, Result], None]) -> Callable[[Chaos, Resu
 
 def flood(it: Chaos, result: Result) -> None:
     """Send more requests at once than may wait, of images that take long."""
-    body = hostile.tiff(1_500, 1_000, hostile.packed(1_500 * 1_000 * 3), 8)
+    body = formats.tiff(1_500, 1_000, formats.packed(1_500 * 1_000 * 3), 8)
     result.sent = connections.at_once(it.to_torchserve(Upload("large", body), OTHER), FLOOD)
     until_answered(result, lambda: it.to_torchserve(GOOD))
     result.expect(result.sent["503"] > 0, "the queue was not full")
@@ -330,7 +330,7 @@ def set_clock(hours: int, it: Chaos, result: Result) -> None:
 
 def terminate(it: Chaos, result: Result) -> None:
     """Stop the service with requests of the page in flight, and start it again."""
-    large = hostile.tiff(5_000, 4_000, hostile.packed(5_000 * 4_000 * 3), 8)
+    large = formats.tiff(5_000, 4_000, formats.packed(5_000 * 4_000 * 3), 8)
     url = it.settings.frontend_url
     with page_session(local_session(8), url) as session, ThreadPoolExecutor(8) as pool:
 

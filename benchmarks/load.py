@@ -28,7 +28,7 @@ from serving.deployment import known_answers
 from serving.http import local_session
 from serving.settings import MODEL, Settings
 from serving.torchserve.tokens import TokenError, Tokens
-from testing import connections, hostile
+from testing import connections, formats, hostile
 from testing.clients import Clients, page_session
 from testing.connections import Call
 
@@ -92,7 +92,7 @@ class Direct(Load):
     def __init__(self, settings: Settings, count: int, log: Any) -> None:
         super().__init__(settings, count, log)
         self._tokens = Tokens(settings.run_dir)
-        self._image = hostile.encoded(hostile.sample(), "JPEG")
+        self._image = formats.encoded(hostile.sample(), "JPEG")
 
     def ask(self, chance: random.Random) -> Answer:
         said = "refused"
@@ -118,7 +118,7 @@ class Mixed(Load):
         super().__init__(settings, count, log)
         self._tokens = Tokens(settings.run_dir)
         samples = product(self.sizes, self.kinds)
-        self._images = [hostile.encoded(hostile.sample(size), kind) for size, kind in samples]
+        self._images = [formats.encoded(hostile.sample(size), kind) for size, kind in samples]
         self._sessions: dict[str, requests.Session] = {}
 
     def ask(self, chance: random.Random) -> Answer:

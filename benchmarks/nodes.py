@@ -36,7 +36,7 @@ from serving.edge.certificates import sign
 from serving.edge.keys import KeyFile
 from serving.edge.nginx import NAME
 from serving.settings import MODEL, ROOT, Settings
-from testing import hostile
+from testing import formats, hostile
 from testing.service import environment_of
 
 PROGRAMS = ("ip", "haproxy", "nginx", "wrk")
@@ -370,7 +370,7 @@ def capacity(seconds: int, it: Cluster, samples: object) -> tuple[Document, list
     """Return the images a second of one to three nodes, with a share of a core each and without."""
     folder = it.log.parent / "bodies"
     folder.mkdir()
-    (folder / "cell").write_bytes(hostile.encoded(hostile.sample((320, 240)), "JPEG"))
+    (folder / "cell").write_bytes(formats.encoded(hostile.sample((320, 240)), "JPEG"))
     running = Running(it.url, psutil.Process(it.haproxy.pid), {"X-API-Key": it.key})
     rows, problems = [], []
     for share in (SHARE, None):

@@ -68,7 +68,7 @@ def small(kind: str) -> bytes:
 def collection() -> list[Upload]:
     """Return all uploads that are not random."""
     images = [Upload(name, made, BYTES, allowed) for name, made, allowed in _images()]
-    forms = [Upload(f"form: {name}", *rest) for name, *rest in _forms()]
+    forms = [Upload(f"form: {name}", made, kind, allowed) for name, made, kind, allowed in _forms()]
     documents = [Upload(f"JSON: {name}", made, JSON, allowed) for name, made, allowed in _json()]
     return [*images, *_other_content_types(), *forms, *documents]
 
@@ -83,8 +83,8 @@ def _images() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
     yield "PNG of 30,000 x 30,000 in 110 kB", black, REFUSED
     yield "PNG with 100 MB behind its last row", lambda: png(8, 8, packed(MUCH)), (200, 400)
     # Beside the pixels: skipped, or refused by Pillow.
-    for name, kind, head in (("text", b"zTXt", b"Comment\0\0"), ("profile", b"iCCP", b"icc\0\0")):
-        made = partial(formats.with_packed_chunk, good_png, kind, head, MUCH)
+    for name, chunk, head in (("text", b"zTXt", b"Comment\0\0"), ("profile", b"iCCP", b"icc\0\0")):
+        made = partial(formats.with_packed_chunk, good_png, chunk, head, MUCH)
         yield f"PNG with a {name} of 100 MB", made, (200, 400, 413)
     yield "TIFF that claims 100,000 x 100,000", tiff(100_000, 100_000), REFUSED
     yield "TIFF of one pixel in a huge tile", tiff(1, 1, tile=(60_000, 60_000)), REFUSED

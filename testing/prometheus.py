@@ -1,4 +1,4 @@
-"""A real Prometheus that watches a service of one's own, with the rules of deploy/prometheus/."""
+"""A real Prometheus with the rules of deploy/prometheus/, for a service on other ports."""
 
 from __future__ import annotations
 
@@ -23,22 +23,16 @@ PATIENCE = 60.0
 
 
 class Prometheus:
-    """A running Prometheus, to be asked."""
+    """A running Prometheus."""
 
     def __init__(self, url: str) -> None:
         self.url = url
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Return what an expression is now: a list of {metric, value}."""
-        return self._get("query", query=expression)
-
-    def query_range(self, expression: str, start: float, end: float, step: float) -> Any:
-        """Return how an expression was: a list of {metric, values}."""
-        return self._get("query_range", query=expression, start=start, end=end, step=step)
-
-    def _get(self, what: str, **parameters: Any) -> list[dict[str, Any]]:
+        """Return the current value of an expression: a list of {metric, value}."""
         with local_session() as session:
-            response = session.get(f"{self.url}/api/v1/{what}", params=parameters, timeout=30)
+            parameters = {"query": expression}
+            response = session.get(f"{self.url}/api/v1/query", params=parameters, timeout=30)
         document = response.json()
         if document["status"] != "success":
             raise ValueError(document["error"])
@@ -52,7 +46,7 @@ def is_installed() -> bool:
 
 @contextlib.contextmanager
 def watching(settings: Settings, folder: Path, interval: str = "1s") -> Iterator[Prometheus]:
-    """Run Prometheus meanwhile, with the service's own ports and a shorter interval."""
+    """Run Prometheus for a service, with a shorter interval."""
     config = folder / "prometheus.yml"
     config.write_text(yaml.safe_dump(config_for(settings, interval)))
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())

@@ -1,4 +1,4 @@
-"""A real service of one's own: on free ports, with a folder and a deployment of its own."""
+"""A real service on free ports, with its own folder and deployment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from serving import deployment
 from serving.deployment import Deployment
 from serving.settings import ROOT, Settings
 
-# The last thing that each prints when it is ready.
+# The last line that each prints when it is ready.
 READY = "Ctrl-C stops everything."
 EDGE_OPEN = "Ctrl-C closes it."
 # Seconds that a start may take on a busy machine.
@@ -31,7 +31,7 @@ PATIENCE = 180.0
 
 
 def machine() -> dict[str, Any]:
-    """Return what figures were measured on."""
+    """Return the machine that figures were measured on."""
     return {
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -41,22 +41,37 @@ def machine() -> dict[str, Any]:
 
 
 @dataclass
-class Service:
-    """A running service: its settings, the process that runs it, and where that prints."""
+class Program:
+    """A running program, and the file that it prints to."""
 
-    settings: Settings
     process: subprocess.Popen[bytes]
     printed: Path
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
+        """Stop it like a user or an init system; return what it printed."""
+        self.process.send_signal(number)
+        self.process.wait(timeout=90)
+        return self.printed.read_text()
+
+
+@dataclass
+class Service(Program):
+    """A running service."""
+
+    settings: Settings
 
     @property
     def frontend_url(self) -> str:
         return self.settings.frontend_url
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Stop it as a person or an init system would; return what it printed."""
-        self.process.send_signal(number)
-        self.process.wait(timeout=60)
-        return self.printed.read_text()
+
+@dataclass
+class Edge(Program):
+    """A running edge: where it listens, its certificate and its log."""
+
+    url: str
+    certificate: Path
+    log: Path
 
 
 # Below the range from which the kernel takes the ports of outgoing connections.
@@ -89,7 +104,7 @@ def _reserve(port: int) -> bool:
 
 
 def free_settings(run_dir: Path, wanted: Deployment) -> Settings:
-    """Return settings with free ports, and with a folder and a deployment of their own."""
+    """Return settings with free ports, and their own folder and deployment."""
     names = [name.lower() for name in Settings().ports]
     own = run_dir.with_name(f"{run_dir.name}.deployment.yaml")
     own.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,7 @@ def free_settings(run_dir: Path, wanted: Deployment) -> Settings:
 
 
 def environment_of(settings: Settings) -> dict[str, str]:
-    """Return the environment in which `python -m serving` takes these settings."""
+    """Return the environment that gives `python -m serving` these settings."""
     return (
         os.environ
         | {name: str(port) for name, port in settings.ports.items()}
@@ -113,31 +128,20 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 
 def start(settings: Settings, **variables: str) -> Service:
-    """Start `python -m serving run`, with variables besides; do not wait."""
-    # Into a file: a pipe that nobody reads would stop the service in the end.
-    handle, name = tempfile.mkstemp(dir=settings.run_dir.parent, suffix=".printed")
-    with open(handle, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "run"],
-            cwd=ROOT,
-            env=environment_of(settings) | variables,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    return Service(settings, process, Path(name))
+    """Start `python -m serving run`, and do not wait."""
+    return Service(*_start("run", settings, variables), settings)
 
 
 def run_service(settings: Settings, **variables: str) -> Service:
-    """Start the service, with variables besides, and wait until it says that it is ready."""
+    """Start the service, and wait until it is ready."""
     service = start(settings, **variables)
-    _wait(READY, service.printed, service.process, "the service")
+    _wait(READY, service)
     return service
 
 
 @contextlib.contextmanager
 def deployed(folder: Path) -> Iterator[Service]:
-    """Run a service of the versions of deployment.yaml meanwhile, with its files in a folder."""
+    """Run a service with the versions of deployment.yaml, and its files in a folder."""
     wanted = deployment.load(ROOT / "deployment.yaml")
     service = run_service(free_settings(folder / "run", wanted))
     try:
@@ -146,52 +150,42 @@ def deployed(folder: Path) -> Iterator[Service]:
         service.stop()
 
 
-def _wait(line: str, printed: Path, process: subprocess.Popen[bytes], what: str) -> None:
-    """Wait until a process has printed something; raise AssertionError if it does not."""
-    deadline = time.monotonic() + PATIENCE
-    while line not in printed.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            process.kill()
-            raise AssertionError(f"{what} did not start:\n{printed.read_text()}")
-        time.sleep(0.05)
-
-
-@dataclass
-class Edge:
-    """A running edge: where, the certificate that it is known by, its process, where it prints."""
-
-    url: str
-    certificate: Path
-    log: Path
-    process: subprocess.Popen[bytes]
-    printed: Path
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Stop it as a person or an init system would; return what it printed."""
-        self.process.send_signal(number)
-        self.process.wait(timeout=90)
-        return self.printed.read_text()
-
-
 def run_edge(settings: Settings, **variables: str) -> Edge:
-    """Start the edge of a service on a free port, and wait until it says that it is open."""
+    """Start the edge of a service on a free port, and wait until it is open."""
     (port,) = free_ports(1)
+    edge = Edge(
+        *_start("edge", settings, {"EDGE_PORT": str(port)} | variables),
+        f"https://127.0.0.1:{port}",
+        settings.run_dir / "edge" / "certificate.pem",
+        settings.run_dir / "logs" / "edge.log",
+    )
+    _wait(EDGE_OPEN, edge)
+    return edge
+
+
+def _start(
+    command: str, settings: Settings, variables: dict[str, str]
+) -> tuple[subprocess.Popen[bytes], Path]:
+    # Into a file: a pipe that nobody reads would block the program in the end.
     handle, name = tempfile.mkstemp(dir=settings.run_dir.parent, suffix=".printed")
     with open(handle, "wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "serving", "edge"],
+            [sys.executable, "-m", "serving", command],
             cwd=ROOT,
-            env=environment_of(settings) | {"EDGE_PORT": str(port)} | variables,
+            env=environment_of(settings) | variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
-    printed = Path(name)
-    _wait(EDGE_OPEN, printed, process, "the edge")
-    return Edge(
-        f"https://127.0.0.1:{port}",
-        settings.run_dir / "edge" / "certificate.pem",
-        settings.run_dir / "logs" / "edge.log",
-        process,
-        printed,
-    )
+    return process, Path(name)
+
+
+def _wait(line: str, program: Program) -> None:
+    """Wait until a program prints a line; raise AssertionError if it ends or takes too long."""
+    deadline = time.monotonic() + PATIENCE
+    while line not in program.printed.read_text():
+        if program.process.poll() is not None or time.monotonic() > deadline:
+            program.process.kill()
+            program.process.wait()
+            raise AssertionError(f"a program did not start:\n{program.printed.read_text()}")
+        time.sleep(0.05)

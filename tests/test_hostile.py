@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from handler.preprocessing import InputError, Picture, decode, squashed, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
-from testing import connections, hostile
+from testing import connections, formats, hostile
 from testing.connections import Call
 from testing.hostile import BYTES, Upload
 from testing.service import Service
@@ -89,21 +89,21 @@ def test_damages_are_the_same_at_each_run() -> None:
 
 def test_a_png_damaged_gets_the_sums_of_what_it_says() -> None:
     good = hostile.seeds()["PNG"]
-    assert hostile.with_right_sums(good) == good
+    assert formats.with_right_sums(good) == good
     at = good.index(b"IDAT") + 8
     damaged = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
-    mended = hostile.with_right_sums(damaged)
+    mended = formats.with_right_sums(damaged)
     assert mended != damaged
     assert len(mended) == len(damaged)
 
 
 def test_many_scans_are_refused_by_both_readers() -> None:
-    many = hostile.jpeg_of_scans(64, 64, 200)
+    many = formats.jpeg_of_scans(64, 64, 200)
     for fit in (squashed, within_field):
         with pytest.raises(InputError, match="too many scans"):
             decode(many, fit)
     # What cameras and programs write has about ten.
-    assert status(hostile.jpeg_of_scans(64, 64, 20)) == 200
+    assert status(formats.jpeg_of_scans(64, 64, 20)) == 200
     assert status(hostile.seeds()["JPEG, progressive"]) == 200
 
 
@@ -132,6 +132,6 @@ def test_the_service_refuses_them_all_and_no_worker_dies(service: Service) -> No
     }
     assert wrong == {}
     assert workers() == before
-    good = Upload("good", hostile.encoded(hostile.sample(), "JPEG"))
+    good = Upload("good", formats.encoded(hostile.sample(), "JPEG"))
     assert {ask(good, version) for version in before} == {"200"}
     client.close()
