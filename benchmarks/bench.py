@@ -1,9 +1,8 @@
 """Compare this deployment with its peers, and with the limit of the machine: `make bench`.
 
 In each round every server is started, in a random order, warmed up, and loaded by wrk (on the same
-cores) with images of two sizes from 1 to 64 clients. Then this deployment is loaded by up to 256
-clients, with up to 64 images a request, and with images of up to 12 megapixels. The run ends if a
-server answers differently from its kernel.
+cores) with images of two sizes from 1 to 64 clients, and this deployment with 16 images a request
+as well. The run ends if a server answers differently from its kernel.
 
 Writes benchmarks/results/bench.{json,md,png} and the README's table. QUICK=1 measures a few
 servers, writes nothing, and prints how the ratios changed since the last run.
@@ -20,12 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import requests
-from PIL import Image
 from tqdm import tqdm
 
 from benchmarks import bench_report, limit, report
@@ -38,12 +35,10 @@ from benchmarks.servers import (
     SERVICE,
     Running,
     Server,
-    megabytes_installed,
     ready,
     set_up,
 )
-from serving.deployment import archives
-from serving.settings import ROOT, Settings
+from serving.settings import ROOT
 from testing import processes
 from testing.connections import in_form, in_json
 from training import data
@@ -60,12 +55,6 @@ SAME = 1e-4
 DRAIN = 15
 # Enough that the workers always have a request waiting.
 MANY, MANY_CLIENTS = 16, 64
-GROWTH = {
-    "clients": (1, 4, 16, 64, 128, 256),
-    "images a request": (1, 4, 16, 64),
-    "megapixels": (0.08, 0.3, 1, 3, 12),
-}
-GROWTH_CLIENTS = {"images a request": 16, "megapixels": 16}
 
 
 def main() -> int:
@@ -88,12 +77,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bodies = Bodies(root, Path(folder))
         found = compare(chosen, bodies, rounds=QUICK_ROUNDS if quick else ROUNDS)
-        if not quick:
-            found["growth"] = grow(bodies)
     if quick:
         print(bench_report.against(found, last))
     else:
-        bench_report.write(found | report.about() | {"sizes": sizes()})
+        bench_report.write(found | report.about())
     return 0
 
 
@@ -129,16 +116,6 @@ class Bodies:
         drawn = [random.Random(at).sample(images, count) for at in range(32)]
         make, name = (in_form, "form") if form else (in_json, "JSON")
         return self._written(f"{count} images {name}", [make(each) for each in drawn])
-
-    def of_megapixels(self, megapixels: float) -> tuple[Path, str]:
-        """Return a folder of enlarged photographs."""
-        size = round((megapixels * 1e6 * 4 / 3) ** 0.5), round((megapixels * 1e6 * 3 / 4) ** 0.5)
-        made = []
-        for image in self.images[LARGE][:8]:
-            buffer = BytesIO()
-            Image.open(BytesIO(image)).convert("RGB").resize(size).save(buffer, "JPEG", quality=90)
-            made.append((JPEG, buffer.getvalue()))
-        return self._written(f"{megapixels} megapixels", made)
 
     def _written(self, name: str, made: Sequence[tuple[str, bytes]]) -> tuple[Path, str]:
         folder = self._folder / name.replace(" ", "-")
@@ -185,34 +162,6 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
             bar.update()
     bar.close()
     return {"rounds": rounds, "servers": found, "limit": limits}
-
-
-def grow(bodies: Bodies) -> dict[str, list[dict[str, Any]]]:
-    """Load this deployment with more and more clients, images a request, and pixels."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in GROWTH}
-    with ready(SERVICE) as (running, _):
-        load(running, bodies.singles(SMALL, SERVICE), 16, WARM_UP)
-        for name, amounts in GROWTH.items():
-            for amount in tqdm(amounts, desc=f"growth by {name}"):
-                clients, images = GROWTH_CLIENTS.get(name, amount), 1
-                sent = bodies.singles(SMALL, SERVICE)
-                if name == "images a request":
-                    images, sent = int(amount), bodies.several(int(amount))
-                elif name == "megapixels":
-                    sent = bodies.of_megapixels(amount)
-                row = load(running, sent, int(clients), 3, images)
-                rows[name].append({"amount": amount, **row})
-    return rows
-
-
-def sizes() -> dict[str, Any]:
-    """Return the megabytes of the archive, and of each environment."""
-    archive = archives.built(Settings(), "1.0")
-    return {
-        "archive": round(archive.stat().st_size / 2**20, 2),
-        "environment": megabytes_installed(None),
-        **{name: megabytes_installed(name) for name in PEER_NAMES},
-    }
 
 
 def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[str, Any]]:

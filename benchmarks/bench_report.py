@@ -176,22 +176,7 @@ def page(found: Document) -> str:
         "At 64 clients, 320x240: microseconds of one core, while all are busy. The steps are those "
         "of the limit, each alone on all cores, in batches of 16.",
         _profile(found),
-        "## How cost grows",
-        "A request that finds 128 others waiting is refused (`jobQueueSize` in `model-config.yaml` "
-        "of the version). Each row is one load of three seconds: a third more or less is noise.",
     ]
-    for name, rows in found["growth"].items():
-        heads = (name, "images a second", "p50, ms", "p99, ms", "failed")
-        # A refusal is quick, so percentiles would mislead.
-        times = [
-            ("", "") if row["failed"] else (f"{row['p50']:.1f}", f"{row['p99']:.1f}")
-            for row in rows
-        ]
-        cells = [
-            (f"{row['amount']:g}", f"{row['images_a_second']:,.0f}", *both, row["failed"])
-            for row, both in zip(rows, times, strict=True)
-        ]
-        parts.append(table(heads, cells))
     return "\n\n".join(parts)
 
 
@@ -227,27 +212,17 @@ def _speeds(found: Document, size: str) -> str:
 
 
 def _costs(found: Document) -> str:
-    heads = ["server", "1 client, p50, ms", "p99, ms", "start, s", "memory, MB"]
-    heads += ["images a CPU second", "installed, MB", "answers differ by"]
+    heads = ("server", "1 client, p50, ms", "p99, ms", "start, s", "memory, MB")
     rows = []
     for server in _present(found):
-        name, sizes = server.name, found["sizes"]
-        difference = found["servers"][name]["differences"]
-        rows.append(
-            (
-                _label(name),
-                *(f"{median(found, name, key, 1):.2f}" for key in ("p50", "p99")),
-                f"{_start(found, name):.1f}",
-                f"{_start(found, name, 'all'):,.0f}",
-                f"{1e6 / cpu_microseconds(found, name, 64):,.0f}",
-                f"{sizes.get(name.partition('-')[0], sizes['environment']):,.0f}",
-                f"{difference:.0e}" if difference else "0",
-            )
-        )
+        name = server.name
+        row = [_label(name), *(f"{median(found, name, key, 1):.2f}" for key in ("p50", "p99"))]
+        row += [f"{_start(found, name):.1f}", f"{_start(found, name, 'all'):,.0f}"]
+        row.append(f"{1e6 / cpu_microseconds(found, name, 64):,.0f}")
+        rows.append((*row, f"{found['servers'][name]['differences']:.0e}"))
     return (
-        f"{table(heads, rows)}\n\nThe archive has {found['sizes']['archive']:.1f} MB. A start ends "
-        "with the first answer, for this deployment with its page. Memory is PSS, after the loads. "
-        "What is installed for this deployment and TorchServe includes the packages of the tests."
+        f"{table((*heads, 'images a CPU second', 'answers differ by'), rows)}\n\nA start ends with "
+        "the first answer, for this deployment with its page. Memory is PSS, after the loads."
     )
 
 

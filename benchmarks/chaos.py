@@ -69,21 +69,19 @@ class Chaos(Rig):
         url = f"{self.settings.inference_url}/predictions/{MODEL}/{version}"
         return Call(url.rstrip("/"), upload.body, headers)
 
+    def to_page(self) -> Call:
+        return Call(f"{self.settings.frontend_url}/api/predictions", GOOD.body)
+
     def open_edge(self) -> None:
-        self.edge = run_edge(self.settings)
-        self.edge_key = KeyFile(keys_path(self.settings)).add("chaos", MAY)
+        if not self.edge:
+            self.edge = run_edge(self.settings)
+            self.edge_key = KeyFile(keys_path(self.settings)).add("chaos", MAY)
 
     def to_edge(self, upload: Upload, path: str = f"/predictions/{MODEL}") -> Call:
         """Return a request to the edge."""
         assert self.edge
         headers = {"Content-Type": upload.content_type, "X-API-Key": self.edge_key}
         return Call(self.edge.url + path, upload.body, headers, self.edge.certificate)
-
-    def page_answers(self, url: str, patience: float = 3) -> bool:
-        with local_session() as session, contextlib.suppress(requests.RequestException):
-            session.verify = str(self.edge.certificate) if self.edge else True
-            return session.get(url, timeout=patience).ok
-        return False
 
     def close(self) -> None:
         if self.edge:
@@ -131,8 +129,13 @@ def steps(quick: bool) -> list[Step]:
             for what, kill in kills.items()
         ),
         Step(f"{FLOOD} requests at once, of which 128 may wait", flood),
-        Step(f"{SLOW} slow clients of TorchServe", slow_clients),
-        Step(f"{SLOW} slow clients of the page", slow_clients_of_page),
+        Step(
+            f"{SLOW} slow clients of TorchServe",
+            partial(slow_clients, lambda it: it.to_torchserve(GOOD), torchserve_answers),
+        ),
+        Step(
+            f"{SLOW} slow clients of the page", partial(slow_clients, Chaos.to_page, page_answers)
+        ),
         *(Step(name, partial(leave, how, Chaos.to_torchserve)) for name, how in LEAVING.items()),
         Step(f"{len(uploads)} hostile uploads to both versions", partial(send_all, uploads)),
         Step(f"{damaged_live:,} images damaged at random", partial(send_damaged, damaged_live)),
@@ -140,14 +143,13 @@ def steps(quick: bool) -> list[Step]:
         Step("asleep until the tokens expire", rig.sleep_until_expiry),
         Step(f"clock set forward by {CLOCK_HOURS} hours", partial(set_clock, CLOCK_HOURS)),
         Step(f"clock set back by {CLOCK_HOURS} hours", partial(set_clock, 0)),
-        Step(
-            f"{SLOW} slow clients of the edge (predictions)",
-            partial(slow_clients_of_edge, f"/predictions/{MODEL}"),
-            prepare=Chaos.open_edge,
-        ),
-        Step(
-            f"{SLOW} slow clients of the edge (page)",
-            partial(slow_clients_of_edge, "/api/predictions"),
+        *(
+            Step(
+                f"{SLOW} slow clients of the edge ({name})",
+                partial(slow_clients, partial(Chaos.to_edge, upload=GOOD, path=path), page_answers),
+                prepare=Chaos.open_edge,
+            )
+            for name, path in (("API", f"/predictions/{MODEL}"), ("page", "/api/predictions"))
         ),
         *(
             Step(f"{name}, of the edge", partial(leave, how, Chaos.to_edge))
@@ -208,36 +210,30 @@ def flood(it: Chaos, result: Result) -> None:
     result.expect_sent("200", "503")
 
 
-def slow_clients(it: Chaos, result: Result) -> None:
-    """Hold connections, and trickle bytes."""
-    result.sent = connections.slow(it.to_torchserve(GOOD), SLOW, SLOW_SECONDS)
-    result.expect_sent("let go", "408")
-    until_answered(result, lambda: it.to_torchserve(GOOD))
-
-
-def slow_clients_of_page(it: Chaos, result: Result) -> None:
-    url, ready = it.settings.frontend_url, f"{it.settings.frontend_url}/readyz"
+def slow_clients(
+    call: Callable[[Chaos], Call], answers: Callable[[Chaos], bool], it: Chaos, result: Result
+) -> None:
+    """Hold connections, and trickle bytes; see whether others are answered meanwhile."""
     with ThreadPoolExecutor(1) as pool:
-        call = Call(f"{url}/api/predictions", GOOD.body)
-        slow = pool.submit(connections.slow, call, SLOW, SLOW_SECONDS)
+        slow = pool.submit(connections.slow, call(it), SLOW, SLOW_SECONDS)
         time.sleep(2)
-        result.notes["the page answers meanwhile"] = it.page_answers(ready)
+        result.notes["others are answered meanwhile"] = answers(it)
         result.sent = slow.result()
-    started = time.time()
-    it.wait(result, "ready", lambda: it.page_answers(ready, 5))
-    result.notes["seconds until ready"] = time.time() - started
-    result.expect(not result.sent["nothing"], "a client received nothing")
-
-
-def slow_clients_of_edge(path: str, it: Chaos, result: Result) -> None:
-    assert it.edge
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(connections.slow, it.to_edge(GOOD, path), SLOW, SLOW_SECONDS)
-        time.sleep(2)
-        result.expect(it.page_answers(it.edge.url), "the page did not answer meanwhile")
-        result.sent = slow.result()
+    it.wait(result, "ready", lambda: answers(it), since=time.time())
     result.expect_sent("let go", "closed", "408", "429")
-    until_answered(result, lambda: it.to_edge(GOOD))
+
+
+def torchserve_answers(it: Chaos) -> bool:
+    return connections.once(it.to_torchserve(GOOD)) == "200"
+
+
+def page_answers(it: Chaos) -> bool:
+    """Return whether the page answers, through the edge if it is open."""
+    url = it.edge.url if it.edge else f"{it.settings.frontend_url}/readyz"
+    with local_session() as session, contextlib.suppress(requests.RequestException):
+        session.verify = str(it.edge.certificate) if it.edge else True
+        return session.get(url, timeout=3).ok
+    return False
 
 
 def leave(
@@ -259,23 +255,17 @@ def send_all(uploads: Iterable[Upload], it: Chaos, result: Result) -> None:
 
 
 def send_damaged(count: int, it: Chaos, result: Result) -> None:
-    for seed, version in enumerate((DEFAULT, OTHER), 1):
-        uploads = hostile.mutations(count // 2, seed)
-        send(result, uploads, partial(it.to_torchserve, version=version))
-    until_answered(result, lambda: it.to_torchserve(GOOD))
+    send_all(list(hostile.mutations(count // 2, 1)), it, result)
 
 
 def send_all_to_edge(uploads: Iterable[Upload], it: Chaos, result: Result) -> None:
     # The edge refuses forms that TorchServe cannot parse, or forwards their bytes.
-    readable = (200, *hostile.REFUSED)
-    send(
-        result,
-        (
-            replace(each, allowed=readable) if each.allowed == hostile.UNREAD else each
-            for each in uploads
-        ),
-        it.to_edge,
+    unread = hostile.UNREAD
+    made = (
+        replace(each, allowed=hostile.EITHER) if each.allowed == unread else each
+        for each in uploads
     )
+    send(result, made, it.to_edge)
     until_answered(result, lambda: it.to_edge(GOOD))
 
 

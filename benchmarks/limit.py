@@ -1,15 +1,12 @@
-"""What the machine could do at most: the work on an image in a loop on all cores, and no server.
+"""The limit of the machine: the work on an image in a loop on all cores, without a server.
 
-`python -m benchmarks.limit FOLDER SECONDS` prints images a second, of the images in a folder, in
-batches as the service has them: `work` is to decode, to scale and to run the network; `answers` is
-all that the handler does, with its gate and the answer in JSON; and each step of it alone.
+`work` is to decode, to scale and to run the network; `answers` is all that the handler does, with
+its gate and the JSON; `decode`, `network` and `gate` are single steps.
 """
 
 from __future__ import annotations
 
-import json
 import multiprocessing
-import sys
 import time
 from collections.abc import Callable
 from functools import cache
@@ -34,10 +31,10 @@ def decoded(images: Batch) -> Pixels:
     return np.stack([decode(data).pixels for data in images])
 
 
-def work() -> Answer:
-    """Return what decodes, scales and runs the network."""
-    engine = Engine((FOLDER / "network.onnx").read_bytes(), 1, None)
-    return lambda images: engine(decoded(images)).tolist()
+def network(name: str, pixels: Callable[[Batch], Pixels]) -> Answer:
+    """Return what runs one of the networks."""
+    engine = Engine((FOLDER / f"{name}.onnx").read_bytes(), 1, None)
+    return lambda images: engine(pixels(images)).tolist()
 
 
 def answers() -> Answer:
@@ -46,29 +43,24 @@ def answers() -> Answer:
     return lambda images: [orjson.dumps(answer) for answer in kernel(images)]
 
 
-def alone(name: str) -> Answer:
-    """Return what runs one graph, on images that were decoded before."""
-    engine, once = Engine((FOLDER / f"{name}.onnx").read_bytes(), 1, None), cache(decoded)
-    return lambda images: engine(once(images)).tolist()
-
-
+# A cache leaves the time of the network alone.
 KINDS: dict[str, Callable[[], Answer]] = {
-    "work": work,
+    "work": lambda: network("network", decoded),
     "answers": answers,
     "decode": lambda: decoded,
-    "network": lambda: alone("network"),
-    "gate": lambda: alone("gate"),
+    "network": lambda: network("network", cache(decoded)),
+    "gate": lambda: network("gate", cache(decoded)),
 }
 
 
 def together(barrier: Any) -> None:
-    """Let this process begin its loops when the others do."""
+    """Make this process start its loops with the others."""
     global _barrier
     _barrier = barrier
 
 
 def loop(kind: str, folder: Path, seconds: float) -> float:
-    """Answer images for so long; return how many a second."""
+    """Answer the images of a folder for some seconds; return images a second."""
     images = [path.read_bytes() for path in sorted(folder.iterdir())]
     answer = KINDS[kind]()
     starts = range(0, len(images) - BATCH + 1, BATCH)
@@ -76,7 +68,7 @@ def loop(kind: str, folder: Path, seconds: float) -> float:
     for batch in batches:
         answer(batch)
     if _barrier:
-        # If one of them fails, the others must not wait for it.
+        # If one process fails, the others must not wait for it.
         _barrier.wait(60)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
@@ -86,14 +78,10 @@ def loop(kind: str, folder: Path, seconds: float) -> float:
 
 
 def measure(folder: Path, seconds: float) -> dict[str, float]:
-    """Return images a second on all cores, for each kind."""
+    """Return images a second on all cores, by kind."""
     spawn = multiprocessing.get_context("spawn")
     with spawn.Pool(CORES, together, [spawn.Barrier(CORES)]) as pool:
         return {
             kind: round(sum(pool.starmap(loop, [(kind, folder, seconds)] * CORES, 1)), 1)
             for kind in KINDS
         }
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(Path(sys.argv[1]), float(sys.argv[2]))))

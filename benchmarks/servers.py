@@ -237,13 +237,6 @@ def set_up(name: str) -> None:
     stamp.write_text(wanted)
 
 
-def megabytes_installed(name: str | None) -> float:
-    """Return the size of a peer's environment, or of this project's with its test packages."""
-    folder = ENVIRONMENTS / name if name else ROOT / ".venv"
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return round(sum(path.stat().st_size for path in files) / 2**20, 1)
-
-
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "flask": (
         "Flask, gunicorn",
