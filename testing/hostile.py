@@ -212,7 +212,7 @@ def _json() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
         ("129 instances", json.dumps({"instances": [{"b64": ""}] * 129}), REFUSED),
         ("bad instances", json.dumps({"instances": bad}), ANSWERED),
     ):
-        yield name, text.encode("latin-1"), allowed
+        yield name, partial(text.encode, "latin-1"), allowed
     yield "an open list 5 million deep", lambda: b"[" * 5_000_000, REFUSED
     many = lambda: b'{"instances": [' + b"1," * 2_000_000 + b"1]}"  # noqa: E731
     yield "2 million instances", many, REFUSED

@@ -1,4 +1,4 @@
-"""Hostile uploads: each is refused or answered, none ends a worker, none takes long."""
+"""What the decoder and the service do with hostile uploads: they answer or refuse, and survive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ UPLOADS = hostile.collection()
 
 
 def status(body: bytes) -> int:
-    """Return the status that a decoder's answer becomes; anything but its own errors is raised."""
+    """Return the status of the decoder's answer; other exceptions than its own are raised."""
     try:
         picture = decode(body, within_field)
     except InputError as error:
@@ -36,77 +36,75 @@ def status(body: bytes) -> int:
     [upload for upload in UPLOADS if upload.content_type == BYTES],
     ids=lambda upload: upload.name,
 )
-def test_the_decoder_takes_it_as_it_must(upload: Upload) -> None:
+def test_the_decoder_answers_or_refuses(upload: Upload) -> None:
     assert status(upload.body) in upload.allowed
 
 
-@pytest.mark.parametrize("upload", list(hostile.mutations(400)), ids=lambda upload: upload.name)
-def test_the_decoder_stands_what_is_damaged_at_random(upload: Upload) -> None:
-    assert status(upload.body) in upload.allowed
+def test_the_decoder_survives_random_damage() -> None:
+    wrong = {each.name for each in hostile.mutations(400) if status(each.body) not in each.allowed}
+    assert wrong == set()
 
 
+@pytest.mark.long
 @settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(
     kind=st.sampled_from(sorted(hostile.seeds())),
     damages=st.lists(st.integers(0, 2**30), min_size=1, max_size=5),
     behind=st.binary(max_size=64),
 )
-def test_the_decoder_stands_what_hypothesis_finds(
+def test_the_decoder_survives_what_hypothesis_finds(
     kind: str, damages: list[int], behind: bytes
 ) -> None:
     body = hostile.seeds()[kind] + behind
     for damage in damages:
         body = hostile.mutate(body, damage)
-    assert status(body) in (200, *hostile.REFUSED)
+    assert status(body) in hostile.EITHER
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"])
-def test_the_decoder_stands_images_cut_anywhere(kind: str) -> None:
+def test_the_decoder_survives_images_cut_anywhere(kind: str) -> None:
     body = hostile.seeds()[kind]
     seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
-    assert set(seen) <= {200, *hostile.REFUSED}
+    assert set(seen) <= set(hostile.EITHER)
     assert seen[400] > 100
 
 
-def test_large_ones_are_made_only_when_they_are_asked_for() -> None:
-    """All of this file's cases are collected at each run of any test."""
+def test_the_table_is_cheap_to_make_and_its_seeds_are_good() -> None:
+    """Pytest collects all cases of this file in each run."""
     at_once = [upload.made for upload in UPLOADS if isinstance(upload.made, bytes)]
     assert sum(map(len, at_once)) < 2**20
     assert len({upload.name for upload in UPLOADS}) == len(UPLOADS)
     [flood] = [upload for upload in UPLOADS if upload.name == "8 MiB and a byte"]
     assert len(flood.body) == 8 * 2**20 + 1
-
-
-def test_good_ones_are_good() -> None:
     assert {status(body) for body in hostile.seeds().values()} == {200}
 
 
-def test_damages_are_the_same_at_each_run() -> None:
+def test_damages_are_the_same_in_each_run() -> None:
     once, again, other = (list(hostile.mutations(50, seed)) for seed in (3, 3, 4))
     assert once == again
     assert once != other
 
 
-def test_a_png_damaged_gets_the_sums_of_what_it_says() -> None:
+def test_a_damaged_png_gets_valid_checksums() -> None:
     good = hostile.seeds()["PNG"]
     assert formats.with_right_sums(good) == good
     at = good.index(b"IDAT") + 8
     damaged = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
-    mended = formats.with_right_sums(damaged)
-    assert mended != damaged
-    assert len(mended) == len(damaged)
+    repaired = formats.with_right_sums(damaged)
+    assert repaired != damaged
+    assert len(repaired) == len(damaged)
 
 
-def test_many_scans_are_refused_by_both_readers() -> None:
+def test_both_readers_refuse_many_scans() -> None:
     many = formats.jpeg_of_scans(64, 64, 200)
     for fit in (squashed, within_field):
         with pytest.raises(InputError, match="too many scans"):
             decode(many, fit)
-    # What cameras and programs write has about ten.
+    # Cameras and programs write about ten.
     assert status(formats.jpeg_of_scans(64, 64, 20)) == 200
-    assert status(hostile.seeds()["JPEG, progressive"]) == 200
 
 
+@pytest.mark.live
 def test_the_service_refuses_them_all_and_no_worker_dies(service: Service) -> None:
     client = ManagementClient(service.settings)
 
@@ -119,8 +117,7 @@ def test_the_service_refuses_them_all_and_no_worker_dies(service: Service) -> No
     def ask(upload: Upload, version: str) -> str:
         headers = {"Content-Type": upload.content_type} | client.tokens.header("inference")
         url = f"{service.settings.inference_url}/predictions/{MODEL}/{version}"
-        [said] = connections.at_once(Call(url, upload.body, headers), 1)
-        return said
+        return connections.once(Call(url, upload.body, headers))
 
     before = workers()
     uploads = [*UPLOADS, *hostile.mutations(150, 5)]
@@ -132,6 +129,6 @@ def test_the_service_refuses_them_all_and_no_worker_dies(service: Service) -> No
     }
     assert wrong == {}
     assert workers() == before
-    good = Upload("good", formats.encoded(hostile.sample(), "JPEG"))
+    good = Upload("good", hostile.small("JPEG"))
     assert {ask(good, version) for version in before} == {"200"}
     client.close()
