@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 from tqdm import tqdm
@@ -31,19 +31,21 @@ FOLDER = ROOT / ".build" / "scenarios"
 SAMPLING = 10.0
 
 
-class Target(Protocol):
+class Target:
     """What a scenario runs against."""
 
-    # The environment in which a load finds it; the load's process and log, once it runs.
-    environment: Mapping[str, str]
-    load: subprocess.Popen[bytes] | None
+    # The load finds the service by this environment, and writes this log.
+    environment: dict[str, str]
     log: Path
+    load: subprocess.Popen[bytes] | None = None
 
     def requests(self) -> list[Request]:
         """Return what the clients have seen so far."""
+        return outcome.read_requests(self.log)
 
     def look(self) -> dict[str, Any]:
         """Return `workers`, their process ids, and `megabytes` by kind of process."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def running(target: Target, loads: Mapping[str, int]) -> Iterator[None]:
     command = [sys.executable, "-m", "benchmarks.load", str(target.log)]
     command += [f"{name}={count}" for name, count in loads.items()]
     process = target.load = subprocess.Popen(
-        command, cwd=ROOT, env=dict(target.environment), stdin=subprocess.DEVNULL
+        command, cwd=ROOT, env=target.environment, stdin=subprocess.DEVNULL
     )
     try:
         while not (target.log.exists() and target.log.stat().st_size):

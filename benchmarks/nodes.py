@@ -26,7 +26,7 @@ import click
 import psutil
 
 from benchmarks import bench, engine
-from benchmarks.engine import Scenario
+from benchmarks.engine import Scenario, Target
 from benchmarks.outcome import Request, Result, Step, read_requests
 from benchmarks.report import Document
 from benchmarks.servers import Running
@@ -106,6 +106,8 @@ class Node:
         self.name, self.address = f"node{number}", f"{NETWORK}.{10 + number}"
         self._link, self._folder = f"{BRIDGE}{number}", folder / f"node{number}"
         self._folder.mkdir()
+        # Of HAProxy's administration.
+        self.socket = folder / "haproxy.sock"
         wanted = self._folder / "deployment.yaml"
         deployment.save(WANTED, wanted)
         # The usual ports: each namespace has its own.
@@ -149,15 +151,19 @@ class Node:
         for process in self._processes.values():
             process.wait()
 
-    def drain(self) -> None:
+    def stop(self) -> None:
         """Stop the edge, and once it has finished, the service."""
         for command in ("edge", "run"):
             self._processes[command].terminate()
             self._processes[command].wait(PATIENCE)
 
-    def connect(self, up: bool) -> None:
-        """Plug the network cable in, or pull it."""
-        _ip("link", "set", self._link, "up" if up else "down")
+    def set_link(self, state: str) -> None:
+        """Set the network cable up or down."""
+        _ip("link", "set", self._link, state)
+
+    def set_state(self, state: str) -> None:
+        """Set the node ready, drain or maint in HAProxy."""
+        admin(f"set server edges/{self.name} state {state}", self.socket)
 
     def remove(self) -> None:
         self.cgroup.limit(None)
@@ -168,25 +174,24 @@ class Node:
         _ip("netns", "delete", self._link)
 
 
-class Cluster:
+class Cluster(Target):
     """The nodes, and HAProxy in front of them."""
 
     def __init__(self, folder: Path, nodes: Sequence[Node], certificate: Path, key: str) -> None:
         self.nodes, self.log = nodes, folder / "load.csv"
         self.url, self.key = f"https://{FRONT}:{PORT}/predictions/{MODEL}", key
-        self.load: subprocess.Popen[bytes] | None = None
         self.environment = os.environ | {
             "GATEWAY_URL": self.url,
             "GATEWAY_CERTIFICATE": str(certificate),
             "GATEWAY_KEY": key,
         }
-        self._socket, self.haproxy_log = folder / "haproxy.sock", folder / "haproxy.log"
+        self.haproxy_log = folder / "haproxy.log"
         pair = folder / "haproxy.pem"
         pair.write_bytes(certificate.read_bytes() + certificate.with_suffix(".key").read_bytes())
         variables = {
             "FRONT_ADDRESS": f"{FRONT}:{PORT}",
             "FRONT_CERTIFICATE": str(pair),
-            "FRONT_SOCKET": str(self._socket),
+            "FRONT_SOCKET": str(nodes[0].socket),
             "NODES_CA": str(certificate),
             "PREDICTION_TIMEOUT": f"{PREDICTION_TIMEOUT}s",
         } | {f"NODE_{at}": f"{node.address}:{PORT}" for at, node in enumerate(nodes, 1)}
@@ -199,21 +204,10 @@ class Cluster:
                 stderr=subprocess.STDOUT,
             )
 
-    def command(self, text: str) -> str:
-        """Send a command to HAProxy's admin socket; return its answer."""
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.connect(str(self._socket))
-            connection.sendall(f"{text}\n".encode())
-            return connection.makefile().read()
-
-    def set_state(self, node: Node, state: str) -> None:
-        """Set a node ready, drain or maint."""
-        self.command(f"set server edges/{node.name} state {state}")
-
     def up(self) -> int:
         """Return how many nodes HAProxy considers up."""
         with contextlib.suppress(OSError):
-            lines = self.command("show stat").splitlines()
+            lines = admin("show stat", self.nodes[0].socket).splitlines()
             return sum(line.startswith("edges,node") and ",UP," in line for line in lines)
         return 0
 
@@ -233,9 +227,6 @@ class Cluster:
     def retried(self) -> int:
         """Return how many requests HAProxy has sent to a second node so far."""
         return sum(each["retries"].lstrip("+") != "0" for each in self.answers().values())
-
-    def look(self) -> dict[str, Any]:
-        return {}
 
 
 @contextlib.contextmanager
@@ -272,6 +263,14 @@ def started(folder: Path) -> Iterator[Cluster]:
         yield cluster
 
 
+def admin(command: str, path: Path) -> str:
+    """Send a command to HAProxy; return its answer."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        connection.sendall(f"{command}\n".encode())
+        return connection.makefile().read()
+
+
 def lacking() -> str | None:
     """Return what this machine lacks, or None."""
     if os.geteuid():
@@ -298,29 +297,26 @@ def network() -> Iterator[None]:
         _ip("link", "delete", BRIDGE)
 
 
-Action = Callable[[Cluster, Node], None]
+Action = Callable[[Node], object]
 # What happens to a node, and what ends it.
 FAULTS: dict[str, tuple[Action, Action]] = {
-    "killed (kill -9 of all)": (lambda _, node: node.kill(), lambda _, node: node.start()),
+    "killed (kill -9 of all)": (Node.kill, Node.start),
     "cut off (link down)": (
-        lambda _, node: node.connect(False),
-        lambda _, node: node.connect(True),
+        partial(Node.set_link, state="down"),
+        partial(Node.set_link, state="up"),
     ),
     "hung (all stopped)": (
-        lambda _, node: node.cgroup.signal(signal.SIGSTOP),
-        lambda _, node: node.cgroup.signal(signal.SIGCONT),
+        lambda node: node.cgroup.signal(signal.SIGSTOP),
+        lambda node: node.cgroup.signal(signal.SIGCONT),
     ),
     f"slowed (to {SLOWED:g} core)": (
-        lambda _, node: node.cgroup.limit(SLOWED),
-        lambda _, node: node.cgroup.limit(None),
+        lambda node: node.cgroup.limit(SLOWED),
+        lambda node: node.cgroup.limit(None),
     ),
-    "stopped (TERM of edge and service)": (
-        lambda _, node: node.drain(),
-        lambda _, node: node.start(),
-    ),
+    "stopped (TERM of edge and service)": (Node.stop, Node.start),
     "drained (by HAProxy)": (
-        lambda it, node: it.set_state(node, "drain"),
-        lambda it, node: it.set_state(node, "ready"),
+        partial(Node.set_state, state="drain"),
+        partial(Node.set_state, state="ready"),
     ),
 }
 
@@ -352,10 +348,10 @@ def fail(
 ) -> None:
     """Let a node fail for some seconds, and wait until it answers again."""
     node, retried = it.nodes[number], it.retried()
-    begin(it, node)
+    begin(node)
     time.sleep(max(0.0, result.started + seconds - time.time()))
     ended = time.time()
-    end(it, node)
+    end(node)
 
     def answered() -> list[float]:
         own = (each for each in it.requests() if each.by == node.name and each.time > ended)
@@ -378,7 +374,7 @@ def capacity(seconds: int, it: Cluster, samples: object) -> tuple[Document, list
             node.cgroup.limit(share)
         for count in NODES:
             for at, node in enumerate(it.nodes):
-                it.set_state(node, "ready" if at < count else "maint")
+                node.set_state("ready" if at < count else "maint")
             wait(lambda count=count: it.up() == count, f"{count} nodes")  # type: ignore[misc]
             row = bench.load(running, (folder, "image/jpeg"), LOAD_CLIENTS, seconds)
             if row["failed"]:

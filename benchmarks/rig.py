@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 
-from benchmarks.outcome import Request, Result, read_requests
+from benchmarks.engine import Target
+from benchmarks.outcome import Result
 from serving import deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, VersionSpec
@@ -35,7 +36,7 @@ TOKEN_LIFE = 0.5
 PATIENCE = 120.0
 
 
-class Rig:
+class Rig(Target):
     """A running service."""
 
     def __init__(
@@ -52,7 +53,6 @@ class Rig:
         self.settings = replace(free_settings(folder / "run", START), config=config)
         self.environment = environment_of(self.settings)
         self._variables = variables or {}
-        self.load: subprocess.Popen[bytes] | None = None
         self.service = run_service(self.settings, **self._variables)
         self.management = ManagementClient(self.settings)
         self.routing = RoutingFile(self.settings.run_dir)
@@ -61,9 +61,6 @@ class Rig:
     @property
     def process(self) -> psutil.Process:
         return psutil.Process(self.service.process.pid)
-
-    def requests(self) -> list[Request]:
-        return read_requests(self.log)
 
     def look(self) -> dict[str, Any]:
         """Return the workers' processes, and the memory by kind of process."""

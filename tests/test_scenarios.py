@@ -311,9 +311,9 @@ def test_a_node_is_cut_off_and_found_again(tmp_path: Path) -> None:
         try:
             node.run(sys.executable, "-m", "http.server", str(nodes.PORT), "--bind", node.address)
             nodes.wait(listens, "node")
-            node.connect(False)
+            node.set_link("down")
             assert not listens()
-            node.connect(True)
+            node.set_link("up")
             nodes.wait(listens, "node")
             node.kill()
             assert node.cgroup.processes() == []
