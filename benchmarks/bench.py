@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import requests
 from tqdm import tqdm
 
 from benchmarks import bench_report, limit, report
@@ -224,9 +223,7 @@ def _drain(running: Running) -> None:
 
 def _ask(server: Server, running: Running, image: bytes) -> dict[str, float]:
     """Return the probabilities of an image."""
-    content_type, body = server.request(image)
-    headers = {"Content-Type": content_type, **running.headers}
-    answer = requests.post(running.url, body, headers=headers, timeout=60, verify=False)
+    answer = running.post(*server.request(image))
     answer.raise_for_status()
     return _shares(answer.json())
 

@@ -14,20 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-import requests
 from tqdm import tqdm
 
 from benchmarks import report
 from benchmarks.bench import WARM_UP, Bodies, load
 from benchmarks.bench_report import SMALL
 from benchmarks.report import RESULTS, Document, table
-from benchmarks.servers import SERVICE, Running
-from serving.deployment import Deployment, VersionSpec, archives, known_answers
+from benchmarks.servers import SERVICE, Running, ours
+from serving.deployment import archives, known_answers
 from serving.deployment import load as deployed
 from serving.settings import ROOT, Settings
-from serving.torchserve.tokens import Tokens
-from testing.service import free_settings, machine, run_service
+from testing.service import machine
 from training import data
 
 CLIENTS, SECONDS = 64, 4
@@ -63,15 +60,9 @@ def service(
     store = folder / "store"
     store.mkdir()
     with_device(archives.built(Settings(), version), store, device)
-    wanted = Deployment(default=version, versions={version: VersionSpec(workers=workers)})
-    settings = replace(free_settings(folder / "run", wanted), model_store=store)
     started = time.perf_counter()
-    running = run_service(settings)
-    try:
+    with ours(folder, version=version, workers=workers, model_store=store) as asked:
         seconds = time.perf_counter() - started
-        url = f"{settings.inference_url}/predictions/bloodcells"
-        headers = Tokens(settings.run_dir).header("inference")
-        asked = Running(url, psutil.Process(running.process.pid), headers)
         single, many = bodies.singles(SMALL, SERVICE), bodies.several(MANY)
         load(asked, single, CLIENTS, WARM_UP)
         return {
@@ -82,10 +73,8 @@ def service(
             "lone": load(asked, single, 1, SECONDS),
             "single": load(asked, single, CLIENTS, SECONDS),
             "many": load(asked, many, CLIENTS, SECONDS, MANY),
-            "explanation": explanation(settings, headers),
+            "explanation": explanation(asked),
         }
-    finally:
-        running.stop()
 
 
 def with_device(archive: Path, store: Path, device: str) -> None:
@@ -99,12 +88,11 @@ def with_device(archive: Path, store: Path, device: str) -> None:
             new.writestr(name, content)
 
 
-def explanation(settings: Settings, headers: Any) -> dict[str, Any]:
+def explanation(asked: Running) -> dict[str, Any]:
     """Return the label and the seconds of a first explanation, which loads torch."""
-    url = f"{settings.inference_url}/explanations/bloodcells"
     image = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
-    headers = {**headers, "Content-Type": "application/octet-stream"}
-    answer = requests.post(url, image, headers=headers, timeout=60)
+    explaining = replace(asked, url=asked.url.replace("predictions", "explanations"))
+    answer = explaining.post("application/octet-stream", image)
     answer.raise_for_status()
     seconds = round(answer.elapsed.total_seconds(), 1)
     return {"label": answer.json()["label"], "seconds": seconds}

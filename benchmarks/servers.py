@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,13 @@ class Running:
     process: psutil.Process
     headers: Mapping[str, str] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    certificate: Path | None = None
+
+    def post(self, content_type: str, body: bytes) -> requests.Response:
+        """Send one request, outside of a load."""
+        headers = {"Content-Type": content_type, **self.headers}
+        verify = str(self.certificate) if self.certificate else True
+        return requests.post(self.url, body, headers=headers, timeout=60, verify=verify)
 
 
 @dataclass(frozen=True)
@@ -71,21 +78,30 @@ class Server:
 
 
 @contextlib.contextmanager
-def ours(folder: Path, edge: bool = False) -> Iterator[Running]:
+def ours(
+    folder: Path,
+    edge: bool = False,
+    version: str = VERSION,
+    workers: int = WORKERS,
+    model_store: Path | None = None,
+) -> Iterator[Running]:
     """Run this deployment; requests go to TorchServe itself, or through the edge."""
-    wanted = Deployment(default=VERSION, versions={VERSION: VersionSpec(workers=WORKERS)})
+    wanted = Deployment(default=version, versions={version: VersionSpec(workers=workers)})
     settings = free_settings(folder / "run", wanted)
+    settings = replace(settings, model_store=model_store or settings.model_store)
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         service = run_service(settings)
         stack.callback(service.stop)
         url, headers = settings.inference_url, Tokens(settings.run_dir).header("inference")
+        certificate = None
         if edge:
             front = run_edge(settings, EDGE_RATE="100000")
             stack.callback(front.stop)
-            url, headers = front.url, {"X-API-Key": KeyFile(keys_path(settings)).add("bench")}
+            url, certificate = front.url, front.certificate
+            headers = {"X-API-Key": KeyFile(keys_path(settings)).add("bench")}
         process = psutil.Process(service.process.pid)
-        yield Running(f"{url}/predictions/{MODEL}", process, headers, started)
+        yield Running(f"{url}/predictions/{MODEL}", process, headers, started, certificate)
 
 
 @contextlib.contextmanager
@@ -202,10 +218,9 @@ def ready(server: Server) -> Iterator[tuple[Running, float]]:
     content_type, body = server.request((known_answers.SAMPLES / "neutrophil.png").read_bytes())
     try:
         with server.start(folder) as running:
-            headers = {"Content-Type": content_type, **running.headers}
             while True:
                 with contextlib.suppress(requests.RequestException):
-                    if requests.post(running.url, body, headers=headers, timeout=30).ok:
+                    if running.post(content_type, body).ok:
                         break
                 seconds = time.perf_counter() - running.started
                 if running.process.status() == psutil.STATUS_ZOMBIE or seconds > PATIENCE:
