@@ -102,7 +102,7 @@ def against(found: Document, last: Document) -> str:
     lines = [f"{'':40}{'now':>9}{'then':>9}{'rounds then':>18}{'change':>9}"]
     for title, of in (
         ("against FastAPI with our kernel", lambda run, n: ratios(run, "fastapi-ours", n)),
-        ("against plain TorchServe", lambda run, n: ratios(run, STOCK, n)),
+        ("against default TorchServe", lambda run, n: ratios(run, STOCK, n)),
         ("share of the limit", shares),
     ):
         for clients in CLIENTS:
@@ -131,7 +131,7 @@ def summary(found: Document) -> str:
     p50, p99 = (median(found, SERVICE.name, key, 1) for key in ("p50", "p99"))
     memory = [_start(found, SERVICE.name, kind) for kind in ("worker", "java")]
     rows += [
-        ("64 clients, against plain TorchServe", times(STOCK)),
+        ("64 clients, against TorchServe with default settings", times(STOCK)),
         ("64 clients, against TorchServe with one thread a worker", times(STOCK_BOUND)),
         ("64 clients, against Flask on gunicorn, as in the original project", times(ORIGINAL)),
         ("64 clients, share of what the machine can do without a server", share()),

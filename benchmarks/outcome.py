@@ -246,8 +246,9 @@ def plot(
 ) -> None:
     """Draw each request's time and who answered, answers a second, and memory."""
     first = requests[0].time
-    figure, (above, middle, below) = plt.subplots(
-        3, 1, figsize=(14, 10), sharex=True, height_ratios=[3, 1, 1], layout="constrained"
+    ratios = [3, 1, 1] if samples else [3, 1]
+    figure, (above, middle, *below) = plt.subplots(
+        len(ratios), 1, figsize=(14, 10), sharex=True, height_ratios=ratios, layout="constrained"
     )
     names = sorted({request.by for request in requests if request.by})
     colours = dict(zip(names, COLOURS, strict=False))
@@ -257,14 +258,14 @@ def plot(
     failed = [request for request in requests if request.failed]
     _scatter(above, failed, first, s=20, marker="x", color="#cc3311", label="failed")
     for result in results:
-        for axes in (above, middle, below):
+        for axes in (above, middle, *below):
             axes.axvspan(result.started - first, result.ended - first, color="#000000", alpha=0.08)
         place, name = (result.started - first, 1), result.step.name
         how = {"rotation": 90, "fontsize": 7, "va": "top", "ha": "right"}
         above.annotate(name, place, xycoords=("data", "axes fraction"), **how)
     above.set_yscale("log")
     # The names of the steps need room.
-    above.set_ylim(top=above.get_ylim()[1] * 30)
+    above.set_ylim(top=above.get_ylim()[1] * 10)
     above.set_ylabel("milliseconds at the client")
     above.legend(loc="lower right", ncols=len(colours) + 1, fontsize=8, markerscale=3)
     seconds = np.arange(0, int(requests[-1].ended - first) + 2)
@@ -272,13 +273,14 @@ def plot(
     counts = [np.histogram(each, seconds)[0] for each in ends]
     middle.stackplot(seconds[:-1], counts, colors=colours.values())
     middle.set_ylabel("answers a second")
-    for kind, title in MEMORY.items():
-        times = [sample["time"] - first for sample in samples]
-        below.plot(times, [each["megabytes"].get(kind, 0) for each in samples], label=title)
-    below.set(ylabel="MB (RssAnon)", ylim=(0, None), xlabel="seconds")
-    below.legend(loc="lower right", ncols=3, fontsize=8)
-    if not samples:
-        below.remove()
+    axes = middle
+    for axes in below:
+        for kind, title in MEMORY.items():
+            times = [sample["time"] - first for sample in samples]
+            axes.plot(times, [each["megabytes"].get(kind, 0) for each in samples], label=title)
+        axes.set(ylabel="MB (RssAnon)", ylim=(0, None))
+        axes.legend(loc="lower right", ncols=3, fontsize=8)
+    axes.set_xlabel("seconds")
     figure.savefig(path, dpi=100)
     plt.close(figure)
 

@@ -42,6 +42,13 @@ ENVIRONMENTS = ROOT / ".build" / "peers"
 VERSION = FOLDER.name
 PATIENCE = 120
 JPEG = "image/jpeg"
+FLASK, FASTAPI = "benchmarks.peers.flask_app:app", "benchmarks.peers.fastapi_app:app"
+PEER_COMMANDS = {
+    "flask": f"gunicorn -w {WORKERS} -b 127.0.0.1:PORT {FLASK}",
+    "fastapi": f"uvicorn --workers {WORKERS} --port PORT --no-access-log {FASTAPI}",
+    "litserve": "python -m benchmarks.peers.litserve_app PORT",
+}
+PEER_NAMES = tuple(PEER_COMMANDS)
 
 
 @dataclass
@@ -136,10 +143,8 @@ def stock_archive(folder: Path) -> Path:
         def __init__(self) -> None:
             super().__init__()
             card = json.loads((FOLDER / "card.json").read_text())
-            self.network, self.temperature = (
-                load_networks(FOLDER, card)["network"],
-                card["temperature"],
-            )
+            self.network = load_networks(FOLDER, card)["network"]
+            self.temperature = card["temperature"]
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             logits: torch.Tensor = self.network(images) / self.temperature
@@ -162,25 +167,16 @@ def stock_archive(folder: Path) -> Path:
     return store / "cells.mar"
 
 
-def peer(name: str, kernel: str, command: str, path: str) -> Callable[[Path], Any]:
-    """Return what starts a peer by a command of its environment; PORT stands for the port."""
-
-    @contextlib.contextmanager
-    def start(folder: Path) -> Iterator[Running]:
-        [port] = free_ports(1)
-        program, *arguments = command.replace("PORT", str(port)).split()
-        environment = {
-            "KERNEL": kernel,
-            "PYTHONPATH": str(ROOT),
-            "OMP_NUM_THREADS": "1",
-            "HOME": str(folder),
-            "DO_NOT_TRACK": "1",
-        }
-        wanted = [str(ENVIRONMENTS / name / "bin" / program), *arguments]
-        with _started(wanted, folder, environment, f"http://127.0.0.1:{port}{path}") as running:
-            yield running
-
-    return start
+@contextlib.contextmanager
+def peer(folder: Path, name: str, kernel: str) -> Iterator[Running]:
+    """Run a peer in its own environment."""
+    [port] = free_ports(1)
+    program, *arguments = PEER_COMMANDS[name].replace("PORT", str(port)).split()
+    environment = {"KERNEL": kernel, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
+    environment |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
+    command = [str(ENVIRONMENTS / name / "bin" / program), *arguments]
+    with _started(command, folder, environment, f"http://127.0.0.1:{port}/") as running:
+        yield running
 
 
 @contextlib.contextmanager
@@ -252,42 +248,22 @@ def set_up(name: str) -> None:
     stamp.write_text(wanted)
 
 
-_COMMANDS: dict[str, tuple[str, str, str]] = {
-    "flask": (
-        "Flask, gunicorn",
-        f"gunicorn -w {WORKERS} -b 127.0.0.1:PORT benchmarks.peers.flask_app:app",
-        "/",
-    ),
-    "fastapi": (
-        "FastAPI, uvicorn",
-        f"uvicorn --workers {WORKERS} --port PORT --no-access-log benchmarks.peers.fastapi_app:app",
-        "/",
-    ),
-    "litserve": ("LitServe", "python -m benchmarks.peers.litserve_app PORT", "/"),
-}
-PEER_NAMES = tuple(_COMMANDS)
+def _peer(name: str, title: str, kernel: str, form: bool = False) -> Server:
+    start = partial(peer, name=name, kernel=kernel)
+    return Server(f"{name}-{kernel}", title, kernel, start, form)
+
+
 SERVICE = Server("bloodcells", "this deployment", "ours", ours)
 EDGE = Server("edge", "through the edge, TLS", "ours", partial(ours, edge=True))
+ONE_THREAD = partial(stock, threads="1")
 SERVERS = [
     SERVICE,
-    Server("torchserve-plain", "TorchServe as it comes", "plain", stock),
-    Server(
-        "torchserve-thread",
-        "TorchServe, one thread a worker",
-        "plain",
-        partial(stock, threads="1"),
-    ),
-    *(
-        Server(
-            f"{name}-{kernel}",
-            title,
-            kernel,
-            peer(name, kernel, command, path),
-            form=name == "litserve",
-        )
-        for name, (title, command, path) in _COMMANDS.items()
-        for kernel in ("plain", "ours")
-        # LitServe's own cost hides that of the kernel.
-        if kernel == "ours" or name in ("flask", "fastapi")
-    ),
+    Server("torchserve-plain", "TorchServe, default settings", "plain", stock),
+    Server("torchserve-thread", "TorchServe, one thread a worker", "plain", ONE_THREAD),
+    _peer("flask", "Flask, gunicorn", "plain"),
+    _peer("flask", "Flask, gunicorn", "ours"),
+    _peer("fastapi", "FastAPI, uvicorn", "plain"),
+    _peer("fastapi", "FastAPI, uvicorn", "ours"),
+    # The cost of LitServe itself hides that of the kernel.
+    _peer("litserve", "LitServe", "ours", form=True),
 ]

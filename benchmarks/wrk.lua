@@ -1,4 +1,4 @@
--- A load for wrk: the bodies in a folder, in turn. Prints what came of it as one line of JSON.
+-- A load for wrk: the bodies of a folder, in turn. Prints the figures as one line of JSON.
 --
 -- BODIES names the folder; CONTENT_TYPE, AUTHORIZATION and X-API-KEY go with each request.
 local requests, at = {}, 0
@@ -14,7 +14,7 @@ function init()
       requests[#requests + 1] = wrk.format("POST", nil, headers, file:read("*a"))
       file:close()
    end
-   -- Two loads should not begin alike.
+   -- Loads start with different bodies.
    math.randomseed(os.time())
    at = math.random(#requests)
 end

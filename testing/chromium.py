@@ -1,4 +1,4 @@
-"""Where the browser is that measures, photographs and tests the page."""
+"""Find the browser that measures and tests the page."""
 
 from __future__ import annotations
 

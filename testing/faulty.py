@@ -1,4 +1,4 @@
-"""Archives made from a good one, each with one fault, to try what the service does with them."""
+"""Archives made from a good one, each with a fault that the service must handle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HANDLER = "bloodcells_handler.py"
 
 
 def remade(source: Path, target: Path, version: str, *faults: Callable[[Contents], None]) -> Path:
-    """Write a copy of an archive under another version, with faults, and its SHA-256 beside it."""
+    """Write a copy of an archive as another version, with faults, and its SHA-256 beside it."""
     with zipfile.ZipFile(source) as old:
         contents = {name: old.read(name) for name in old.namelist()}
     _edit_json(
@@ -31,7 +31,7 @@ def remade(source: Path, target: Path, version: str, *faults: Callable[[Contents
 
 
 def cut_off(archive: Path) -> Path:
-    """Cut the end off an archive, as a broken download does; its SHA-256 is that of the rest."""
+    """Truncate an archive, like a broken download; the SHA-256 beside it matches."""
     rest = archive.read_bytes()[:-1000]
     archive.write_bytes(rest)
     digest = hashlib.sha256(rest).hexdigest()
@@ -40,14 +40,14 @@ def cut_off(archive: Path) -> Path:
 
 
 def tampered_with(archive: Path) -> Path:
-    """Change an archive, but not the SHA-256 that stands beside it."""
+    """Change an archive, but not the SHA-256 beside it."""
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr("more.py", "")
     return archive
 
 
 def other_answers(contents: Contents) -> None:
-    """Let the archive promise other answers than it gives."""
+    """Swap the known answers of the archive."""
 
     def turn(answers: dict[str, dict[str, float]]) -> None:
         for shares in answers.values():
@@ -58,12 +58,12 @@ def other_answers(contents: Contents) -> None:
 
 
 def crash_at_start(contents: Contents) -> None:
-    """Let the handler end its process when it is loaded."""
+    """Make the handler end its process when it is loaded."""
     contents[HANDLER] = b"import os\n\nos._exit(3)\n"
 
 
 def fail_now_and_then(contents: Contents) -> None:
-    """Let every fourth batch raise, as a fault does that only some images show."""
+    """Make every fourth batch raise, like a fault that only some images trigger."""
     _before_each_batch(
         contents,
         "self.batches = getattr(self, 'batches', 0) + 1\n"
@@ -73,7 +73,7 @@ def fail_now_and_then(contents: Contents) -> None:
 
 
 def slow(contents: Contents) -> None:
-    """Let each batch take a third of a second more."""
+    """Delay each batch by a third of a second."""
     _before_each_batch(contents, "__import__('time').sleep(0.33)")
 
 

@@ -1,1 +1,1 @@
-"""The same version on other servers: a few lines each, as their documentation would have it."""
+"""The same version on other servers: a few lines each, as in their documentation."""

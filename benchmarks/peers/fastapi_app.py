@@ -13,6 +13,6 @@ ask = kernel()
 
 @app.post("/")
 async def predict(request: Request) -> Response:
-    # In the event loop: a thread for each image would cost more than the image.
+    # In the event loop, since a thread would cost more than the image.
     [answer] = ask([await request.body()])
     return Response(orjson.dumps(answer), media_type="application/json")

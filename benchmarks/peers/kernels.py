@@ -1,7 +1,7 @@
-"""Two ways from an image's bytes to an answer, for the servers that are compared with ours.
+"""Two ways to compute an answer, for the servers that `make bench` compares.
 
-PLAIN is what documentation shows: Pillow decodes the whole image, torch runs the network eagerly.
-OURS is the handler's: its decoding, gate, engine and verdict.
+`Plain` is what documentation shows: Pillow decodes the whole image, torch runs the network eagerly.
+`Ours` is the handler: its decoding, gate, engine and verdict.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "models" / "1.0"
-# What a server that can batch may gather, as our deployment does.
+# The largest batch of a server with batching, as in this deployment.
 BATCH = 16
 # A server has one process for each core that it may use.
 CORES = WORKERS = len(os.sched_getaffinity(0))
 
 
 class Kernel(Protocol):
-    """Answers the bytes of N images, each with what our deployment would say."""
+    """Returns the answers to N images, like this deployment."""
 
     def __call__(self, images: Sequence[bytes], /) -> list[dict[str, Any]]: ...
 
@@ -63,7 +63,7 @@ class Plain:
 
 
 class Ours:
-    """The handler's way, without TorchServe."""
+    """The handler without TorchServe."""
 
     def __init__(self) -> None:
         from handler.preprocessing import decode

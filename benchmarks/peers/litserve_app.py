@@ -14,7 +14,7 @@ class Cells(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.ask = kernel()
 
-    # LitServe looks at this annotation, which so must be none of the postponed kind.
+    # LitServe reads this annotation, so this file cannot postpone annotations.
     def decode_request(self, request: Request) -> bytes:
         image: bytes = request["image"].file.read()
         return image
