@@ -145,30 +145,20 @@ def test_only_the_device_of_an_archive_differs(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-class TestBodies:
-    @pytest.fixture
-    def bodies(self, blood_cells: Path, tmp_path: Path) -> Bodies:
-        return Bodies(blood_cells, tmp_path)
-
-    def test_images_are_sent_unchanged(self, bodies: Bodies) -> None:
-        folder, content_type = bodies.singles(bench.SMALL, SERVICE)
-        sent = [path.read_bytes() for path in sorted(folder.iterdir())]
-        assert sent == bodies.images[bench.SMALL]
-        assert content_type == "image/jpeg"
-        assert bodies.singles(bench.SMALL, SERVICE) == (folder, content_type)
-
-    def test_every_form_has_the_content_type_that_is_sent(self, bodies: Bodies) -> None:
-        folder, content_type = bodies.several(5, form=True)
-        for path in folder.iterdir():
-            assert len(files_in(path.read_bytes(), content_type)) == 5
-
-    def test_several_are_sent_as_json(self, bodies: Bodies) -> None:
-        folder, content_type = bodies.several(5)
-        assert content_type == "application/json"
-        for path in folder.iterdir():
-            images = parse({"body": json.loads(path.read_bytes())}, {}).images
-            assert set(images) <= set(bodies.images[bench.SMALL])
-            assert len(images) == 5
+def test_a_folder_holds_images_forms_or_json(blood_cells: Path, tmp_path: Path) -> None:
+    bodies = Bodies(blood_cells, tmp_path)
+    folder, content_type = bodies.singles(bench.SMALL, SERVICE)
+    sent = [path.read_bytes() for path in sorted(folder.iterdir())]
+    assert (sent, content_type) == (bodies.images[bench.SMALL], "image/jpeg")
+    assert bodies.singles(bench.SMALL, SERVICE) == (folder, content_type)
+    folder, content_type = bodies.several(5, form=True)
+    for path in folder.iterdir():
+        assert len(files_in(path.read_bytes(), content_type)) == 5
+    folder, content_type = bodies.several(5)
+    assert content_type == "application/json"
+    for path in folder.iterdir():
+        images = parse({"body": json.loads(path.read_bytes())}, {}).images
+        assert len(set(images) & set(bodies.images[bench.SMALL])) == len(images) == 5
 
 
 def files_in(body: bytes, content_type: str) -> list[bytes]:
@@ -208,6 +198,7 @@ class TestKernels:
 
 
 @pytest.mark.live
+@pytest.mark.long
 def test_plain_torchserve_answers(sample_image: Path) -> None:
     [stock] = [server for server in SERVERS if server.name == bench_report.STOCK]
     with servers.ready(stock) as (running, seconds):

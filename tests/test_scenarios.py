@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -210,69 +209,50 @@ def test_the_decoder_alone_counts_each_outcome() -> None:
     assert slowest > 0
 
 
-class TestSoak:
-    def samples(self, minutes: int, **megabytes: Callable[[float], float]) -> list[dict[str, Any]]:
-        return [
-            {
-                "time": 60 * minute,
-                "megabytes": {kind: grown(minute) for kind, grown in megabytes.items()},
-            }
-            for minute in range(minutes + 1)
-        ]
-
-    def test_the_slope_is_that_of_a_line_with_its_error(self) -> None:
-        samples = self.samples(9, java=lambda at: 100 + 3 * at, worker=lambda at: 7 * (at % 2))
-        assert soak.slope(samples, "java", 0) == (180, 0)
-        growth = soak.slope(samples, "worker", 0)
-        assert growth
-        assert growth[1] > 10
-        assert soak.slope(samples, "java", 8) is None
-
-    @pytest.mark.parametrize(
-        ("minutes", "problems"),
-        [(30, ["workers: 60 MB an hour more in the last third"]), (9, [])],
-    )
-    def test_a_leak_is_a_problem_unless_the_run_is_short(
-        self, minutes: int, problems: list[str]
-    ) -> None:
-        samples = self.samples(
-            minutes,
-            worker=lambda at: 500 + at,
-            java=lambda at: min(100 + 50 * at, 250),
-            python=lambda at: 200 + at / 2,
-        )
-        found, said = soak.conclude(None, samples)  # type: ignore[arg-type]
-        assert said == problems
-        assert found["rows"][1] == ["Java", "100", "250", "+0 ± 0", "+0 ± 0"]
+def memory(minutes: int, **grown: Callable[[float], float]) -> list[dict[str, Any]]:
+    return [
+        {"time": 60 * at, "megabytes": {kind: each(at) for kind, each in grown.items()}}
+        for at in range(minutes + 1)
+    ]
 
 
-class TestCgroup:
-    @pytest.mark.parametrize(
-        ("unified", "file", "bound", "free"),
-        [
-            (True, "bloodcells-a/cpu.max", "30000 100000", "max 100000"),
-            (False, "cpu/bloodcells-a/cpu.cfs_quota_us", "30000", "-1"),
-        ],
-    )
-    def test_it_bounds_the_share_of_a_core(
-        self, tmp_path: Path, unified: bool, file: str, bound: str, free: str
-    ) -> None:
-        (tmp_path / "cpu").mkdir()
-        if unified:
-            (tmp_path / "cgroup.controllers").write_text("cpu")
-        group = Cgroup("a", tmp_path)
-        group.limit(0.3)
-        assert (tmp_path / file).read_text() == bound
-        group.limit(None)
-        assert (tmp_path / file).read_text() == free
+def test_the_slope_of_memory_is_that_of_a_line_with_its_error() -> None:
+    samples = memory(9, java=lambda at: 100 + 3 * at, worker=lambda at: 7 * (at % 2))
+    assert soak.slope(samples, "java", 0) == (180, 0)
+    growth = soak.slope(samples, "worker", 0)
+    assert growth
+    assert growth[1] > 10
+    assert soak.slope(samples, "java", 8) is None
 
-    def test_a_signal_reaches_every_process(self, tmp_path: Path) -> None:
-        (tmp_path / "cpu").mkdir()
-        group = Cgroup("a", tmp_path)
-        sleepers = [subprocess.Popen(["sleep", "60"]) for _ in range(2)]
-        (group.path / "cgroup.procs").write_text("".join(f"{each.pid}\n" for each in sleepers))
-        group.signal(signal.SIGKILL)
-        assert [each.wait() for each in sleepers] == [-signal.SIGKILL] * 2
+
+@pytest.mark.parametrize(
+    ("minutes", "problems"), [(30, ["workers: 60 MB an hour more in the last third"]), (9, [])]
+)
+def test_a_leak_is_a_problem_unless_the_run_is_short(minutes: int, problems: list[str]) -> None:
+    leaks = {"worker": lambda at: 500 + at, "python": lambda at: 200 + at / 2}
+    samples = memory(minutes, java=lambda at: min(100 + 50 * at, 250), **leaks)
+    found, said = soak.conclude(None, samples)  # type: ignore[arg-type]
+    assert said == problems
+    assert found["rows"][1] == ["Java", "100", "250", "+0 ± 0", "+0 ± 0"]
+
+
+@pytest.mark.parametrize(
+    ("unified", "file", "bound", "free"),
+    [
+        (True, "bloodcells-a/cpu.max", "30000 100000", "max 100000"),
+        (False, "cpu/bloodcells-a/cpu.cfs_quota_us", "30000", "-1"),
+    ],
+)
+def test_a_cgroup_bounds_the_share_of_a_core(
+    tmp_path: Path, unified: bool, file: str, bound: str, free: str
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    if unified:
+        (tmp_path / "cgroup.controllers").write_text("cpu")
+    group = Cgroup("a", tmp_path)
+    for cores, written in ((0.3, bound), (None, free)):
+        group.limit(cores)
+        assert (tmp_path / file).read_text() == written
 
 
 def test_a_machine_without_the_programs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
