@@ -87,7 +87,7 @@ chaos: .venv/dev.stamp mar  ## break the service in all ways under load; write w
 	@$(BIN)/python -m benchmarks.chaos
 
 soak: .venv/dev.stamp mar  ## put a mixed load on it for 30 minutes; write how memory grows
-	@$(BIN)/python -m benchmarks.chaos --soak 30
+	@$(BIN)/python -m benchmarks.soak
 
 bench: .venv/dev.stamp mar  ## measure speed and cost beside other servers; QUICK=1: what changed since
 	@$(BIN)/python -m benchmarks.bench

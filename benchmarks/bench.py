@@ -4,8 +4,8 @@ In each round every server is started, in a random order, warmed up, and loaded 
 cores) with images of two sizes from 1 to 64 clients, and this deployment with 16 images a request
 as well. The run ends if a server answers differently from its kernel.
 
-Writes benchmarks/results/bench.{json,md,png} and the README's table. QUICK=1 measures a few
-servers, writes nothing, and prints how the ratios changed since the last run.
+Writes benchmarks/results/bench.{json,md,png} and the table of docs/performance.md.
+QUICK=1 measures a few servers, writes nothing, and prints how the ratios changed.
 """
 
 from __future__ import annotations

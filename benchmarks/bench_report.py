@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 
 from benchmarks import report
-from benchmarks.report import RESULTS, Document, measured_on, spread, table
+from benchmarks.report import PERFORMANCE, RESULTS, Document, measured_on, spread, table
 from benchmarks.servers import PEER_NAMES, SERVERS, SERVICE, Server
 from training.report import write_readme
 
@@ -31,10 +31,10 @@ def load() -> Document:
 
 
 def write(found: Document) -> None:
-    """Write the report, and the README's table."""
+    """Write the report, and the table of docs/performance.md."""
     report.write(RESULTS, "bench", found, page(found))
     draw(found)
-    write_readme({"bench": summary(found)})
+    write_readme({"bench": summary(found)}, PERFORMANCE)
     print(summary(found))
 
 
@@ -115,7 +115,7 @@ def against(found: Document, last: Document) -> str:
 
 
 def summary(found: Document) -> str:
-    """Return the table of the README."""
+    """Return the table of docs/performance.md."""
 
     def times(other: str, clients: int = 64, form: str = ".1f") -> str:
         return spread(ratios(found, other, clients), form, " times")

@@ -128,7 +128,7 @@ class Mixed(Load):
         except OSError as error:
             status = type(error).__name__
         allowed = ("200", "400", "413", "415") if what == "damaged" else ("200",)
-        return what, what, f"{status}, {what}", status not in allowed
+        return what, what, f"{status} ({what})", status not in allowed
 
     def _send(self, what: str, chance: random.Random) -> int:
         image, page = chance.choice(self._images), self.settings.frontend_url

@@ -1,6 +1,7 @@
 """Measure the page in a browser: 100 images at once, memory, first load: `make page`.
 
-Needs the images and Chromium. Writes benchmarks/results/page.{json,md} and the README's table.
+Needs the images and Chromium. Writes benchmarks/results/page.{json,md}, and the table of
+docs/performance.md.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
 from benchmarks import report
-from benchmarks.report import RESULTS, Document
+from benchmarks.report import PERFORMANCE, RESULTS, Document
 from serving.client import InferenceClient
 from testing import chromium
 from testing.clients import page_session
@@ -152,7 +153,7 @@ def page_process(service: Service) -> psutil.Process:
 
 
 def write(found: Document) -> None:
-    """Write the report, and the README's table."""
+    """Write the report, and the table of docs/performance.md."""
     seconds, load, memory = found["seconds"], found["first_load"], found["memory_mb"]
     rows = [
         (
@@ -178,7 +179,7 @@ def write(found: Document) -> None:
         f"Written by `make page`. {report.measured_on(found)}, which browser and service share."
     )
     report.write(RESULTS, "page", found, f"# The page, measured\n\n{heading}\n\n{table}")
-    write_readme({"page": table})
+    write_readme({"page": table}, PERFORMANCE)
     print(table)
 
 

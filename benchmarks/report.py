@@ -14,6 +14,8 @@ from serving.settings import ROOT
 from testing.service import machine
 
 RESULTS = ROOT / "benchmarks" / "results"
+# Holds the tables that `make bench` and `make page` write.
+PERFORMANCE = ROOT / "docs" / "performance.md"
 
 Document = dict[str, Any]
 

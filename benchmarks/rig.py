@@ -28,7 +28,8 @@ from testing import processes
 from testing.service import environment_of, free_settings, run_service
 
 # The two versions of every scenario: the first answers by default.
-DEFAULT, OTHER = sorted(deployment.load(ROOT / "deployment.yaml").versions)[:2]
+DEPLOYED = deployment.load(ROOT / "deployment.yaml")
+DEFAULT, OTHER = sorted(DEPLOYED.versions)[:2]
 START = Deployment(DEFAULT, {DEFAULT: VersionSpec(2), OTHER: VersionSpec(2)})
 # Minutes. Many tokens expire during a scenario.
 TOKEN_LIFE = 0.5
@@ -42,6 +43,7 @@ class Rig(Target):
     def __init__(
         self,
         folder: Path,
+        wanted: Deployment = START,
         token_life: float = TOKEN_LIFE,
         variables: Mapping[str, str] | None = None,
     ) -> None:
@@ -50,7 +52,7 @@ class Rig(Target):
         text = (ROOT / "config.properties").read_text()
         life = "token_expiration_min="
         config.write_text(text.replace(f"{life}60", f"{life}{token_life:g}"))
-        self.settings = replace(free_settings(folder / "run", START), config=config)
+        self.settings = replace(free_settings(folder / "run", wanted), config=config)
         self.environment = environment_of(self.settings)
         self._variables = variables or {}
         self.service = run_service(self.settings, **self._variables)
@@ -135,9 +137,11 @@ class Rig(Target):
 
 
 @contextlib.contextmanager
-def started(folder: Path, token_life: float = TOKEN_LIFE) -> Iterator[Rig]:
+def started(
+    folder: Path, wanted: Deployment = START, token_life: float = TOKEN_LIFE
+) -> Iterator[Rig]:
     """Run a service meanwhile."""
-    rig = Rig(folder, token_life)
+    rig = Rig(folder, wanted, token_life)
     try:
         yield rig
     finally:

@@ -35,7 +35,7 @@ def build(quick: bool) -> Scenario:
         "and explanations, for images of all kinds and several sizes, single, as forms and as "
         "JSON; some images are damaged. Memory (RssAnon) excludes the pages of files, such as "
         "libraries. Growth is a slope with its standard error.",
-        partial(rig.started, token_life=60),
+        partial(rig.started, wanted=rig.DEPLOYED, token_life=60),
         {"mixed": CLIENTS},
         [Step(f"{minutes} minutes", partial(wait, 60 * minutes))],
         calm=0,

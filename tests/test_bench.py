@@ -92,7 +92,7 @@ class TestReport:
     ) -> None:
         tables: dict[str, str] = {}
         monkeypatch.setattr(bench_report, "RESULTS", tmp_path)
-        monkeypatch.setattr(bench_report, "write_readme", tables.update)
+        monkeypatch.setattr(bench_report, "write_readme", lambda parts, _: tables.update(parts))
         bench_report.write(found)
         assert bench_report.load() == found
         page = (tmp_path / "bench.md").read_text()
