@@ -56,17 +56,12 @@ DRAIN = 15
 MANY, MANY_CLIENTS = 16, 64
 
 
-def main() -> int:
+def main() -> None:
     """Compare all servers, or with QUICK=1 a few."""
     quick = bool(os.environ.get("QUICK"))
     if not shutil.which("wrk"):
-        print("wrk is missing (Debian: apt-get install wrk).", file=sys.stderr)
-        return 1
-    try:
-        root = data.data_root()
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        sys.exit("wrk is missing (Debian: apt install wrk).")
+    root = report.images_root()
     # First, so that a missing one is reported at once.
     last = bench_report.load() if quick else {}
     chosen = bench_report.quick_choice(SERVERS) if quick else SERVERS
@@ -74,13 +69,11 @@ def main() -> int:
         if any(server.name.startswith(name) for server in chosen):
             set_up(name)
     with tempfile.TemporaryDirectory() as folder:
-        bodies = Bodies(root, Path(folder))
-        found = compare(chosen, bodies, rounds=QUICK_ROUNDS if quick else ROUNDS)
+        found = compare(chosen, Bodies(root, Path(folder)), QUICK_ROUNDS if quick else ROUNDS)
     if quick:
         print(bench_report.against(found, last))
     else:
         bench_report.write(found | report.about())
-    return 0
 
 
 class Bodies:
@@ -249,4 +242,4 @@ def _difference(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -126,7 +126,8 @@ def summary(found: Document) -> str:
     rows = []
     for clients in CLIENTS:
         best = best_peer(found, clients)
-        what = f"{_clients(clients)}, against the fastest peer with our kernel ({_title(best)})"
+        title = next(server.title for server in SERVERS if server.name == best)
+        what = f"{_clients(clients)}, against the fastest peer with our kernel ({title})"
         rows.append((what, times(best, clients, ".2f")))
     p50, p99 = (median(found, SERVICE.name, key, 1) for key in ("p50", "p99"))
     memory = [_start(found, SERVICE.name, kind) for kind in ("worker", "java")]
@@ -183,18 +184,19 @@ def page(found: Document) -> str:
 def draw(found: Document) -> None:
     """Plot the servers side by side."""
     figure, axes = plt.subplots(figsize=(12, 4.5), layout="constrained")
-    names = [each.name for each in _present(found)]
-    names.sort(key=lambda name: -median(found, name, "images_a_second", 64))
-    places = np.arange(len(names))
+    servers = sorted(
+        _present(found), key=lambda server: -median(found, server.name, "images_a_second", 64)
+    )
+    places = np.arange(len(servers))
     for offset, clients, alpha in ((-0.27, 1, 0.45), (0, 16, 0.7), (0.27, 64, 1.0)):
-        every = [values(found, name, "images_a_second", clients) for name in names]
+        every = [values(found, each.name, "images_a_second", clients) for each in servers]
         middle = np.array([np.median(each) for each in every])
         error = [middle - [min(e) for e in every], [max(e) for e in every] - middle]
-        how: Any = {"color": [_colour(name) for name in names], "alpha": alpha}
+        how: Any = {"color": [_colour(each) for each in servers], "alpha": alpha}
         axes.bar(places + offset, middle, 0.25, yerr=error, error_kw={"lw": 0.8}, **how)
     axes.axhline(limit(found, "work"), color="black", lw=1, ls="--")
-    axes.text(len(names) - 0.5, limit(found, "work"), "the limit ", ha="right", va="bottom")
-    axes.set_xticks(places, [textwrap.fill(_label(name), 16) for name in names], fontsize=8)
+    axes.text(len(servers) - 0.5, limit(found, "work"), "the limit ", ha="right", va="bottom")
+    axes.set_xticks(places, [textwrap.fill(each.title, 16) for each in servers], fontsize=8)
     axes.set_ylabel("images a second")
     axes.set_title(
         "1, 16, 64 clients (light to dark); violet: this deployment, blue: our kernel, grey: plain"
@@ -207,7 +209,7 @@ def _speeds(found: Document, size: str) -> str:
     rows = []
     for server in _present(found):
         seen = [values(found, server.name, "images_a_second", n, size) for n in CLIENTS]
-        rows.append((_label(server.name), *(spread(each, ",.0f") for each in seen)))
+        rows.append((server.title, *(spread(each, ",.0f") for each in seen)))
     return table(["server", *map(_clients, CLIENTS)], rows)
 
 
@@ -216,7 +218,7 @@ def _costs(found: Document) -> str:
     rows = []
     for server in _present(found):
         name = server.name
-        row = [_label(name), *(f"{median(found, name, key, 1):.2f}" for key in ("p50", "p99"))]
+        row = [server.title, *(f"{median(found, name, key, 1):.2f}" for key in ("p50", "p99"))]
         row += [f"{_start(found, name):.1f}", f"{_start(found, name, 'all'):,.0f}"]
         row.append(f"{1e6 / cpu_microseconds(found, name, 64):,.0f}")
         rows.append((*row, f"{found['servers'][name]['differences']:.0e}"))
@@ -257,19 +259,10 @@ def _present(found: Document) -> list[Server]:
     return [server for server in SERVERS if server.name in found["servers"]]
 
 
-def _title(name: str) -> str:
-    return next(server.title for server in SERVERS if server.name == name)
-
-
-def _label(name: str) -> str:
-    own = name in (SERVICE.name, STOCK, STOCK_BOUND)
-    return _title(name) if own else f"{_title(name)}, {name.partition('-')[2]}"
-
-
-def _colour(name: str) -> str:
-    if name == SERVICE.name:
+def _colour(server: Server) -> str:
+    if server is SERVICE:
         return SERVICE_COLOUR
-    return OURS_COLOUR if name.endswith("-ours") else PLAIN_COLOUR
+    return OURS_COLOUR if server.kernel == "ours" else PLAIN_COLOUR
 
 
 def _clients(count: int) -> str:

@@ -13,7 +13,6 @@ from benchmarks.bench import Bodies, compare
 from benchmarks.bench_report import CLIENTS, SIZES, median, values
 from benchmarks.report import RESULTS, Document, measured_on, table
 from benchmarks.servers import EDGE, SERVICE
-from training import data
 
 ROUNDS = 3
 
@@ -41,6 +40,6 @@ def page(found: Document) -> str:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        bodies = Bodies(data.data_root(), Path(folder))
+        bodies = Bodies(report.images_root(), Path(folder))
         document = report.about() | compare([SERVICE, EDGE], bodies, ROUNDS)
     report.write(RESULTS, "edge", document, page(document))

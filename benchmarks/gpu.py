@@ -25,7 +25,6 @@ from serving.deployment import archives, known_answers
 from serving.deployment import load as deployed
 from serving.settings import ROOT, Settings
 from testing.service import machine
-from training import data
 
 CLIENTS, SECONDS = 64, 4
 # Images a request, in JSON.
@@ -39,7 +38,7 @@ def main() -> None:
     versions = sorted(deployed(ROOT / "deployment.yaml").versions)
     rows = []
     with tempfile.TemporaryDirectory() as name:
-        bodies = Bodies(data.data_root(), Path(name))
+        bodies = Bodies(report.images_root(), Path(name))
         bar = tqdm([(version, *plan) for version in versions for plan in plans], unit="service")
         for version, device, workers in bar:
             bar.set_description(f"{version} on {device}, {workers} workers")

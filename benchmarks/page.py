@@ -53,17 +53,10 @@ LOADED = """() => {
 }"""
 
 
-def main() -> int:
-    """Measure, write the report, and return the exit code."""
-    program = chromium.find()
-    if not program:
-        print(f"error: {chromium.MISSING}.", file=sys.stderr)
-        return 1
-    try:
-        paths = sorted(data.image_folder(data.data_root(), "TEST").rglob("*.jpeg"))
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+def main() -> None:
+    """Measure, and write the report."""
+    program = chromium.find() or sys.exit(f"error: {chromium.MISSING}.")
+    paths = sorted(data.image_folder(report.images_root(), "TEST").rglob("*.jpeg"))
     images = random.Random(0).sample(paths, IMAGES)
     options = ["--no-sandbox", "--disable-gpu"]
     with (
@@ -72,9 +65,7 @@ def main() -> int:
         sync_playwright() as playwright,
     ):
         browser = playwright.chromium.launch(executable_path=program, args=options)
-        found = report.about() | measure(browser, service, images)
-    write(found)
-    return 0
+        write(report.about() | measure(browser, service, images))
 
 
 def measure(browser: Browser, service: Service, images: Sequence[Path]) -> Document:
@@ -184,4 +175,4 @@ def write(found: Document) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

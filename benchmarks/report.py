@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 
 from serving.settings import ROOT
 from testing.service import machine
+from training import data
 
 RESULTS = ROOT / "benchmarks" / "results"
 # Holds the tables that `make bench` and `make page` write.
@@ -48,6 +50,14 @@ def measured_on(document: Document) -> str:
     """Return the sentence that says when and where a report was measured."""
     host = document["machine"]
     return f"{document['date']}, {host['cores']} cores ({host['processor']})"
+
+
+def images_root() -> Path:
+    """Return the folder of the images, or end the program with a message."""
+    try:
+        return data.data_root()
+    except data.DataError as error:
+        sys.exit(f"error: {error}")
 
 
 def write(folder: Path, name: str, document: Document, page: str) -> None:

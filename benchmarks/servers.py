@@ -250,7 +250,7 @@ def set_up(name: str) -> None:
 
 def _peer(name: str, title: str, kernel: str, form: bool = False) -> Server:
     start = partial(peer, name=name, kernel=kernel)
-    return Server(f"{name}-{kernel}", title, kernel, start, form)
+    return Server(f"{name}-{kernel}", f"{title}, {kernel}", kernel, start, form)
 
 
 SERVICE = Server("bloodcells", "this deployment", "ours", ours)
