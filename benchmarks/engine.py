@@ -134,7 +134,9 @@ def running(target: Target, loads: Mapping[str, int]) -> Iterator[None]:
         yield
     finally:
         process.terminate()
-        process.wait()
+        code = process.wait()
+    if code:
+        raise click.ClickException("A client of the load failed.")
 
 
 @contextlib.contextmanager

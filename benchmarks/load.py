@@ -7,6 +7,7 @@ The environment names the service (RUN_DIR and others). SIGTERM ends the load.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import random
@@ -194,11 +195,10 @@ def main(path: str, *wanted: str) -> None:
         pairs = [each.split("=") for each in wanted]
         loads = [LOADS[name](settings, int(count), log) for name, count in pairs]
         log.writerow(FIELDS)
-        for load in loads:
-            load.__enter__()
-        ended.wait()
-        for load in loads:
-            load.__exit__(None)
+        with contextlib.ExitStack() as stack:
+            for load in loads:
+                stack.enter_context(load)
+            ended.wait()
 
 
 if __name__ == "__main__":

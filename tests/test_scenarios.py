@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -15,9 +17,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chaos, drill, engine, nodes, outcome, report, soak
+from benchmarks import chaos, drill, engine, load, nodes, outcome, report, soak
 from benchmarks.nodes import Cgroup, Cluster
 from benchmarks.outcome import FIELDS, Request, Result, Step, between, figures, split, summary
+from serving.settings import Settings
 
 
 def request(
@@ -148,6 +151,29 @@ def test_the_log_of_a_load_is_read_in_order(tmp_path: Path) -> None:
         Request(1.5, 20.0, "users", "a", "", "503 Gone: not there, sorry", True),
         Request(2.5, 10.0, "users", "b", "2.0", "200", False),
     ]
+
+
+@pytest.mark.parametrize(
+    ("said", "failed"),
+    [
+        ("200", False),
+        *((each, False) for each in load.NOT_ACCEPTED),
+        # As TorchServe answers if the handler fails at every request.
+        ("503 InternalServerException", True),
+        ("503", True),
+        ("400 BadRequest", True),
+        ("closed", True),
+        ("nothing", True),
+    ],
+)
+def test_a_direct_client_loses_what_torchserve_accepted(
+    said: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {"inference": {"key": "secret"}}
+    (tmp_path / "key_file.json").write_text(json.dumps(keys))
+    monkeypatch.setattr(load.connections, "ask", lambda call: said)
+    direct = load.Direct(Settings(run_dir=tmp_path), 1, None)
+    assert direct.ask(random.Random(0)) == ("", "", said, failed)
 
 
 class Target(SimpleNamespace):
