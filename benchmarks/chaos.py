@@ -202,8 +202,8 @@ def on_full_disk(kill: Callable[[Chaos, Result], None]) -> Callable[[Chaos, Resu
 
 def flood(it: Chaos, result: Result) -> None:
     """Send more requests at once than may wait, of images that take long."""
-    body = formats.tiff(1_500, 1_000, formats.packed(1_500 * 1_000 * 3), 8)
-    result.sent = connections.at_once(it.to_torchserve(Upload("large", body), OTHER), FLOOD)
+    large = Upload("large", hostile.large_tiff(1_500, 1_000))
+    result.sent = connections.at_once(it.to_torchserve(large, OTHER), FLOOD)
     until_answered(result, lambda: it.to_torchserve(GOOD))
     result.expect(result.sent["503"] > 0, "the queue was not full")
     result.expect(result.sent["200"] >= 128, "requests that waited were not answered")
@@ -320,7 +320,7 @@ def set_clock(hours: int, it: Chaos, result: Result) -> None:
 
 def terminate(it: Chaos, result: Result) -> None:
     """Stop the service with requests of the page in flight, and start it again."""
-    large = formats.tiff(5_000, 4_000, formats.packed(5_000 * 4_000 * 3), 8)
+    large = hostile.large_tiff(5_000, 4_000)
     url = it.settings.frontend_url
     with page_session(local_session(8), url) as session, ThreadPoolExecutor(8) as pool:
 

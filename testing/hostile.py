@@ -78,9 +78,7 @@ def _images() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
     fine: Callable[[int, bytes], bytes] = partial(formats.with_segment, jpeg)
     # Small as files, and large or slow to decode.
     yield "PNG that claims 100,000 x 100,000", png(100_000, 100_000, zlib.compress(b"")), REFUSED
-    rows = 30_000 * (1 + 30_000 // 8)
-    black = lambda: png(30_000, 30_000, packed(rows), depth=1, colour=0)  # noqa: E731
-    yield "PNG of 30,000 x 30,000 in 110 kB", black, REFUSED
+    yield "PNG of 30,000 x 30,000 in 110 kB", _black_png, REFUSED
     yield "PNG with 100 MB behind its last row", lambda: png(8, 8, packed(MUCH)), (200, 400)
     # Beside the pixels: skipped, or refused by Pillow.
     for name, chunk, head in (("text", b"zTXt", b"Comment\0\0"), ("profile", b"iCCP", b"icc\0\0")):
@@ -88,8 +86,7 @@ def _images() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
         yield f"PNG with a {name} of 100 MB", made, (200, 400, 413)
     yield "TIFF that claims 100,000 x 100,000", tiff(100_000, 100_000), REFUSED
     yield "TIFF of one pixel in a huge tile", tiff(1, 1, tile=(60_000, 60_000)), REFUSED
-    large = lambda: tiff(5_800, 5_000, packed(5_800 * 5_000 * 3), 8)  # noqa: E731
-    yield "TIFF of 29 million pixels in 85 kB", large, ANSWERED
+    yield "TIFF of 29 million pixels in 85 kB", partial(large_tiff, 5_800, 5_000), ANSWERED
     yield "TIFF whose directory is its own next", tiff(64, 48, next_at=8), REFUSED
     yield "BMP that claims 100,000 x 100,000", bmp(100_000, 100_000), REFUSED
     yield "BMP of a height of -2^31", bmp(64, -(2**31)), REFUSED
@@ -148,6 +145,15 @@ def _images() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
     yield "a pickle", b"cos\nsystem\n(S'true'\ntR.", REFUSED
 
 
+def _black_png() -> bytes:
+    return png(30_000, 30_000, packed(30_000 * (1 + 30_000 // 8)), depth=1, colour=0)
+
+
+def large_tiff(width: int, height: int) -> bytes:
+    """Return a black TIFF of a few bytes."""
+    return tiff(width, height, packed(width * height * 3), 8)
+
+
 def _other_content_types() -> Iterator[Upload]:
     for kind in ("JPEG", "PNG", "TIFF", "WEBP"):
         yield Upload(f"{kind} as text", small(kind), "text/plain", ANSWERED)
@@ -167,8 +173,7 @@ def _forms() -> Iterator[tuple[str, Body, str, tuple[int, ...]]]:
     damaged = field("a", jpeg) + field("b", jpeg[:99]) + end
     yield "one field is damaged", damaged, FORM, ANSWERED
     for count in (129, 20_000):
-        many = lambda count=count: b"".join(field(f"f{n}", b"x") for n in range(count)) + end  # noqa: E731
-        yield f"{count:,} fields", many, FORM, REFUSED
+        yield f"{count:,} fields", partial(_many_fields, count), FORM, REFUSED
     yield "the same name 1,000 times", field("a", b"x") * 1_000 + end, FORM, REFUSED
     # TorchServe decides what a name becomes; a good image may be answered.
     for name, text in {
@@ -190,6 +195,10 @@ def _forms() -> Iterator[tuple[str, Body, str, tuple[int, ...]]]:
     yield "no boundary", good, "multipart/form-data", REFUSED
     yield "a long boundary", good, "multipart/form-data; boundary=" + "e" * 4_000, REFUSED
     yield "an empty boundary", good, 'multipart/form-data; boundary=""', REFUSED
+
+
+def _many_fields(count: int) -> bytes:
+    return b"".join(field(f"f{n}", b"x") for n in range(count)) + END_OF_FORM
 
 
 def _json() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
@@ -214,10 +223,8 @@ def _json() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
     ):
         yield name, partial(text.encode, "latin-1"), allowed
     yield "an open list 5 million deep", lambda: b"[" * 5_000_000, REFUSED
-    many = lambda: b'{"instances": [' + b"1," * 2_000_000 + b"1]}"  # noqa: E731
-    yield "2 million instances", many, REFUSED
-    keys = lambda: json.dumps({str(n): n for n in range(500_000)}).encode()  # noqa: E731
-    yield "500,000 keys", keys, REFUSED
+    yield "2 million instances", lambda: b'{"instances": [' + b"1," * 2_000_000 + b"1]}", REFUSED
+    yield "500,000 keys", lambda: json.dumps(dict.fromkeys(range(500_000))).encode(), REFUSED
     yield "100 PNGs of 29 million pixels", partial(_json_of_bombs, 5_400, 100), ANSWERED
 
 
