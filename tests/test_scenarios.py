@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chaos, drill, engine, load, nodes, outcome, report, soak
-from benchmarks.nodes import Cgroup, Cluster
+from benchmarks import chaos, cluster, drill, engine, load, nodes, outcome, report, soak
+from benchmarks.cluster import Cgroup, Cluster
 from benchmarks.outcome import FIELDS, Request, Result, Step, between, figures, split, summary
 from serving.settings import Settings
 
@@ -284,46 +284,46 @@ def test_a_cgroup_bounds_the_share_of_a_core(
 def test_a_machine_without_the_programs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setenv("PATH", "")
-    assert "ip, haproxy, nginx, wrk" in str(nodes.lacking())
+    assert "ip, haproxy, nginx, wrk" in str(cluster.lacking())
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "root" in str(nodes.lacking())
+    assert "root" in str(cluster.lacking())
 
 
 def test_haproxy_says_which_node_answers(tmp_path: Path) -> None:
-    cluster = Cluster.__new__(Cluster)
-    cluster.log, cluster.haproxy_log = tmp_path / "load.csv", tmp_path / "haproxy.log"
-    cluster.haproxy_log.write_text(
+    front = Cluster.__new__(Cluster)
+    front.log, front.haproxy_log = tmp_path / "load.csv", tmp_path / "haproxy.log"
+    front.haproxy_log.write_text(
         "[NOTICE] started\n"
         '{"request_id": "a", "node": "node2", "retries": "+1"}\n'
         '{"request_id": "b", "node": "node1", "retries": "0"}\n'
     )
     rows = [f"{at},10.0,clients,{client},,200,False" for at, client in enumerate("abc")]
-    cluster.log.write_text("\n".join([",".join(FIELDS), *rows]))
-    assert [each.by for each in cluster.requests()] == ["node2", "node1", ""]
-    assert cluster.retried() == 1
+    front.log.write_text("\n".join([",".join(FIELDS), *rows]))
+    assert [each.by for each in front.requests()] == ["node2", "node1", ""]
+    assert front.retried() == 1
 
 
-@pytest.mark.skipif(bool(nodes.lacking()), reason=str(nodes.lacking()))
+@pytest.mark.skipif(bool(cluster.lacking()), reason=str(cluster.lacking()))
 @pytest.mark.xdist_group("network")
 def test_a_node_is_cut_off_and_found_again(tmp_path: Path) -> None:
     def listens() -> bool:
         with contextlib.suppress(OSError):
-            socket.create_connection((node.address, nodes.PORT), timeout=0.3).close()
+            socket.create_connection((node.address, cluster.PORT), timeout=0.3).close()
             return True
         return False
 
-    with nodes.network():
-        node = nodes.Node(1, tmp_path, {})
+    with cluster.network():
+        node = cluster.Node(1, tmp_path, {})
         try:
-            node.run(sys.executable, "-m", "http.server", str(nodes.PORT), "--bind", node.address)
-            nodes.wait(listens, "node")
+            node.run(sys.executable, "-m", "http.server", str(cluster.PORT), "--bind", node.address)
+            cluster.wait(listens, "node")
             node.set_link("down")
             assert not listens()
             node.set_link("up")
-            nodes.wait(listens, "node")
+            cluster.wait(listens, "node")
             node.kill()
             assert node.cgroup.processes() == []
         finally:
             node.remove()
     links = subprocess.run(["ip", "link"], capture_output=True, text=True).stdout
-    assert nodes.BRIDGE not in links
+    assert cluster.BRIDGE not in links
