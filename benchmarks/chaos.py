@@ -91,7 +91,7 @@ class Chaos(Rig):
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Chaos]:
-    """Run the service meanwhile."""
+    """Run the service during the block."""
     try:
         it = Chaos(folder)
         try:
@@ -213,11 +213,11 @@ def flood(it: Chaos, result: Result) -> None:
 def slow_clients(
     call: Callable[[Chaos], Call], answers: Callable[[Chaos], bool], it: Chaos, result: Result
 ) -> None:
-    """Hold connections, and trickle bytes; see whether others are answered meanwhile."""
+    """Hold connections, and trickle bytes; check whether other clients are answered."""
     with ThreadPoolExecutor(1) as pool:
         slow = pool.submit(connections.slow, call(it), SLOW, SLOW_SECONDS)
         time.sleep(2)
-        result.notes["others are answered meanwhile"] = answers(it)
+        result.notes["other clients are answered"] = answers(it)
         result.sent = slow.result()
     it.wait(result, "ready", lambda: answers(it), since=time.time())
     result.expect_sent("let go", "closed", "408", "429")

@@ -38,7 +38,7 @@ BRIDGE, NETWORK = "bloodcells", "10.213.77"
 FRONT, PORT = f"{NETWORK}.1", 8443
 NODES = (1, 2, 3)
 WANTED = Deployment("1.0", {"1.0": VersionSpec(1)})
-# Seconds until HAProxy asks another node.
+# Seconds until HAProxy tries another node.
 PREDICTION_TIMEOUT = 3
 PATIENCE = 120.0
 
@@ -221,7 +221,7 @@ class Cluster(Target):
 
 @contextlib.contextmanager
 def started(folder: Path) -> Iterator[Cluster]:
-    """Run network, nodes and HAProxy meanwhile, and leave nothing."""
+    """Run network, nodes and HAProxy during the block, and clean up."""
     if missing := lacking():
         raise click.ClickException(missing)
     certificate, key = folder / "certificate.pem", folder / "certificate.key"

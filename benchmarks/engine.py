@@ -120,7 +120,7 @@ def inject(step: Step, target: Target, calm: float) -> Result:
 
 @contextlib.contextmanager
 def running(target: Target, loads: Mapping[str, int]) -> Iterator[None]:
-    """Run the load in a process of its own."""
+    """Run the load in another process."""
     command = [sys.executable, "-m", "benchmarks.load", str(target.log)]
     command += [f"{name}={count}" for name, count in loads.items()]
     process = target.load = subprocess.Popen(
@@ -141,7 +141,7 @@ def running(target: Target, loads: Mapping[str, int]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def sampling(target: Target, samples: list[Document]) -> Iterator[None]:
-    """Sample memory and workers meanwhile."""
+    """Sample memory and workers during the block."""
     ending = threading.Event()
 
     def sample() -> None:

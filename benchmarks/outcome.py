@@ -59,7 +59,7 @@ def read_requests(path: Path) -> list[Request]:
 
 @dataclass(frozen=True)
 class Step:
-    """What is injected, and which losses are allowed meanwhile."""
+    """What is injected, and which losses are allowed."""
 
     name: str
     inject: Callable[[Any, Result], None]

@@ -116,7 +116,7 @@ def first_load(browser: Browser, service: Service) -> dict[str, float]:
 
 
 def timed(ask: Callable[[bytes], object], images: Sequence[Path], at_a_time: int = 1) -> float:
-    """Return the seconds to ask for all images."""
+    """Return the seconds for all images."""
     with ThreadPoolExecutor(at_a_time) as pool:
         start = time.perf_counter()
         list(pool.map(lambda image: ask(image.read_bytes()), images))

@@ -47,7 +47,7 @@ def about() -> Document:
 
 
 def measured_on(document: Document) -> str:
-    """Return the sentence that says when and where a report was measured."""
+    """Return when and where a report was measured, as text."""
     host = document["machine"]
     return f"{document['date']}, {host['cores']} cores ({host['processor']})"
 

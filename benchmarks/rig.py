@@ -140,7 +140,7 @@ class Rig(Target):
 def started(
     folder: Path, wanted: Deployment = START, token_life: float = TOKEN_LIFE
 ) -> Iterator[Rig]:
-    """Run a service meanwhile."""
+    """Run a service during the block."""
     rig = Rig(folder, wanted, token_life)
     try:
         yield rig

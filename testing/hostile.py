@@ -35,7 +35,7 @@ MUCH = 100_000_000
 ODD_BYTES = b"\x00\x01\x7f\x80\xfe\xff"
 ODD_NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
-# Large bodies, and those that take long to make, are made anew each time they are needed.
+# Large bodies, and those that take long to make, are made when they are needed.
 Body = bytes | Callable[[], bytes]
 
 

@@ -55,7 +55,7 @@ def _by_kind(
 ) -> dict[str, float]:
     sums: dict[str, float] = defaultdict(float)
     for each in tree(process):
-        # It may have ended meanwhile.
+        # It may have ended.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
             sums[kind(each)] += figure(each)
     return {name: round(total, 2) for name, total in sums.items()}
