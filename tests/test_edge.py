@@ -30,10 +30,10 @@ from page_stand_in import token
 from prometheus_client import CollectorRegistry
 from stand_in import StandIn, problem
 
+from serving import doctor
 from serving.client import ManagementClient
 from serving.deployment.canary import FILE as OUTCOMES
 from serving.deployment.routing import Routing
-from serving.doctor import examination as doctor
 from serving.edge import certificates
 from serving.edge import nginx as edge_module
 from serving.edge.keys import KeyFile, KeyFileError
@@ -711,14 +711,14 @@ class TestWatch:
 
         def found() -> list[tuple[str, str]]:
             return [
-                (each.state, each.what)
-                for each in doctor.check_edge(doctor.Patient(asker.settings))
+                (each.state, each.found)
+                for each in doctor.CHECKS["edge"](doctor.Context(asker.settings))
             ]
 
         days = certificates.DAYS - 1
         assert found() == [
-            (doctor.OK, f"it answers at {asker.edge.url.removeprefix('https://')}"),
-            (doctor.OK, f"its certificate is valid for {days + 1} days"),
+            (doctor.OK, f"answers at {asker.edge.url.removeprefix('https://')}"),
+            (doctor.OK, f"the certificate is valid for {days + 1} days"),
         ]
         (asker.settings.run_dir / "edge-keys.json").write_text("{")
         assert doctor.PROBLEM in dict(found())
