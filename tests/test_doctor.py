@@ -19,13 +19,13 @@ import psutil
 import pytest
 from click.testing import CliRunner
 from conftest import free_settings
-from stand_in import StandIn
+from stand_in import ROUTING, StandIn
 
 from serving import deployment, doctor, files
 from serving.cli import main
 from serving.client import ServiceError
 from serving.deployment import Deployment, VersionSpec, archives, known_answers
-from serving.deployment.routing import Routing, RoutingFile
+from serving.deployment.routing import RoutingFile
 from serving.doctor import NOT_CHECKED, OK, PROBLEM, WARNING, Context, Finding, machine
 from serving.doctor.findings import is_loopback
 from serving.rollout import readiness
@@ -40,7 +40,8 @@ from testing.service import Service, environment_of
 DEPLOYMENT = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
 MODEL_CONFIG = {"batchSize": 8, "maxBatchDelay": 1, "jobQueueSize": 128, "responseTimeout": 60}
 
-
+READY, UNLOADING = {"status": "READY"}, {"status": "UNLOADING"}
+# Edits a context, to cause a problem.
 Change = Callable[[Context, pytest.MonkeyPatch], object]
 
 
@@ -78,7 +79,7 @@ def describe(workers: int) -> dict[str, Any]:
     """Return TorchServe's description of a version with the settings of MODEL_CONFIG."""
     return {
         **MODEL_CONFIG,
-        "workers": [{"status": "READY", "pid": 1}] * workers,
+        "workers": [READY] * workers,
         "jobQueueStatus": {"remainingCapacity": 128, "pendingRequests": 0},
     }
 
@@ -150,6 +151,10 @@ def free_memory(mebibytes: int) -> Change:
 
 def config(line: str) -> Change:
     return lambda context, patch: context.settings.config.write_text(f"allowed_urls=^$\n{line}\n")
+
+
+def project_config(context: Context, patch: pytest.MonkeyPatch) -> None:
+    context.settings = replace(context.settings, config=Settings().config)
 
 
 def in_run_dir(edit: Callable[[Path], object]) -> Change:
@@ -251,6 +256,7 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("folder", returns(os, "access", False), PROBLEM, "not writable"),
     ("deployment", unchanged, OK, "versions 1.0, 2.0, default 1.0"),
     ("config", unchanged, OK, "safe"),
+    ("config", project_config, WARNING, "enable_model_api"),
     ("config", lambda context, patch: context.settings.config.unlink(), PROBLEM, ""),
     # TorchServe's default for allowed_urls is unsafe.
     ("config", lambda context, _: context.settings.config.write_text(""), PROBLEM, "allowed_urls"),
@@ -300,31 +306,16 @@ CASES: list[tuple[str, Change, str, str]] = [
         for change in (chmod(0o640, name), remove(name))
     ),
     ("ready", unchanged, PROBLEM, "starting"),
-    (
-        "ready",
-        in_run_dir(lambda run_dir: RoutingFile(run_dir).publish(Routing.of(DEPLOYMENT))),
-        OK,
-        "accepts clients",
-    ),
+    ("ready", in_run_dir(lambda path: RoutingFile(path).publish(ROUTING)), OK, "accepts clients"),
     ("page", unchanged, PROBLEM, "does not answer"),
     ("workers", unchanged, OK, "2.0: 2 of 2 ready"),
-    (
-        "workers",
-        reported("2.0", workers=[{"status": "READY"}, {"status": "UNLOADING"}]),
-        PROBLEM,
-        "2.0: 1 of 2 ready",
-    ),
+    ("workers", reported("2.0", workers=[READY, UNLOADING]), PROBLEM, "2.0: 1 of 2 ready"),
     ("workers", lambda context, _: context.versions.pop("2.0"), PROBLEM, "2.0: not deployed"),
     ("in sync", returns(Rollout, "differences", []), OK, ""),
     ("in sync", returns(Rollout, "differences", ["a difference"]), PROBLEM, "a difference"),
     ("settings", unchanged, OK, "2.0: "),
     ("settings", reported("2.0", batchSize=1), PROBLEM, "2.0: batchSize is 1, not 8"),
-    (
-        "settings",
-        reported("2.0", maxBatchDelay=9, responseTimeout=120),
-        PROBLEM,
-        "maxBatchDelay is 9, not 1; responseTimeout is 120, not 60",
-    ),
+    ("settings", reported("2.0", maxBatchDelay=9), PROBLEM, "2.0: maxBatchDelay is 9, not 1"),
     (
         "settings",
         reported("2.0", jobQueueStatus=queue(100, 0)),
@@ -383,11 +374,6 @@ def test_check(
     change(context, monkeypatch)
     found, texts = worst(name, context)
     assert (found, text in texts) == (state, True), texts
-
-
-def test_the_shipped_config_is_safe(settings: Settings) -> None:
-    state, _ = worst("config", Context(replace(settings, config=Settings().config)))
-    assert state != PROBLEM
 
 
 @pytest.mark.parametrize("text", ["default: '9.0'\nversions: {}\n", "[", "", None])
