@@ -37,6 +37,8 @@ from serving.torchserve.tokens import KINDS, TokenError, Tokens
 TIMEOUT = (1.0, 4.0)
 
 Descriptions = Mapping[str, Mapping[str, Any]]
+# A WSGI application.
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def environment(settings: Settings) -> dict[str, str]:
@@ -66,12 +68,28 @@ def exported(
     registry.register(TorchServe(settings))
     registry.register(Edge(settings))
     server, thread = start_http_server(settings.exporter_port, settings.exporter_host, registry)
+    server.set_app(with_liveness(server.get_app()))
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def with_liveness(metrics: Application) -> Application:
+    """Answer GET /livez beside the metrics.
+
+    Each request has its own thread, so neither uploads nor scrapes delay the answer.
+    """
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/livez":
+            return metrics(environ, start_response)
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"ok\n"]
+
+    return app
 
 
 class State(Collector):
