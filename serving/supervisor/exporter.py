@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import requests
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
@@ -68,7 +68,7 @@ def exported(
     registry.register(TorchServe(settings))
     registry.register(Edge(settings))
     server, thread = start_http_server(settings.exporter_port, settings.exporter_host, registry)
-    server.set_app(with_liveness(server.get_app()))
+    server.set_app(with_liveness(make_wsgi_app(registry)))
     try:
         yield
     finally:
