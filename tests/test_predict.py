@@ -389,7 +389,7 @@ class TestCommand:
         done = invoke(stand_in.settings, file, folder / "nowhere", "--format", "csv")
         assert done.exit_code == 1
         assert len(done.stdout.splitlines()) == 3
-        assert done.stderr == "error: 1 of 2 images got no answer.\n"
+        assert done.stderr == "error: 1 of 2 images failed.\n"
 
     def test_the_version_that_is_named_is_asked(self, stand_in: StandIn, folder: Path) -> None:
         (file,) = write_images(folder, "a.png")
