@@ -282,9 +282,19 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("archives", deploy_other("built"), WARNING, "another build"),
     ("archives", deploy_other("deployed"), OK, "as pinned"),
     ("archives", deploy_other("neither"), PROBLEM, "2.0: "),
-    ("tokens", unchanged, OK, "inference: valid"),
-    ("tokens", lambda context, _: write_tokens(context, minutes=-1), PROBLEM, "nt: expired"),
-    ("tokens", lambda context, _: write_tokens(context, minutes=5), PROBLEM, "was not renewed"),
+    ("tokens", unchanged, OK, "inference: expires in"),
+    (
+        "tokens",
+        lambda context, _: write_tokens(context, minutes=-1),
+        PROBLEM,
+        "management: expired",
+    ),
+    (
+        "tokens",
+        lambda context, _: write_tokens(context, minutes=5),
+        PROBLEM,
+        "expires in 5 minutes",
+    ),
     ("tokens", lambda context, _: write_tokens(context, "another"), PROBLEM, "outdated"),
     *(
         ("tokens", change, PROBLEM, name)

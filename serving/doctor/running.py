@@ -90,28 +90,22 @@ def check_tokens(context: Context) -> Iterator[Finding]:
     life = torchserve.token_life(run_dir / "config.properties")
     for kind in KINDS:
         left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
-        if left <= 0:
-            yield Finding(PROBLEM, f"{kind}: expired", "restart the service")
-        elif left < OVERDUE * life:
-            yield Finding(
-                PROBLEM,
-                f"{kind}: expires in {left / 60:.1f} minutes and was not renewed",
-                "run `renew-tokens`; see the output of `run`",
-            )
-        else:
-            yield Finding(OK, f"{kind}: valid for {left / 60:.0f} minutes")
+        state = f"expires in {left / 60:.0f} minutes" if left > 0 else "expired"
+        advice = (
+            "run `renew-tokens`; see the output of `run`" if left > 0 else "restart the service"
+        )
+        yield Finding.judge(left >= OVERDUE * life, f"{kind}: {state}", advice)
     for name in (KEY_FILE, HEADER_FILE):
         path = run_dir / name
         if not path.exists():
             yield Finding(PROBLEM, f"{path} is missing", "run `renew-tokens`")
-        elif path.stat().st_mode & 0o077:
-            yield Finding(
-                PROBLEM,
-                f"other users can read {path}",
-                f"run `chmod 600 {path}`, then `renew-tokens`",
-            )
-        else:
-            yield Finding(OK, f"only its owner can read {name}")
+            continue
+        shared = path.stat().st_mode & 0o077
+        yield Finding.judge(
+            not shared,
+            f"{'other users' if shared else 'only its owner'} can read {path}",
+            f"run `chmod 600 {path}`, then `renew-tokens`",
+        )
     header = run_dir / HEADER_FILE
     current = f"Authorization: {tokens.header('inference')['Authorization']}"
     if header.exists() and header.read_text().strip() != current:
