@@ -116,6 +116,10 @@ def write_tokens(context: Context, inference: str = "secret", minutes: float | N
     path.chmod(0o600)
 
 
+def new_tokens(**values: Any) -> Change:
+    return lambda context, patch: write_tokens(context, **values)
+
+
 def project_file(name: str, text: str) -> Change:
     """Give the project another pyproject.toml or requirements.txt."""
 
@@ -283,19 +287,9 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("archives", deploy_other("deployed"), OK, "as pinned"),
     ("archives", deploy_other("neither"), PROBLEM, "2.0: "),
     ("tokens", unchanged, OK, "inference: expires in"),
-    (
-        "tokens",
-        lambda context, _: write_tokens(context, minutes=-1),
-        PROBLEM,
-        "management: expired",
-    ),
-    (
-        "tokens",
-        lambda context, _: write_tokens(context, minutes=5),
-        PROBLEM,
-        "expires in 5 minutes",
-    ),
-    ("tokens", lambda context, _: write_tokens(context, "another"), PROBLEM, "outdated"),
+    ("tokens", new_tokens(minutes=-1), PROBLEM, "management: expired"),
+    ("tokens", new_tokens(minutes=5), PROBLEM, "management: expires in"),
+    ("tokens", new_tokens(inference="another"), PROBLEM, "outdated"),
     *(
         ("tokens", change, PROBLEM, name)
         for name in (tokens.KEY_FILE, tokens.HEADER_FILE)
