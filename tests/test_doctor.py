@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -27,6 +28,8 @@ from serving.client import ServiceError
 from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.deployment.routing import RoutingFile
 from serving.doctor import NOT_CHECKED, OK, PROBLEM, WARNING, Context, Finding, machine
+from serving.edge import status as edge_status
+from serving.edge.status import Seen
 from serving.rollout import readiness
 from serving.rollout.changes import Rollout
 from serving.rollout.readiness import NeverReady
@@ -114,6 +117,12 @@ def write_tokens(context: Context, inference: str = "secret", minutes: float | N
         keys["management"]["expiration time"] = f"{moment:%Y-%m-%dT%H:%M:%S.%f}000Z"
         path.write_text(json.dumps(keys))
     path.chmod(0o600)
+
+
+def edge(**values: Any) -> Change:
+    """Run an edge with a valid certificate and valid keys, except for some values."""
+    seen = Seen("edge:1", True, time.time() + 365 * 24 * 3600, None)
+    return returns(edge_status, "look", replace(seen, **values))
 
 
 def new_tokens(**values: Any) -> Change:
@@ -337,6 +346,10 @@ CASES: list[tuple[str, Change, str, str]] = [
     # An exit is counted once.
     ("log", log(*[STARTED.format(1), DIED.format(1)] * 2), PROBLEM, ": 2 times"),
     ("edge", unchanged, OK, "no edge runs"),
+    ("edge", edge(), OK, "answers at edge:1"),
+    ("edge", edge(answers=False, expires=None), PROBLEM, "does not answer at edge:1"),
+    ("edge", edge(keys_fault="damaged keys"), PROBLEM, "damaged keys"),
+    ("edge", edge(expires=time.time()), PROBLEM, "the certificate is valid for"),
 ]
 
 

@@ -31,7 +31,7 @@ from serving.doctor.findings import (
     read_lines,
 )
 from serving.edge import certificates
-from serving.edge import status as edge_watch
+from serving.edge import status as edge_status
 from serving.http import local_session
 from serving.rollout import readiness
 from serving.rollout.changes import Rollout
@@ -198,7 +198,7 @@ def check_log(context: Context) -> Iterator[Finding]:
 
 def check_edge(context: Context) -> Iterator[Finding]:
     """Check that the edge answers, and its keys and certificate, if one runs."""
-    edge = edge_watch.look(context.settings.edge_note)
+    edge = edge_status.look(context.settings.edge_note)
     if edge is None:
         yield Finding(OK, "no edge runs")
         return
