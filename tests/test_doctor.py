@@ -43,6 +43,7 @@ DEPLOYMENT = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
 MODEL_CONFIG = {"batchSize": 8, "maxBatchDelay": 1, "jobQueueSize": 128, "responseTimeout": 60}
 
 CONFIG = "config.properties"
+DAY = 24 * 3600.0
 READY, UNLOADING = {"status": "READY"}, {"status": "UNLOADING"}
 # Edits a context, to cause a problem.
 Change = Callable[[Context, pytest.MonkeyPatch], object]
@@ -121,7 +122,7 @@ def write_tokens(context: Context, inference: str = "secret", minutes: float | N
 
 def edge(**values: Any) -> Change:
     """Run an edge with a valid certificate and valid keys, except for some values."""
-    seen = Seen("edge:1", True, time.time() + 365 * 24 * 3600, None)
+    seen = Seen("edge:1", True, time.time() + 365 * DAY, None)
     return returns(edge_status, "look", replace(seen, **values))
 
 
@@ -349,7 +350,7 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("edge", edge(), OK, "answers at edge:1"),
     ("edge", edge(answers=False, expires=None), PROBLEM, "does not answer at edge:1"),
     ("edge", edge(keys_fault="damaged keys"), PROBLEM, "damaged keys"),
-    ("edge", edge(expires=time.time()), PROBLEM, "the certificate is valid for"),
+    ("edge", edge(expires=time.time() + 13 * DAY), PROBLEM, "the certificate is"),
 ]
 
 
