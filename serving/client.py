@@ -79,26 +79,22 @@ class _Client:
         self._session.close()
 
     def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        """Send a request, and again if its token was renewed meanwhile; raise ServiceError."""
+        """Send a request, and again whenever its token was renewed; raise ServiceError."""
         try:
             response = self._send(method, url, **kwargs)
-            if is_token_refused(response) and self._renewed(response):
-                response = self._send(method, url, **kwargs)
+            deadline = time.monotonic() + RENEWAL_PATIENCE
+            # TorchServe accepts a new token before it writes it to its file.
+            while is_token_refused(response) and time.monotonic() < deadline:
+                used = response.request.headers["Authorization"]
+                if self.tokens.header(self.kind)["Authorization"] == used:
+                    time.sleep(RETRY_INTERVAL)
+                else:
+                    response = self._send(method, url, **kwargs)
             return response
         except TokenError as error:
             raise Unreachable(str(error)) from error
         except requests.RequestException as error:
             raise connection_error_of(error) from error
-
-    def _renewed(self, refused: requests.Response) -> bool:
-        """Wait for a new token, which TorchServe accepts before it writes it to its file."""
-        used = refused.request.headers["Authorization"]
-        deadline = time.monotonic() + RENEWAL_PATIENCE
-        while time.monotonic() < deadline:
-            if self.tokens.header(self.kind)["Authorization"] != used:
-                return True
-            time.sleep(RETRY_INTERVAL)
-        return False
 
     def _send(
         self, method: str, url: str, headers: dict[str, str] | None = None, **kwargs: Any

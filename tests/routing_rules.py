@@ -85,7 +85,8 @@ RULES = [
     Rule("Java dies midway", [disconnect_midway, OK], ["2.0", "1.0"], [GOOD]),
     Rule("Java dies twice", [disconnect], ["2.0", "1.0"], [], *UNAVAILABLE),
     Rule("the canary is retired", [RETIRED, OK], ["2.0", "1.0"], [GOOD]),
-    Rule("the token is renewed", [OLD_TOKEN, OK], ["2.0", "2.0"], [GOOD_CANARY]),
+    Rule("the token is renewed", [OLD_TOKEN, OK], ["2.0"] * 2, [GOOD_CANARY]),
+    Rule("renewed twice", [OLD_TOKEN, OLD_TOKEN, OK], ["2.0"] * 3, [GOOD_CANARY]),
     # The client is at fault.
     Rule("a bad image", [BAD_IMAGE], ["2.0"], [GOOD_CANARY], "UnsupportedImage", 415),
     Rule("too many bytes", [error(413, "")], ["2.0"], [GOOD_CANARY], "ImageTooLarge", 413),

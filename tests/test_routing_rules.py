@@ -106,7 +106,7 @@ def test_rule(rule: Rule, way: ByClient | ByEdge, torchserve: StandIn) -> None:
             found(request)
             raise ConnectionAbortedError
         if found is OLD_TOKEN:
-            torchserve.renew_token("second")
+            torchserve.renew_token(f"renewed-{len(torchserve.requests)}")
         return tuple(found)
 
     torchserve.answer = answer

@@ -8,20 +8,21 @@ const RETRY_INTERVAL = 20;
 // How TorchServe reports a form that it cannot parse.
 const BAD_FORM = /^(ErrorDataDecoder|\w*IndexOutOfBounds|IllegalArgument)Exception$/;
 
-// Send with TorchServe's token, and again if the token was renewed meanwhile.
+// Send with TorchServe's token, and again whenever the token was renewed meanwhile.
 async function send(r, target) {
-    const token = readToken();
+    let token = readToken();
     if (!token) {
         return unreachable();
     }
+    const deadline = Date.now() + RENEWAL_PATIENCE;
     let reply = await subrequest(r, target, token);
-    if (isTokenRefused(reply)) {
-        const deadline = Date.now() + RENEWAL_PATIENCE;
-        while (readToken() === token && Date.now() < deadline) {
+    while (isTokenRefused(reply) && Date.now() < deadline) {
+        const renewed = readToken();
+        if (renewed === token) {
             await common.sleep(RETRY_INTERVAL);
-        }
-        if (readToken() !== token) {
-            reply = await subrequest(r, target, readToken());
+        } else {
+            token = renewed;
+            reply = await subrequest(r, target, token);
         }
     }
     return interpret(reply);

@@ -517,7 +517,7 @@ def check_edge(patient: Patient) -> Iterator[Finding]:
     if seen.expires:
         days = (seen.expires - time.time()) / (24 * 3600)
         cure = "put a new one in its place; one of its own is made anew by a start of the edge"
-        if days < certificates.RENEWAL_DAYS:
+        if days < certificates.LAST_DAYS:
             yield Finding(PROBLEM, f"its certificate is valid for {days:.0f} days only", cure)
         else:
             yield Finding(OK, f"its certificate is valid for {days:.0f} days")

@@ -20,7 +20,7 @@ from serving.settings import HOST
 NAME = "bloodcells"
 VALID_DAYS = 365
 # The own certificate is renewed at a start in its last days; deploy/prometheus/rules.yml alerts.
-RENEWAL_DAYS = 14
+LAST_DAYS = 14
 
 
 def provide(settings: EdgeSettings, folder: Path) -> tuple[Path, Path]:
@@ -77,7 +77,7 @@ def _is_due(certificate: Path, names: list[str]) -> bool:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         has = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         left = found.not_valid_after_utc - datetime.now(timezone.utc)
-        return list(has) != [_name(each) for each in names] or left.days < RENEWAL_DAYS
+        return list(has) != [_name(each) for each in names] or left.days < LAST_DAYS
     return True
 
 

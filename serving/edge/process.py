@@ -24,7 +24,7 @@ from serving.torchserve.process import StartError, die_with_parent, why_closed
 
 START_TIMEOUT = 60.0
 # Seconds between two looks at the certificate.
-RELOAD_INTERVAL = 5.0
+RELOAD_INTERVAL = 1.0
 
 
 def run(settings: Settings) -> None:
