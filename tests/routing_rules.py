@@ -26,7 +26,9 @@ FULL = error(503, "ServiceUnavailableException")
 FAILED = error(503, "InternalServerException")
 BAD_IMAGE = error(415, "UnsupportedImage", ("X-Model-Version", "2.0"))
 RETIRED = error(404, "ModelVersionNotFoundException")
-OLD_TOKEN = error(400, "InvalidKeyException")
+# The second one is renewed while it is refused.
+BAD_TOKEN = error(400, "InvalidKeyException")
+OLD_TOKEN = error(400, "InvalidKeyException", ("X-Renewed", "true"))
 BAD_FORM = error(500, "ErrorDataDecoderException")
 
 
@@ -87,6 +89,7 @@ RULES = [
     Rule("the canary is retired", [RETIRED, OK], ["2.0", "1.0"], [GOOD]),
     Rule("the token is renewed", [OLD_TOKEN, OK], ["2.0"] * 2, [GOOD_CANARY]),
     Rule("renewed twice", [OLD_TOKEN, OLD_TOKEN, OK], ["2.0"] * 3, [GOOD_CANARY]),
+    Rule("the token is refused", [BAD_TOKEN], ["2.0"], [], "ServiceError", 502),
     # The client is at fault.
     Rule("a bad image", [BAD_IMAGE], ["2.0"], [GOOD_CANARY], "UnsupportedImage", 415),
     Rule("too many bytes", [error(413, "")], ["2.0"], [GOOD_CANARY], "ImageTooLarge", 413),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from edges import Asker
-from routing_rules import CLIENT, EDGE, OLD_TOKEN, RULES, Rule
+from routing_rules import BAD_TOKEN, CLIENT, EDGE, OLD_TOKEN, RULES, Rule
 from stand_in import ROUTING, StandIn
 
 from serving.client import InferenceClient, NotServed, ServiceError, Unreachable
@@ -96,7 +96,11 @@ def outcomes(torchserve: StandIn) -> list[tuple[str, bool]]:
     ],
     indirect=["way"],
 )
-def test_rule(rule: Rule, way: ByClient | ByEdge, torchserve: StandIn) -> None:
+def test_rule(
+    rule: Rule, way: ByClient | ByEdge, torchserve: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if rule.answers == [BAD_TOKEN]:
+        monkeypatch.setattr("serving.client.RENEWAL_PATIENCE", 0.1)
     torchserve.routing.publish(CANARY if rule.canary else replace(ROUTING, versions=ALL_SERVED))
     answers = itertools.chain(rule.answers, itertools.repeat(rule.answers[-1]))
 
