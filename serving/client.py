@@ -14,9 +14,7 @@ import requests
 from serving.deployment import archives, canary, known_answers
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
-from serving.http import local_session
-from serving.settings import MODEL, Settings
-from serving.torchserve.errors import (
+from serving.errors import (
     INPUT_ERRORS,
     Busy,
     Disconnected,
@@ -29,6 +27,8 @@ from serving.torchserve.errors import (
     error_of,
     is_token_refused,
 )
+from serving.http import local_session
+from serving.settings import MODEL, Settings
 from serving.torchserve.tokens import Kind, TokenError, Tokens
 
 __all__ = [

@@ -19,7 +19,7 @@ from stand_in import StandIn
 
 from serving.edge.keys import MAY, KeyFile
 from serving.settings import Settings
-from testing.service import Edge, free_ports, run_edge
+from testing.service import Edge, run_edge
 
 HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
@@ -103,12 +103,11 @@ class Asker:
 
 
 def edge_over_stand_in(run_dir: Path, **variables: str) -> Asker:
-    """Start a stand-in for TorchServe, and an edge over it; there is no page behind it."""
+    """Start an edge over a stand-in for TorchServe and for the page."""
     need_nginx()
     run_dir.mkdir(exist_ok=True)
     stand_in = StandIn(run_dir)
-    (page,) = free_ports(1)
-    settings = replace(stand_in.settings, frontend_port=page)
+    settings = replace(stand_in.settings, frontend_port=stand_in.settings.inference_port)
     return Asker(run_edge(settings, **variables), settings, stand_in)
 
 

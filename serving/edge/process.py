@@ -38,9 +38,7 @@ def run(settings: Settings) -> None:
         with lock(folder / "lock", "An edge already runs"):
             _serve(settings, own, program, folder)
     except Locked as error:
-        raise StartError(
-            f"{error} in {settings.run_dir}: set another RUN_DIR."
-        ) from error
+        raise StartError(f"{error} in {settings.run_dir}: set another RUN_DIR.") from error
 
 
 def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) -> None:
