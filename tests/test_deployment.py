@@ -30,7 +30,6 @@ from serving.deployment import (
     spec,
 )
 from serving.deployment.spec import MAX_WORKERS, to_document
-from serving.files import Locked, lock, lock_holder
 from serving.settings import Settings
 
 TWO = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2, "ab" * 32)})
@@ -366,21 +365,3 @@ def change_for_ever(settings: Settings, said: Connection) -> None:
     with change(settings, "rollback"):
         said.send("at work")
         said.recv()
-
-
-class TestLock:
-    def test_ends_with_the_block_even_when_that_fails(self, tmp_path: Path) -> None:
-        path = tmp_path / "lock"
-        with pytest.raises(ZeroDivisionError), lock(path, "first"):
-            raise ZeroDivisionError
-        assert lock_holder(path) is None
-        with lock(path, "2nd"):
-            assert lock_holder(path) == "2nd"
-            with pytest.raises(Locked, match=r"^2nd$"), lock(path, "third"):
-                raise AssertionError
-            # Nor did who was turned away take the note away.
-            assert lock_holder(path) == "2nd"
-
-    def test_a_file_that_is_not_there_has_no_holder(self, tmp_path: Path) -> None:
-        assert lock_holder(tmp_path / "lock") is None
-        assert list(tmp_path.iterdir()) == []

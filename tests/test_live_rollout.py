@@ -254,7 +254,7 @@ class TestChanges:
 
 BAD: dict[str, tuple[Callable[[Service], Path], str]] = {
     "corrupt": (lambda it: faulty.cut_off(bad(it, "3.0")), "is damaged"),
-    "wrong hash": (lambda it: faulty.tampered_with(bad(it, "3.0")), "is not the one that is meant"),
+    "wrong hash": (lambda it: faulty.tampered_with(bad(it, "3.0")), "is not the expected one"),
     "other answers": (
         lambda it: bad(it, "3.0", faulty.other_answers),
         "otherwise than when it was evaluated",

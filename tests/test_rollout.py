@@ -235,7 +235,7 @@ class TestDeploy:
             ("../3.0", 1, None, "'../3.0' is not the name of a version"),
             ("3.0", 0, None, "Version 3.0 must have 1 to 64 workers, not 0"),
             ("3.0", 65, None, "Version 3.0 must have 1 to 64 workers, not 65"),
-            ("3.0", 1, "ab" * 32, "is not the one that is meant"),
+            ("3.0", 1, "ab" * 32, "is not the expected one"),
         ],
     )
     def test_what_is_refused(

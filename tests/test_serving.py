@@ -241,7 +241,7 @@ class TestClient:
         if content:
             served.write_bytes(content)
         stand_in.answer = lambda request, body: (200, b'{"version": "1.0"}')
-        with pytest.raises(ServiceError, match=r"holds no golden\.json"):
+        with pytest.raises(ServiceError, match=r"has no golden\.json"):
             client.check_ready()
 
     def test_without_a_routing_it_is_not_ready(

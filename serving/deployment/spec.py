@@ -6,7 +6,6 @@ succeeds is written to it. Who changes it holds a lock, so that changes come one
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from serving.files import atomic_write
 from serving.settings import VERSION_NAME
 
 MAX_WORKERS = 64
@@ -109,9 +109,8 @@ def load(path: Path) -> Deployment:
 def save(deployment: Deployment, path: Path) -> None:
     """Write deployment.yaml, whole or not at all."""
     text = HEADER + yaml.safe_dump(to_document(deployment), sort_keys=False)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    with atomic_write(path) as file:
+        file.write(text.encode())
 
 
 def from_document(document: Any) -> Deployment:

@@ -79,16 +79,14 @@ class Rollout:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
             # Checked before anything is done.
             wanted.with_version(version, VersionSpec(workers))
-            # A rollback may want the one that lies there.
-            former = archives.Former(self.settings, version)
-            entry["sha256"] = self._take(version, archive, sha256)
-            try:
-                self._start(version, workers)
-                self._keep(wanted.with_version(version, VersionSpec(workers, entry["sha256"])))
-            except BaseException:
-                self._drop(version)
-                former.put_back()
-                raise
+            with archives.restored_on_failure(self.settings, version):
+                entry["sha256"] = self._take(version, archive, sha256)
+                try:
+                    self._start(version, workers)
+                    self._keep(wanted.with_version(version, VersionSpec(workers, entry["sha256"])))
+                except BaseException:
+                    self._drop(version)
+                    raise
 
     def promote(self, version: str) -> None:
         """Let a version answer by default; raise Refused."""
@@ -312,7 +310,7 @@ class Rollout:
                 f"{source.name}.sha256 beside it."
             )
         self.say(f"checking {source.name}")
-        return archives.take(self.settings, source, version, expected)
+        return archives.install(self.settings, source, version, expected)
 
     def _start(self, version: str, workers: int) -> None:
         """Register a version and see it answer rightly; raise NeverReady, and leave nothing."""
