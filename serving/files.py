@@ -11,8 +11,9 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO
 
 
 class Locked(Exception):
@@ -20,7 +21,7 @@ class Locked(Exception):
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
     """Replace a file by what the block writes, or leave it as it was if the block fails.
 
     Readers never see half a file, and neither does the next start after a power failure.

@@ -73,7 +73,7 @@ def front(stand_in: StandIn) -> Iterator[Callable[..., Asker]]:
 
         def run(**variables: str) -> Asker:
             (page,) = free_ports(1)
-            settings = replace(stand_in.settings, frontend_port=page)
+            settings = stand_in.settings.model_copy(update={"frontend_port": page})
             return stack.enter_context(Outside(run_edge(settings, **variables), settings))
 
         yield run
@@ -648,7 +648,7 @@ class TestNodes:
         assert set(seen) == {(ANSWERS, asker.key, None, b"image")}
 
     def test_an_edge_before_an_edge(self, asker: Asker, image: bytes, tmp_path: Path) -> None:
-        settings = replace(asker.settings, run_dir=tmp_path / "front")
+        settings = asker.settings.model_copy(update={"run_dir": tmp_path / "front"})
         front = run_edge(
             settings,
             EDGE_NODES=asker.edge.url,
@@ -871,7 +871,7 @@ class TestOverTime:
         config = tmp_path / "config.properties"
         usual = (ROOT / "config.properties").read_text()
         config.write_text(usual.replace("token_expiration_min=60", "token_expiration_min=0.1"))
-        running = run_service(replace(free_settings(tmp_path / "run"), config=config))
+        running = run_service(free_settings(tmp_path / "run").model_copy(update={"config": config}))
         asker = Outside(run_edge(running.settings, EDGE_RATE="5000"), running.settings)
         header = running.settings.run_dir / tokens.HEADER_FILE
         seen, failed, done = {header.read_text()}, [], threading.Event()
