@@ -45,6 +45,21 @@ def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
 
 
 @contextlib.contextmanager
+def restored_on_failure(path: Path) -> Iterator[None]:
+    """Restore a file, or its absence, if the block fails."""
+    content = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            with atomic_write(path) as file:
+                file.write(content)
+        raise
+
+
+@contextlib.contextmanager
 def lock(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
     """Hold the lock of a file and leave a note in it; raise Locked after the patience, in seconds.
 

@@ -232,7 +232,7 @@ class TestDeploy:
         [
             ("2.0", 1, None, "Version 2.0 serves already: a new build is a new version"),
             ("4.0", 1, None, "bloodcells-4.0.mar is missing: run `make mar`"),
-            ("../3.0", 1, None, "'../3.0' is not the name of a version"),
+            ("../3.0", 1, None, "'../3.0' is not a valid version name"),
             ("3.0", 0, None, "Version 3.0 must have 1 to 64 workers, not 0"),
             ("3.0", 65, None, "Version 3.0 must have 1 to 64 workers, not 65"),
             ("3.0", 1, "ab" * 32, "is not the expected one"),
@@ -334,10 +334,10 @@ class TestCanary:
     @pytest.mark.parametrize(
         ("canary", "said"),
         [
-            (Canary("1.0", 10), "must be a version beside the default"),
+            (Canary("1.0", 10), "must be a version other than the default"),
             (Canary("3.0", 10), "does not serve"),
-            (Canary("2.0", 0), "0 to 100 percent"),
-            (Canary("2.0", 10, max_errors=-1), "bounds"),
+            (Canary("2.0", 0), "between 0 and 100"),
+            (Canary("2.0", 10, max_errors=-1), "limits"),
         ],
     )
     def test_what_is_refused(

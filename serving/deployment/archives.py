@@ -6,13 +6,11 @@ the archive changes nothing, and a restart serves the same bytes as before.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import shutil
 import zipfile
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,22 +84,6 @@ def install(settings: Settings, archive: Path, version: str, sha256: str | None 
         if hashlib.file_digest(copy, "sha256").hexdigest() != found:
             raise BadArchive(f"The archive {archive} changed while it was copied: try again.")
     return found
-
-
-@contextlib.contextmanager
-def restored_on_failure(settings: Settings, version: str) -> Iterator[None]:
-    """Restore the deployed archive of a version if the block fails: a rollback may need it."""
-    path = deployed(settings, version)
-    content = path.read_bytes() if path.exists() else None
-    try:
-        yield
-    except BaseException:
-        if content is None:
-            path.unlink(missing_ok=True)
-        else:
-            with atomic_write(path) as file:
-                file.write(content)
-        raise
 
 
 def provide(settings: Settings, version: str, sha256: str | None) -> str:

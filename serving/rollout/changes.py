@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from serving import deployment
+from serving import deployment, files
 from serving.client import ManagementClient, NotServed, ServiceError
 from serving.deployment import (
     Canary,
@@ -79,7 +79,8 @@ class Rollout:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
             # Checked before anything is done.
             wanted.with_version(version, VersionSpec(workers))
-            with archives.restored_on_failure(self.settings, version):
+            # A rollback may need the archive that is there.
+            with files.restored_on_failure(archives.deployed(self.settings, version)):
                 entry["sha256"] = self._take(version, archive, sha256)
                 try:
                     self._start(version, workers)
@@ -404,12 +405,13 @@ class Rollout:
     def _retire(self, version: str, after: Deployment, before: Deployment, force: bool) -> None:
         self.routing.publish(Routing.of(after))
         try:
-            self._drain(version, DRAIN_PATIENCE, force)
-            self._keep(after)
-            # Last, as it alone can't be undone.
-            self.management.unregister(version)
+            with files.restored_on_failure(self.settings.deployment):
+                self._drain(version, DRAIN_PATIENCE, force)
+                self._keep(after)
+                # Last, as it alone can't be undone.
+                self.management.unregister(version)
         except BaseException:
-            self._keep(before)
+            self.routing.publish(Routing.of(before))
             raise
 
     def _drain(self, version: str, patience: float, force: bool) -> None:
@@ -441,15 +443,11 @@ class Rollout:
 
     def _keep(self, wanted: Deployment) -> None:
         """Make a deployment the one that is wanted, and let all clients see it."""
-        before = deployment.load(self.settings.deployment)
-        deployment.save(wanted, self.settings.deployment)
-        try:
+        with files.restored_on_failure(self.settings.deployment):
+            deployment.save(wanted, self.settings.deployment)
             # Without a routing, the service is starting anew: it will publish this by itself.
             if self.routing.read():
                 self.routing.publish(Routing.of(wanted))
-        except BaseException:
-            deployment.save(before, self.settings.deployment)
-            raise
 
 
 def _processor_seconds(pid: int) -> float:
