@@ -12,7 +12,7 @@ from typing import Any
 import requests
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from serving.deployment import archives, canary, known_answers
+from serving.deployment import archives, canary, in_flight, known_answers
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
 from serving.http import local_session
@@ -201,7 +201,11 @@ class InferenceClient(_Client):
         while True:
             routing, chosen = self._wait_for_route(version, who, deadline)
             try:
-                return send(routing, image, chosen)
+                with in_flight.recorded(self.settings.run_dir, chosen):
+                    # A pause that began meanwhile may have missed this request.
+                    if self.routing.read() != routing:
+                        continue
+                    return send(routing, image, chosen)
             except Unreachable:
                 if time.monotonic() >= deadline:
                     raise
