@@ -77,7 +77,7 @@ class Rollout:
         """Serve a version beside the others once its answers are correct; raise Refused."""
         with self._change("deploy", version) as (desired, entry):
             if version in desired.versions:
-                raise Refused(f"Version {version} is deployed already: a new build is a version.")
+                raise Refused(f"Version {version} serves already: a new build is a new version.")
             # Validated before anything is done.
             desired.with_version(version, VersionSpec(workers))
             # A rollback may need the archive that is there.
@@ -262,13 +262,13 @@ class Rollout:
     def _unregister(self, version: str) -> None:
         """Unregister a version in any state. If that fails, `status` shows it."""
         deadline = time.monotonic() + DRAIN_PATIENCE
-        while time.monotonic() < deadline:
+        while True:
             with contextlib.suppress(ServiceError):
                 if version not in self.management.versions():
                     return
                 self.management.unregister(version)
             # A service that restarts does not load the version.
-            if self.routing.read() is None:
+            if self.routing.read() is None or time.monotonic() >= deadline:
                 return
             time.sleep(0.1)
 

@@ -206,8 +206,8 @@ def main() -> int:
             logging.info("Python runtime: %s", platform.python_version())
             connection = _accept(listener)
         connection.setblocking(True)
-        with connection:
-            serve(Message(connection.recv), connection.sendall, metrics, _process_name())
+        with connection, _process_name() as show:
+            serve(Message(connection.recv), connection.sendall, metrics, show)
     except Hangup:
         return 0
     except Exception:
@@ -238,12 +238,14 @@ def serve(
             raise ValueError(f"{command!r} is no command, or no model is loaded.")
 
 
-def _process_name() -> Callable[[bytes], object]:
-    """Return a function that sets the name of this process, where /proc allows it."""
-    try:
-        return open("/proc/self/comm", "wb", buffering=0).write
-    except OSError:
-        return lambda name: None
+@contextlib.contextmanager
+def _process_name() -> Iterator[Callable[[bytes], object]]:
+    """Yield a function that sets the name of this process, where /proc allows it."""
+    with contextlib.ExitStack() as stack:
+        show: Callable[[bytes], object] = lambda name: None  # noqa: E731
+        with contextlib.suppress(OSError):
+            show = stack.enter_context(open("/proc/self/comm", "wb", buffering=0)).write
+        yield show
 
 
 def _listen(options: argparse.Namespace) -> socket.socket:
