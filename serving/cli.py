@@ -28,7 +28,7 @@ from serving.edge import process as edge
 from serving.edge.keys import MAY, KeyFile, KeyFileError
 from serving.edge.settings import keys_path
 from serving.rollout.changes import NotRunning, Refused, Rollout
-from serving.rollout.readiness import Say
+from serving.rollout.readiness import Report
 from serving.settings import Settings, SettingsError
 from serving.supervisor import service as supervisor
 from serving.torchserve.process import StartError
@@ -428,8 +428,8 @@ def _rollout(settings: Settings) -> Iterator[Rollout]:
     # As Ctrl-C does: a change that is broken off undoes what it did.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress.status("asking the service") as line:
-        say: Say = line.update
-        rollout = Rollout(settings, say)
+        report: Report = line.update
+        rollout = Rollout(settings, report)
         try:
             yield rollout
         finally:

@@ -11,7 +11,7 @@ from typing import Any
 
 import requests
 
-from serving.deployment import archives, canary, known_answers
+from serving.deployment import archives, canary, in_flight, known_answers
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
 from serving.errors import (
@@ -189,7 +189,11 @@ class InferenceClient(_Client):
             routing, chosen = self._wait_for_route(version, who, deadline)
             started = time.monotonic()
             try:
-                answer = self._post(kind, image, chosen)
+                with in_flight.recorded(self.settings.run_dir, chosen):
+                    # A pause that began meanwhile may have missed this request.
+                    if self.routing.read() != routing:
+                        continue
+                    answer = self._post(kind, image, chosen)
                 attempts.append(_Attempt(routing, chosen, None, time.monotonic() - started))
                 return answer
             except Unreachable:

@@ -9,7 +9,6 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,8 @@ def edge_over_stand_in(run_dir: Path, **variables: str) -> Asker:
     need_nginx()
     run_dir.mkdir(exist_ok=True)
     stand_in = StandIn(run_dir)
-    settings = replace(stand_in.settings, frontend_port=stand_in.settings.inference_port)
+    page = {"frontend_port": stand_in.settings.inference_port}
+    settings = stand_in.settings.model_copy(update=page)
     return Asker(run_edge(settings, **variables), settings, stand_in)
 
 

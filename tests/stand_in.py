@@ -209,9 +209,8 @@ class World:
         self.never: BaseException | None = None
         monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)
         monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
-        monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0.3)
-        monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0.3)
-        monkeypatch.setattr(rollout, "REST", 0.02)
+        monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0)
+        monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0)
 
     def _wait(self, settings: Settings, workers: dict[str, int], *_: Any, **__: Any) -> None:
         for version, count in workers.items():
@@ -225,14 +224,14 @@ class World:
             self.management.done.append(("ready", version, count))
 
     @property
-    def wanted(self) -> Deployment:
+    def desired(self) -> Deployment:
         return deployment.load(self.settings.deployment)
 
     @property
     def state(self) -> tuple[Any, ...]:
         """Return all that a change that fails must leave as it was."""
         return (
-            self.wanted,
+            self.desired,
             dict(self.management.workers),
             self.management.default(),
             self.routing.read(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,7 +239,7 @@ class TestTokens:
         with StandIn(run_dir) as running:
             own = tmp_path / "deployment.yaml"
             deployment.save(World.WANTED, own)
-            running.settings = replace(running.settings, deployment=own)
+            running.settings = running.settings.model_copy(update={"deployment": own})
             keys = (run_dir / "key_file.json").read_text()
             for each in self.SECRETS:
                 keys = keys.replace(f'"{each}"', f'"{self.secret(each)}"')

@@ -15,7 +15,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -449,10 +448,12 @@ class TestSettings:
         before = (edge.settings.run_dir / "edge" / "edge.conf").read_text()
         (port,) = free_ports(1)
         with pytest.raises(StartError, match="An edge already runs"):
-            process.run(replace(edge.settings, edge_port=port))
+            process.run(edge.settings.model_copy(update={"edge_port": port}))
         assert (edge.settings.run_dir / "edge" / "edge.conf").read_text() == before
         with pytest.raises(StartError, match=f"port {edge.port}"):
-            process.run(replace(edge.settings, edge_port=edge.port, run_dir=tmp_path))
+            process.run(
+                edge.settings.model_copy(update={"edge_port": edge.port, "run_dir": tmp_path})
+            )
 
 
 class TestEnd:

@@ -9,7 +9,6 @@ import http.client
 import json
 import stat
 from collections.abc import Iterator
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     config = folder / "config.properties"
     usual = (ROOT / "config.properties").read_text()
     config.write_text(usual.replace("enable_model_api=true", "enable_model_api=false"))
-    settings = replace(free_settings(folder / "run"), config=config)
+    settings = free_settings(folder / "run").model_copy(update={"config": config})
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (SECRETS | HOSTILE).items():
             patch.setenv(name, value)

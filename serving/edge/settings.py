@@ -7,10 +7,10 @@ from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_settings import NoDecode, SettingsConfigDict
 
-from serving.settings import HOST, Settings, SettingsError
+from serving.settings import HOST, EnvironmentSettings, Settings
 
 
 def _readable(path: Path) -> Path:
@@ -29,10 +29,10 @@ ReadableFile = Annotated[Path, AfterValidator(_readable)]
 Networks = Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode, BeforeValidator(_split)]
 
 
-class EdgeSettings(BaseSettings):
+class EdgeSettings(EnvironmentSettings):
     """Where the edge listens and how it identifies itself."""
 
-    model_config = SettingsConfigDict(env_prefix="EDGE_", env_ignore_empty=True, frozen=True)
+    model_config = SettingsConfigDict(env_prefix="EDGE_")
 
     host: str = Field(default=HOST, pattern=r"^[A-Za-z0-9.:\[\]-]+$")
     certificate: ReadableFile | None = None
@@ -51,19 +51,6 @@ class EdgeSettings(BaseSettings):
         if (self.certificate is None) != (self.certificate_key is None):
             raise ValueError("EDGE_CERTIFICATE and EDGE_CERTIFICATE_KEY belong together")
         return self
-
-    @classmethod
-    def from_environment(cls) -> EdgeSettings:
-        """Read the environment; raise SettingsError."""
-        try:
-            return cls()
-        except ValidationError as error:
-            first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            if first["loc"]:
-                variable = f"EDGE_{first['loc'][0]}".upper()
-                message = f"{variable} is {os.environ.get(variable)!r}: {message}"
-            raise SettingsError(f"{message}.") from error
 
 
 def keys_path(settings: Settings) -> Path:
