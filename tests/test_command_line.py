@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +189,8 @@ class TestTokens:
     def stand_in(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
         monkeypatch.setattr("serving.client.RENEWAL_PATIENCE", 0.05)
         with StandIn(tmp_path) as running:
-            running.settings = replace(running.settings, deployment=tmp_path / "deployment.yaml")
+            own = {"deployment": tmp_path / "deployment.yaml"}
+            running.settings = running.settings.model_copy(update=own)
             deployment.save(World.WANTED, running.settings.deployment)
             keys = (tmp_path / "key_file.json").read_text()
             for name in ("first", "manager", "api"):

@@ -54,9 +54,8 @@ def settings(tmp_path: Path) -> Settings:
     """Return settings with a deployment.yaml and its archives; the service does not run."""
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
-    made = replace(
-        free_settings(run_dir), model_store=tmp_path / "store", config=tmp_path / "config"
-    )
+    paths = {"model_store": tmp_path / "store", "config": tmp_path / "config"}
+    made = free_settings(run_dir).model_copy(update=paths)
     made.config.write_text("allowed_urls=^$\n")
     deployment.save(DEPLOYMENT, made.deployment)
     for name in DEPLOYMENT.versions:
@@ -160,7 +159,7 @@ def config(line: str) -> Change:
 
 
 def project_config(context: Context, patch: pytest.MonkeyPatch) -> None:
-    context.settings = replace(context.settings, config=Settings().config)
+    context.settings = context.settings.model_copy(update={"config": Settings().config})
 
 
 def in_run_dir(edit: Callable[[Path], object]) -> Change:
@@ -394,7 +393,9 @@ def test_an_invalid_deployment_stops_only_the_checks_that_need_it(
 
 def test_page(context: Context) -> None:
     with StandIn(context.settings.run_dir) as page:
-        context.settings = replace(context.settings, frontend_port=page.server.server_port)
+        context.settings = context.settings.model_copy(
+            update={"frontend_port": page.server.server_port}
+        )
         assert worst("page", context)[0] == OK
         page.refuse(503, "NotReady")
         assert "status 503" in worst("page", context)[1]
@@ -453,7 +454,7 @@ class TestPorts:
         with self.listening(context.settings):
             assert worst("ports", context)[0] == OK
             # Nothing listens on port 1.
-            context.settings = replace(context.settings, metrics_port=1)
+            context.settings = context.settings.model_copy(update={"metrics_port": 1})
             assert "not listen on METRICS_PORT 1" in worst("ports", context)[1]
 
     def test_other_machines_can_connect_only_to_the_exporter_if_asked_to(
@@ -465,7 +466,7 @@ class TestPorts:
                 PROBLEM,
                 f"other machines can connect to port {exporter_port}",
             )
-            context.settings = replace(context.settings, exporter_host="0.0.0.0")
+            context.settings = context.settings.model_copy(update={"exporter_host": "0.0.0.0"})
             state, text = worst("ports", context)
         assert state == OK
         assert exporter_port in text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +11,10 @@ import pytest
 from stand_in import World, write_archive
 
 from serving import deployment
-from serving.deployment import Busy, Canary, History, VersionSpec, archives, change, spec
+from serving.deployment import Busy, Canary, History, VersionSpec, archives, change, in_flight, spec
 from serving.deployment.routing import Routing, RoutingFile
 from serving.rollout import changes as module
+from serving.rollout import rest
 from serving.rollout.changes import NotRunning, Refused, Rollout
 from serving.rollout.readiness import NeverReady
 
@@ -31,11 +31,11 @@ CHANGES: dict[str, Do] = {
 }
 
 DIFFERENCES: dict[str, Callable[[World], object]] = {
-    "2.0 does not serve": lambda world: world.management.workers.pop("2.0"),
-    "3.0 is not wanted": lambda world: world.management.register("3.0", 1),
+    "2.0 is not served": lambda world: world.management.workers.pop("2.0"),
+    "3.0 is not in the file": lambda world: world.management.register("3.0", 1),
     "2.0 has 5 workers, not 2": lambda world: world.management.scale("2.0", 5),
-    "2.0 answers by default, not 1.0": lambda world: world.management.set_default("2.0"),
-    "clients are routed otherwise": lambda world: world.routing.publish(
+    "the default version is 2.0, not 1.0": lambda world: world.management.set_default("2.0"),
+    "clients are routed differently": lambda world: world.routing.publish(
         Routing("2.0", ("1.0", "2.0"))
     ),
 }
@@ -69,10 +69,10 @@ def refused(world: World, rollout: Rollout, do: Do, said: str | None = None) -> 
 
 def settled(world: World, rollout: Rollout) -> None:
     """See that file, TorchServe and routing agree."""
-    assert rollout.differences(world.wanted) == []
-    assert world.routing.read() == Routing.of(world.wanted)
+    assert rollout.differences(world.desired) == []
+    assert world.routing.read() == Routing.of(world.desired)
     assert last(world)["outcome"] == "done"
-    assert last(world)["after"] == spec.to_document(world.wanted)
+    assert last(world)["after"] == spec.to_document(world.desired)
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None:
@@ -91,10 +91,10 @@ class TestEach:
     def test_one_that_succeeds_is_in_the_file_and_in_the_history(
         self, world: World, rollout: Rollout, name: str
     ) -> None:
-        before = world.wanted
+        before = world.desired
         CHANGES[name](rollout)
         settled(world, rollout)
-        assert world.wanted != before
+        assert world.desired != before
         assert last(world)["action"] == name
         assert last(world)["before"] == spec.to_document(before)
 
@@ -180,17 +180,17 @@ class TestDifferences:
         assert world.management.done == []
 
     @pytest.mark.parametrize("difference", DIFFERENCES)
-    def test_apply_mends_it(self, world: World, rollout: Rollout, difference: str) -> None:
+    def test_apply_fixes_it(self, world: World, rollout: Rollout, difference: str) -> None:
         archives.provide(world.settings, "3.0", None)
         DIFFERENCES[difference](world)
-        assert rollout.differences(world.wanted) == [difference]
+        assert rollout.differences(world.desired) == [difference]
         assert len(rollout.apply()) == 1
-        assert world.wanted == World.WANTED
+        assert world.desired == World.WANTED
         settled(world, rollout)
 
     def test_a_version_that_is_paused_is_none(self, world: World, rollout: Rollout) -> None:
         with world.routing.pause("2.0"):
-            assert rollout.differences(world.wanted) == []
+            assert rollout.differences(world.desired) == []
 
 
 class TestDeploy:
@@ -205,7 +205,7 @@ class TestDeploy:
         rollout.deploy("3.0", 4)
         assert world.management.done == [("register", "3.0", 4), ("ready", "3.0", 4)]
         sha256 = archives.digest(archives.built(world.settings, "3.0"))
-        assert world.wanted == World.WANTED.with_version("3.0", VersionSpec(4, sha256))
+        assert world.desired == World.WANTED.with_version("3.0", VersionSpec(4, sha256))
         assert last(world)["sha256"] == sha256
         settled(world, rollout)
 
@@ -220,11 +220,11 @@ class TestDeploy:
             world,
             rollout,
             lambda rollout: rollout.deploy("4.0", 1, elsewhere),
-            r"Nothing says what the SHA-256 of .*new\.mar must be: give --sha256",
+            r"The SHA-256 of .*new\.mar is unknown: give --sha256",
         )
         rollout.deploy("4.0", 1, elsewhere, sha256.upper())
         assert archives.digest(archives.deployed(world.settings, "4.0")) == sha256
-        assert world.wanted.versions["4.0"] == VersionSpec(1, sha256)
+        assert world.desired.versions["4.0"] == VersionSpec(1, sha256)
         settled(world, rollout)
 
     @pytest.mark.parametrize(
@@ -232,10 +232,10 @@ class TestDeploy:
         [
             ("2.0", 1, None, "Version 2.0 serves already: a new build is a new version"),
             ("4.0", 1, None, "bloodcells-4.0.mar is missing: run `make mar`"),
-            ("../3.0", 1, None, "'../3.0' is not the name of a version"),
+            ("../3.0", 1, None, "'../3.0' is not a valid version name"),
             ("3.0", 0, None, "Version 3.0 must have 1 to 64 workers, not 0"),
             ("3.0", 65, None, "Version 3.0 must have 1 to 64 workers, not 65"),
-            ("3.0", 1, "ab" * 32, "is not the one that is meant"),
+            ("3.0", 1, "ab" * 32, "is not the expected one"),
         ],
     )
     def test_what_is_refused(
@@ -277,7 +277,7 @@ class TestDeploy:
         rollout.promote("2.0")
         rollout.retire("1.0")
         first = archives.digest(archives.deployed(world.settings, "1.0"))
-        write_archive(archives.built(world.settings, "1.0"), "1.0", note="built anew")
+        write_archive(archives.built(world.settings, "1.0"), "1.0", note="a later build")
         world.never = NeverReady("no worker")
         refused(world, rollout, lambda it: it.deploy("1.0", 1), "no worker")
         world.never = None
@@ -289,7 +289,7 @@ class TestPromote:
     def test_answers_by_default_once_it_is_ready(self, world: World, rollout: Rollout) -> None:
         rollout.promote("2.0")
         assert world.management.done == [("ready", "2.0", 2), ("set_default", "2.0")]
-        assert world.wanted == replace(World.WANTED, default="2.0")
+        assert world.desired == replace(World.WANTED, default="2.0")
         assert last(world)["sha256"] == archives.digest(archives.deployed(world.settings, "2.0"))
         settled(world, rollout)
 
@@ -298,20 +298,20 @@ class TestPromote:
     ) -> None:
         rollout.canary(TRIAL)
         rollout.promote("2.0")
-        assert (world.wanted.default, world.wanted.canary) == ("2.0", None)
+        assert (world.desired.default, world.desired.canary) == ("2.0", None)
         settled(world, rollout)
 
     def test_a_canary_stands_in_the_way_of_another(self, world: World, rollout: Rollout) -> None:
         rollout.deploy("3.0", 1)
         rollout.canary(TRIAL)
         rollout.canary(replace(TRIAL, percent=30.0))
-        said = "Version 2.0 is the canary: promote it, or end that"
+        said = "Version 2.0 is the canary: promote it, or end it"
         refused(world, rollout, lambda it: it.promote("3.0"), said)
         refused(world, rollout, lambda it: it.canary(Canary("3.0", 5)), said)
 
     @pytest.mark.parametrize(
         ("version", "said"),
-        [("1.0", "answers by default already"), ("3.0", "does not serve: `deploy 3.0` first")],
+        [("1.0", "is the default already"), ("3.0", "does not serve: `deploy 3.0` first")],
     )
     def test_what_is_refused(self, world: World, rollout: Rollout, version: str, said: str) -> None:
         refused(world, rollout, lambda it: it.promote(version), said)
@@ -322,22 +322,22 @@ class TestCanary:
     def test_answers_its_share_once_it_is_ready(self, world: World, rollout: Rollout) -> None:
         rollout.canary(TRIAL)
         assert world.management.done == [("ready", "2.0", 2)]
-        assert world.wanted == replace(World.WANTED, canary=TRIAL)
+        assert world.desired == replace(World.WANTED, canary=TRIAL)
         found = world.routing.read()
         assert found
         assert (found.canary, found.percent) == ("2.0", 25.0)
         settled(world, rollout)
         # Its share may grow.
         rollout.canary(replace(TRIAL, percent=50.0))
-        assert world.wanted.canary == replace(TRIAL, percent=50.0)
+        assert world.desired.canary == replace(TRIAL, percent=50.0)
 
     @pytest.mark.parametrize(
         ("canary", "said"),
         [
-            (Canary("1.0", 10), "must be a version beside the default"),
+            (Canary("1.0", 10), "must be a version other than the default"),
             (Canary("3.0", 10), "does not serve"),
-            (Canary("2.0", 0), "0 to 100 percent"),
-            (Canary("2.0", 10, max_errors=-1), "bounds"),
+            (Canary("2.0", 0), "between 0 and 100"),
+            (Canary("2.0", 10, max_errors=-1), "limits"),
         ],
     )
     def test_what_is_refused(
@@ -346,11 +346,11 @@ class TestCanary:
         refused(world, rollout, lambda it: it.canary(canary), said)
 
     def test_goes_back_with_the_reason(self, world: World, rollout: Rollout) -> None:
-        refused(world, rollout, lambda it: it.end_canary("2.0", "slow"), "2.0 is no canary")
+        refused(world, rollout, lambda it: it.end_canary("2.0", "slow"), "2.0 is not the canary")
         rollout.canary(TRIAL)
-        refused(world, rollout, lambda it: it.end_canary("1.0", "slow"), "1.0 is no canary")
+        refused(world, rollout, lambda it: it.end_canary("1.0", "slow"), "1.0 is not the canary")
         rollout.end_canary("2.0", "slow")
-        assert world.wanted == World.WANTED
+        assert world.desired == World.WANTED
         assert (last(world)["action"], last(world)["why"]) == ("end canary", "slow")
         settled(world, rollout)
 
@@ -366,11 +366,11 @@ class TestRollback:
         rollout.scale("3.0", 2)
         for expected in ("2.0", "1.0"):
             assert rollout.rollback() == expected
-            assert world.wanted.default == world.management.default() == expected
+            assert world.desired.default == world.management.default() == expected
             assert (last(world)["action"], last(world)["version"]) == ("rollback", expected)
             settled(world, rollout)
         # What was deployed meanwhile serves on.
-        assert world.wanted.versions["3.0"].workers == 2
+        assert world.desired.versions["3.0"].workers == 2
         refused(world, rollout, lambda it: it.rollback(), "no promotion to undo")
 
     def test_ends_the_canary_first(self, world: World, rollout: Rollout) -> None:
@@ -378,7 +378,7 @@ class TestRollback:
         rollout.promote("2.0")
         rollout.canary(Canary("3.0", 10))
         assert rollout.rollback() == "2.0"
-        assert (world.wanted.default, world.wanted.canary) == ("2.0", None)
+        assert (world.desired.default, world.desired.canary) == ("2.0", None)
         assert (last(world)["action"], last(world)["version"]) == ("end canary", "3.0")
         settled(world, rollout)
         assert rollout.rollback() == "1.0"
@@ -390,7 +390,7 @@ class TestRollback:
         rollout.promote("2.0")
         rollout.retire("1.0")
         first = archives.digest(archives.deployed(world.settings, "1.0"))
-        write_archive(archives.built(world.settings, "1.0"), "1.0", note="built anew")
+        write_archive(archives.built(world.settings, "1.0"), "1.0", note="a later build")
         world.management.done.clear()
         assert rollout.rollback() == "1.0"
         assert [each for each in world.management.done if each[0] != "ready"] == [
@@ -399,7 +399,7 @@ class TestRollback:
         ]
         assert world.management.done[1] == ("ready", "1.0", 3)
         assert archives.digest(archives.deployed(world.settings, "1.0")) == first
-        assert world.wanted.versions["1.0"] == VersionSpec(3, first)
+        assert world.desired.versions["1.0"] == VersionSpec(3, first)
         settled(world, rollout)
 
     @pytest.mark.parametrize("problem", ["register", "set_default", "ready", "archive"])
@@ -415,7 +415,7 @@ class TestRollback:
         content = present.read_bytes()
         if problem == "archive":
             present.unlink()
-            write_archive(archives.built(world.settings, "3.0"), "3.0", note="built anew")
+            write_archive(archives.built(world.settings, "3.0"), "3.0", note="a later build")
         elif problem == "ready":
             world.never = NeverReady("no worker")
         else:
@@ -440,135 +440,99 @@ class TestRollback:
 
 class TestScale:
     @pytest.mark.parametrize("workers", [3, 64])
-    def test_more_workers_make_nobody_wait(
+    def test_more_workers_pause_no_client(
         self, world: World, rollout: Rollout, workers: int
     ) -> None:
-        held = []
-
-        def look(change: tuple[Any, ...]) -> None:
-            found = world.routing.read()
-            held.append(found is None or found.is_paused("2.0"))
-
-        world.management.look = look
-        # However busy it is.
+        paused = []
+        world.management.look = lambda change: paused.append(
+            Routing.is_paused(world.routing.read() or Routing.of(World.WANTED), "2.0")
+        )
         world.management.queued["2.0"] = 5
         rollout.scale("2.0", workers)
-        assert not any(held)
+        assert paused == [False, False]
         assert world.management.done == [("scale", "2.0", workers), ("ready", "2.0", workers)]
-        assert world.wanted.versions["2.0"].workers == last(world)["workers"] == workers
+        assert world.desired.versions["2.0"].workers == last(world)["workers"] == workers
         settled(world, rollout)
 
-    def test_fewer_end_at_rest_while_clients_wait(
+    def test_surplus_workers_stop_at_rest_while_clients_are_paused(
         self, world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(module, "PAUSED_PATIENCE", 60.0)
-        world.management.queued["2.0"] = 1
+        queue = iter(["2 requests", "1 request", None, None])
+        monkeypatch.setattr(module, "PAUSED_PATIENCE", 60)
+        monkeypatch.setattr(rest.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(rest, "_why_busy", lambda *_: next(queue))
         seen = []
 
         def look(change: tuple[Any, ...]) -> None:
             found = world.routing.read()
             assert found
-            seen.append((change[0], found.is_paused("2.0"), found.is_paused("1.0")))
-            assert world.management.queued["2.0"] == 0
+            seen.append((change[0], found.is_paused("2.0"), found.is_paused("1.0"), [*queue]))
 
         world.management.look = look
-        rest = threading.Timer(0.2, lambda: world.management.queued.update({"2.0": 0}))
-        rest.start()
         rollout.scale("2.0", 1)
-        rest.join()
-        assert seen == [("scale", True, False), ("ready", False, False)]
+        assert seen == [("scale", True, False, []), ("ready", False, False, [])]
         settled(world, rollout)
 
-    def test_what_workers_compute_is_waited_for(
-        self, world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """Nothing queues, but the workers use the processor: for ten looks, at first."""
-        looks = 0
-
-        def used(pid: int) -> float:
-            nonlocal looks
-            looks += 1
-            return min(looks, 20) / 100
-
-        monkeypatch.setattr(module, "PAUSED_PATIENCE", 60.0)
-        monkeypatch.setattr(module, "_processor_seconds", used)
-        world.management.look = lambda change: (looks >= 20) or pytest.fail("killed at work")
-        rollout.scale("2.0", 1)
-        settled(world, rollout)
-
-    @pytest.mark.parametrize("busy", ["queue", "processor"])
     @pytest.mark.parametrize("force", [False, True])
-    def test_one_that_never_rests_is_scaled_by_force_alone(
-        self,
-        world: World,
-        rollout: Rollout,
-        monkeypatch: pytest.MonkeyPatch,
-        busy: str,
-        force: bool,
+    def test_only_force_stops_workers_amid_a_request(
+        self, world: World, rollout: Rollout, force: bool
     ) -> None:
-        if busy == "queue":
-            world.management.queued["2.0"] = 1
-        else:
-            seconds = iter(range(10**9))
-            monkeypatch.setattr(module, "_processor_seconds", lambda pid: next(seconds))
-        if force:
-            rollout.scale("2.0", 1, force=True)
-            assert world.wanted.versions["2.0"].workers == 1
-            settled(world, rollout)
-        else:
-            refused(world, rollout, lambda it: it.scale("2.0", 1), "still asked.*--force")
-            assert world.management.done == []
+        with in_flight.recorded(world.settings.run_dir, "2.0"):
+            if force:
+                rollout.scale("2.0", 1, force=True)
+                settled(world, rollout)
+            else:
+                refused(
+                    world, rollout, lambda it: it.scale("2.0", 1), "not at rest: a client.*--force"
+                )
+                assert world.management.done == []
 
     @pytest.mark.parametrize(
-        ("version", "workers", "said"),
+        ("version", "workers", "why"),
         [
             ("3.0", 2, "does not serve"),
             ("2.0", 0, "1 to 64 workers"),
             ("2.0", 65, "1 to 64 workers"),
         ],
     )
-    def test_what_is_refused(
-        self, world: World, rollout: Rollout, version: str, workers: int, said: str
+    def test_refusals(
+        self, world: World, rollout: Rollout, version: str, workers: int, why: str
     ) -> None:
-        refused(world, rollout, lambda it: it.scale(version, workers), said)
+        refused(world, rollout, lambda it: it.scale(version, workers), why)
         assert world.management.done == []
 
 
 class TestRetire:
-    def test_clients_go_elsewhere_before_it_must_rest(
+    def test_clients_go_elsewhere_before_it_comes_to_rest(
         self, world: World, rollout: Rollout, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         routed = set()
 
-        def look(*_: object) -> float:
+        def look(*_: object) -> None:
             found = world.routing.read()
             routed.add(found.versions if found else None)
-            return 0.0
 
-        monkeypatch.setattr(module, "_processor_seconds", look)
+        monkeypatch.setattr(rest, "worker_state", look)
         world.management.look = look
         sha256 = archives.digest(archives.deployed(world.settings, "2.0"))
         rollout.retire("2.0")
         assert routed == {("1.0",)}
         assert world.management.done == [("unregister", "2.0")]
-        assert world.wanted == World.WANTED.without_version("2.0")
+        assert world.desired == World.WANTED.without_version("2.0")
         assert last(world)["sha256"] == sha256
         settled(world, rollout)
 
     @pytest.mark.parametrize("force", [False, True])
-    def test_one_that_is_asked_on_is_retired_by_force_alone(
+    def test_only_force_retires_a_busy_version(
         self, world: World, rollout: Rollout, force: bool
     ) -> None:
         world.management.queued["2.0"] = 1
         if force:
             rollout.retire("2.0", force=True)
-            assert world.wanted.versions.keys() == {"1.0"}
+            assert world.desired.versions.keys() == {"1.0"}
             settled(world, rollout)
         else:
-            refused(world, rollout, lambda it: it.retire("2.0"), "still asked.*--force")
-            found = world.routing.read()
-            assert found
-            assert "2.0" in found.versions
+            refused(world, rollout, lambda it: it.retire("2.0"), "1 requests are queued.*--force")
 
     def test_the_default_and_the_canary_stay(self, world: World, rollout: Rollout) -> None:
         refused(world, rollout, lambda it: it.retire("1.0"), "promote another one first")
@@ -614,7 +578,7 @@ class TestApply:
         ]
         assert routed["set_default"] == Routing.of(World.WANTED)
         assert routed["unregister"] == Routing.of(wanted)
-        assert world.wanted == wanted
+        assert world.desired == wanted
         settled(world, rollout)
         world.management.done.clear()
         assert rollout.apply() == []
@@ -685,7 +649,7 @@ class TestStatus:
         self, world: World, rollout: Rollout
     ) -> None:
         served = archives.digest(archives.deployed(world.settings, "2.0"))
-        write_archive(archives.built(world.settings, "2.0"), "2.0", note="built anew")
+        write_archive(archives.built(world.settings, "2.0"), "2.0", note="a later build")
         found = {each["version"]: each for each in rollout.status()["versions"]}
         assert {version: each["other_build"] for version, each in found.items()} == {
             "1.0": False,

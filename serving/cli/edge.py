@@ -5,8 +5,9 @@ from __future__ import annotations
 import click
 
 from serving.cli.console import output, table
-from serving.edge import nginx
+from serving.edge import process as nginx
 from serving.edge.keys import MAY, KeyFile
+from serving.edge.settings import keys_path
 from serving.settings import Settings
 
 # Enough of a key's hash to identify it.
@@ -47,7 +48,7 @@ def add(settings: Settings, client: str, allow: tuple[str, ...]) -> None:
 
     The key is shown only once.
     """
-    click.echo(KeyFile(nginx.keys_path(settings)).add(client, allow))
+    click.echo(KeyFile(keys_path(settings)).add(client, allow))
 
 
 @edge_key.command()
@@ -58,7 +59,7 @@ def revoke(settings: Settings, key: str) -> None:
 
     KEY is an identifier from `edge-key list`, or a client name for all keys of that client.
     """
-    revoked = KeyFile(nginx.keys_path(settings)).revoke(key)
+    revoked = KeyFile(keys_path(settings)).revoke(key)
     click.echo("revoked " + ", ".join(hashed[:DIGITS] for hashed in revoked))
 
 
@@ -67,6 +68,6 @@ def revoke(settings: Settings, key: str) -> None:
 def list_keys(settings: Settings) -> None:
     """List the keys, their clients and permissions."""
     rows = table("key", "client", "allowed", "revoked")
-    for hashed, key in KeyFile(nginx.keys_path(settings)).read().items():
+    for hashed, key in KeyFile(keys_path(settings)).read().items():
         rows.add_row(hashed[:DIGITS], key.client, ", ".join(key.allow), key.revoked or "")
     output.print(rows)

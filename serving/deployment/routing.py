@@ -9,14 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from serving.deployment import Deployment
+from serving.files import atomic_write
 
 FILE = "routing.json"
 # A hold ends by itself, if who holds is killed.
@@ -84,9 +83,8 @@ class RoutingFile:
 
     def publish(self, routing: Routing) -> None:
         """Let all clients see this from now on."""
-        partial = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-        partial.write_text(json.dumps(asdict(routing)))
-        partial.replace(self._path)
+        with atomic_write(self._path) as file:
+            file.write(json.dumps(asdict(routing)).encode())
 
     def withdraw(self) -> None:
         """Tell all clients that the service is not ready."""
