@@ -404,7 +404,8 @@ def test_page(context: Context) -> None:
 def test_a_torchserve_that_does_not_answer_is_one_problem(settings: Settings) -> None:
     pid = files.lock(settings.run_dir / "pid", str(os.getpid()))
     with StandIn(settings.run_dir) as server, pid:
-        settings = replace(settings, management_port=server.server.server_port)
+        port = {"management_port": server.server.server_port}
+        settings = settings.model_copy(update=port)
         body = json.dumps([{"modelVersion": "1.0"}]).encode()
         server.answer = lambda request, _: (200, body)
         assert worst("TorchServe", Context(settings)) == (OK, "answers, with versions 1.0")
