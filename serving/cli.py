@@ -30,7 +30,7 @@ from serving.rollout.changes import NotRunning, Refused, Rollout
 from serving.rollout.readiness import Say
 from serving.settings import Settings, SettingsError
 from serving.supervisor import service as supervisor
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 from serving.torchserve.tokens import KINDS, TokenError, Tokens, renew, write_header
 
 FAILED, NOT_RUNNING, BUSY = 1, 3, 4

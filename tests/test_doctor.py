@@ -35,9 +35,8 @@ from serving.rollout import readiness
 from serving.rollout.changes import Rollout
 from serving.rollout.readiness import NeverReady
 from serving.settings import ROOT, Settings
-from serving.torchserve import process as torchserve
-from serving.torchserve import tokens
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError, java, tokens
+from serving.torchserve.config import effective_config, to_properties
 from testing.service import Service, environment_of
 
 WANTED = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
@@ -153,13 +152,13 @@ class TestMachine:
 
     def test_java(self, patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
         assert states(doctor.check_java, patient) == [OK]
-        monkeypatch.setattr(torchserve, "java_version", lambda java: None)
+        monkeypatch.setattr(java, "java_version", lambda path: None)
         assert states(doctor.check_java, patient) == [PROBLEM]
 
         def find() -> Path:
             raise StartError("There is no Java 11 to 21")
 
-        monkeypatch.setattr(torchserve, "find_java", find)
+        monkeypatch.setattr(java, "find_java", find)
         assert "no Java" in the_one(doctor.check_java, patient, PROBLEM).what
 
     def test_kill(self, patient: Patient, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -275,11 +274,11 @@ class TestConfig:
         assert "can't be read" in the_one(doctor.check_config, patient, PROBLEM).what
 
     def test_what_is_in_force_counts_as_well(self, patient: Patient) -> None:
-        config = torchserve.effective_config(patient.settings, WANTED)
+        config = effective_config(patient.settings, WANTED)
         in_force = patient.settings.run_dir / "config.properties"
 
         def put(changed: dict[str, str]) -> None:
-            in_force.write_text(torchserve.to_properties(config | changed))
+            in_force.write_text(to_properties(config | changed))
 
         put({})
         assert PROBLEM not in states(doctor.check_config, patient)
@@ -423,9 +422,9 @@ class TestTokens:
     @pytest.fixture
     def keys(self, patient: Patient) -> dict[str, Any]:
         """Return the keys of a healthy service, and have it keep them."""
-        config = torchserve.effective_config(patient.settings, WANTED)
+        config = effective_config(patient.settings, WANTED)
         run_dir = patient.settings.run_dir
-        (run_dir / "config.properties").write_text(torchserve.to_properties(config))
+        (run_dir / "config.properties").write_text(to_properties(config))
         made: dict[str, Any] = {
             kind: {"key": f"secret-{kind}", "expiration time": expiry(minutes=40)}
             for kind in tokens.KINDS

@@ -24,7 +24,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from serving.client import ManagementClient
 from serving.settings import ROOT, Settings
-from serving.torchserve.process import read_properties
+from serving.torchserve.config import read_properties
 from serving.torchserve.tokens import KEY_FILE
 from testing.service import Service, run_service
 

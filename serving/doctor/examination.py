@@ -41,8 +41,7 @@ from serving.rollout.changes import Rollout
 from serving.rollout.readiness import NeverReady
 from serving.settings import ROOT, Settings
 from serving.supervisor import service as supervisor
-from serving.torchserve import process as torchserve
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError, config, java, ports
 from serving.torchserve.tokens import HEADER_FILE, KEY_FILE, KINDS, TokenError, Tokens
 
 OK, NOTE, PROBLEM, UNCHECKED = "ok", "note", "problem", "not checked"
@@ -217,12 +216,12 @@ def check_packages(patient: Patient) -> Iterator[Finding]:
 
 def check_java(patient: Patient) -> Iterator[Finding]:
     """Look for a Java that TorchServe runs on."""
-    java = torchserve.find_java()
-    version = torchserve.java_version(java)
-    if version in torchserve.JAVA_VERSIONS:
-        yield Finding(OK, f"Java {version}, {java}")
+    found = java.find_java()
+    version = java.java_version(found)
+    if version in java.JAVA_VERSIONS:
+        yield Finding(OK, f"Java {version}, {found}")
     else:
-        yield Finding(PROBLEM, f"{java} does not run", "run `make setup`, or set JAVA_HOME")
+        yield Finding(PROBLEM, f"{found} does not run", "run `make setup`, or set JAVA_HOME")
 
 
 def check_kill(patient: Patient) -> Iterator[Finding]:
@@ -289,7 +288,7 @@ def check_deployment(patient: Patient) -> Iterator[Finding]:
 def check_config(patient: Patient) -> Iterator[Finding]:
     """Look whether config.properties, and the copy in force, are safe."""
     path = patient.settings.config
-    written = torchserve.read_properties(path)
+    written = config.read_properties(path)
     yield from _safety(written, path)
     if written.get("enable_model_api", "").lower() == "true":
         yield Finding(
@@ -300,7 +299,7 @@ def check_config(patient: Patient) -> Iterator[Finding]:
     if patient.pid is None:
         return
     path = patient.settings.run_dir / "config.properties"
-    in_force = torchserve.read_properties(path)
+    in_force = config.read_properties(path)
     yield from _safety(in_force, path)
     if changed := [key for key, value in written.items() if _differs(key, value, in_force)]:
         yield Finding(
@@ -322,7 +321,7 @@ def check_archives(patient: Patient) -> Iterator[Finding]:
 def check_ports(patient: Patient) -> Iterator[Finding]:
     """Look whether the ports are free, or held by the service itself, and on loopback alone."""
     if patient.pid is None:
-        torchserve.check_ports(patient.settings)
+        ports.check_ports(patient.settings)
         yield Finding(OK, "all are free")
         return
     own = _listeners(patient.pid)
@@ -399,7 +398,7 @@ def check_tokens(patient: Patient) -> Iterator[Finding]:
         left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
         if left <= 0:
             yield Finding(PROBLEM, f"{kind}: expired", "start the service anew")
-        elif left < OVERDUE * torchserve.token_life(run_dir / "config.properties"):
+        elif left < OVERDUE * config.token_life(run_dir / "config.properties"):
             yield Finding(
                 PROBLEM,
                 f"{kind}: expires in {left / 60:.1f} minutes, and was not renewed",

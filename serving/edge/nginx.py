@@ -25,7 +25,9 @@ from serving.edge import status as edge_watch
 from serving.edge.certificates import CertificateError
 from serving.files import Locked, lock
 from serving.settings import HOST, ROOT, Settings, SettingsError
-from serving.torchserve.process import StartError, die_with_parent, why_closed
+from serving.torchserve import StartError
+from serving.torchserve.ports import why_closed
+from serving.torchserve.process import die_with_parent
 
 SOURCES = ROOT / "deploy" / "nginx"
 OPENAPI = ROOT / "docs" / "openapi.yaml"

@@ -277,7 +277,9 @@ class Rollout:
         default, routed = self.management.default(), self.routing.read()
         if default != wanted.default:
             found.append(f"{default} answers by default, not {wanted.default}")
-        if routed and replace(routed, paused={}) != Routing.of(wanted):
+        if routed and wanted.canary and not routed.canary:
+            found.append(f"the canary {wanted.canary.version} was stopped and gets no traffic")
+        elif routed and replace(routed, paused={}) != Routing.of(wanted):
             found.append("clients are routed otherwise")
         return found
 
