@@ -4,7 +4,7 @@ Workers are processes that come and go, so prometheus_client runs in its multipr
 worker counts in files of its own in PROMETHEUS_MULTIPROC_DIR, and serving/supervisor/exporter.py
 adds them up. Without that variable nothing is exported.
 
-A request costs 7 µs, which is 0.05 % of what the default version takes for an image.
+A request costs 7 µs. The default version takes 13 ms for a sample image on the same core.
 """
 
 from __future__ import annotations

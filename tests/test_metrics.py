@@ -22,7 +22,6 @@ from flask import Flask
 from prometheus_client import values
 from series import INPUT_ERRORS, PAGE_COUNT, Series, collected, key, read
 
-from frontend import __main__ as page_program
 from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
@@ -68,183 +67,173 @@ def said(label: str | None, verdict: str, **more: Any) -> dict[str, Any]:
     return {"label": label, "verdict": verdict, **more}
 
 
-class TestWorker:
-    @pytest.fixture
-    def counted(self, folder: Path) -> metrics.Metrics:
-        return metrics.start("2.0")
-
-    def test_answers_and_input_errors(self, counted: metrics.Metrics, folder: Path) -> None:
-        counted.answered(
-            [
-                said("MONOCYTE", "confident"),
-                said("MONOCYTE", "confident", heat_map="..."),
-                said("MONOCYTE", "uncertain"),
-                said(None, "rejected"),
-                corrupt(),
-                corrupt(),
-                InputError(400, "EmptyImage", "It is empty."),
-                InputError(400, "Unforeseen", "It is new."),
-            ]
-        )
-        name = "bloodcells_predictions_total"
-        assert {each: count for each, count in read(folder).items() if count} == {
-            key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
-            key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
-            key(name, version="2.0", label="none", verdict="rejected"): 1,
-            key(INPUT_ERRORS, version="2.0", type="CorruptImage"): 2,
-            key(INPUT_ERRORS, version="2.0", type="EmptyImage"): 1,
-            key(INPUT_ERRORS, version="2.0", type="Unforeseen"): 1,
-            key("bloodcells_explanations_total"): 1,
-            key("bloodcells_worker_starts_total", version="2.0"): 1,
-        }
-
-    def test_all_series_start_at_0(self, counted: metrics.Metrics, folder: Path) -> None:
-        """Prometheus would not see an increase to the first value otherwise."""
-        seen = read(folder)
-        answers = [each for each in seen if each[0] == "bloodcells_predictions_total"]
-        assert len(answers) == len(metrics.ANSWERS) == 9
-        code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
-        named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
-        assert code.count("InputError(") == len(re.findall(r"InputError\(\s*\d+", code)) + 1
-        errors = {each: count for each, count in seen.items() if each[0] == INPUT_ERRORS}
-        assert errors == {key(INPUT_ERRORS, version="2.0", type=kind): 0 for kind in named}
-
-    def test_seconds_and_sizes(self, counted: metrics.Metrics, folder: Path) -> None:
-        counted.decoded(3, 0.0025)
-        counted.examined(60)
-        seen = read(folder)
-        assert seen[key("bloodcells_batch_size_sum", version="2.0")] == 3
-        name = "bloodcells_decode_seconds"
-        for bound in metrics.SECONDS:
-            count = seen[key(f"{name}_bucket", version="2.0", le=str(bound))]
-            assert count == (bound >= 0.0025)
-        assert seen[key(f"{name}_sum", version="2.0")] == 0.0025
-        assert seen[key("bloodcells_network_seconds_bucket", version="2.0", le="2.5")] == 0
-        assert seen[key("bloodcells_network_seconds_count", version="2.0")] == 1
-
-    def test_room_is_allocated_at_the_start(self, folder: Path) -> None:
-        metrics.start("2.0" + 60 * "x")
-        files = list(folder.iterdir())
-        assert len(files) == 2
-        for file in files:
-            assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
-            assert 0 < int.from_bytes(file.read_bytes()[:2], "little") < metrics.ROOM * 0.6
-
-    def test_without_room_it_counts_nothing_and_answers(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        monkeypatch.setattr(os, "posix_fallocate", no_room)
-        metrics.start("2.0").answered([said("MONOCYTE", "confident")])
-        assert list(folder.iterdir()) == []
-        assert caplog.messages == ["No metrics are exported: [Errno 28] No space left on device"]
+@pytest.fixture
+def counted(folder: Path) -> metrics.Metrics:
+    return metrics.start("2.0")
 
 
-class TestCounts:
-    """How the exporter adds up processes."""
-
-    def test_ended_workers_are_merged(self, folder: Path, counted_by_a_live_worker: None) -> None:
-        for number in range(5):
-            run_worker(folder, NOBODY + number, said("NEUTROPHIL", "confident"))
-            read(folder)
-        run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"), version="1.0")
-        for _ in range(2):
-            seen, name = read(folder), "bloodcells_predictions_total"
-            assert seen[key(name, version="2.0", label="NEUTROPHIL", verdict="confident")] == 6
-            assert seen[key(name, version="1.0", label="NEUTROPHIL", verdict="confident")] == 1
-            assert seen[key("bloodcells_worker_starts_total", version="2.0")] == 6
-        # Only two files for all that have ended.
-        assert {path.name for path in folder.iterdir()} == {
-            f"{kind}_{owner}.db"
-            for kind in ("counter", "histogram")
-            for owner in (os.getpid(), "ended")
-        }
-
-    @pytest.fixture
-    def counted_by_a_live_worker(self, folder: Path) -> None:
-        metrics.start("2.0").answered([said("NEUTROPHIL", "confident")])
-
-    def test_on_a_full_disk_files_wait(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"))
-        started = key("bloodcells_worker_starts_total", version="2.0")
-        with monkeypatch.context() as patched:
-            patched.setattr(os, "posix_fallocate", no_room)
-            assert read(folder)[started] == 1
-            assert (folder / f"counter_{NOBODY}.db").exists()
-        assert read(folder)[started] == 1
-        assert not (folder / f"counter_{NOBODY}.db").exists()
-
-    def test_the_file_of_an_ended_process_with_the_same_id_stays(self, folder: Path) -> None:
-        path = folder / f"histogram_{os.getpid()}.db"
-        path.write_bytes(b"counts")
-        metrics.make_room(folder, "histogram", page_metrics.ROOM)
-        assert path.read_bytes() == b"counts"
-
-
-class TestPage:
-    @pytest.fixture
-    def stand_in(self) -> None:
-        """Stand in for the service's client: no test here asks it."""
-
-    @staticmethod
-    def counts() -> Series:
-        return {
-            key(sample.name, **sample.labels): sample.value
-            for family in page_metrics.SECONDS.collect()
-            for sample in family.samples
-            if sample.name.endswith("_count")
-        }
-
-    @pytest.mark.parametrize(
-        ("method", "path", "endpoint", "counted_as", "status"),
+def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> None:
+    counted.answered(
         [
-            ("GET", "/healthz", "page.healthz", "GET", "200"),
-            ("GET", "/some/patient's/name", "none", "GET", "404"),
-            ("BREW", "/some/where", "none", "other", "404"),
-            ("POST", "/api/predictions", "api.predict", "POST", "400"),
-        ],
+            said("MONOCYTE", "confident"),
+            said("MONOCYTE", "confident", heat_map="..."),
+            said("MONOCYTE", "uncertain"),
+            said(None, "rejected"),
+            corrupt(),
+            corrupt(),
+            InputError(400, "EmptyImage", "It is empty."),
+            InputError(400, "Unforeseen", "It is new."),
+        ]
     )
-    def test_requests_are_counted_by_endpoint(
-        self, app: Flask, method: str, path: str, endpoint: str, counted_as: str, status: str
-    ) -> None:
-        before = self.counts()
-        app.test_client().open(path, method=method)
-        counted = key(PAGE_COUNT, endpoint=endpoint, method=counted_as, status=status)
-        new = {each: count - before.get(each, 0) for each, count in self.counts().items()}
-        assert {each: count for each, count in new.items() if count} == {counted: 1}
+    name = "bloodcells_predictions_total"
+    assert {each: count for each, count in read(folder).items() if count} == {
+        key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
+        key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
+        key(name, version="2.0", label="none", verdict="rejected"): 1,
+        key(INPUT_ERRORS, version="2.0", type="CorruptImage"): 2,
+        key(INPUT_ERRORS, version="2.0", type="EmptyImage"): 1,
+        key(INPUT_ERRORS, version="2.0", type="Unforeseen"): 1,
+        key("bloodcells_explanations_total"): 1,
+        key("bloodcells_worker_starts_total", version="2.0"): 1,
+    }
 
-    def test_failures_start_at_0(self, app: Flask) -> None:
-        posts = {each.endpoint for each in app.url_map.iter_rules() if "POST" in each.methods}  # type: ignore[operator]
-        assert posts == set(page_metrics.ASKING)
-        for endpoint in posts:
-            for status in ("500", "502", "503", "504"):
-                assert (
-                    key(PAGE_COUNT, endpoint=endpoint, method="POST", status=status)
-                    in self.counts()
-                )
 
-    def test_without_room_nothing_is_counted_and_the_page_answers(
-        self, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-    ) -> None:
-        monkeypatch.setattr(os, "posix_fallocate", no_room)
-        app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
-        before = self.counts()
-        assert app.test_client().get("/healthz").status_code == 200
-        assert self.counts() == before
-        assert list(folder.iterdir()) == []
-        assert "[Errno 28] No space left on device" in caplog.text
+def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
+    """Prometheus would not see an increase to the first value otherwise."""
+    seen = read(folder)
+    answers = [each for each in seen if each[0] == "bloodcells_predictions_total"]
+    assert len(answers) == len(metrics.ANSWERS) == 9
+    code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
+    named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
+    assert code.count("InputError(") == len(re.findall(r"InputError\(\s*\d+", code)) + 1
+    errors = {each: count for each, count in seen.items() if each[0] == INPUT_ERRORS}
+    assert errors == {key(INPUT_ERRORS, version="2.0", type=kind): 0 for kind in named}
 
-    def test_only_a_taken_port_is_reported_as_taken(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("FRONTEND_PORT", "5000")
 
-        def taken(*_: object) -> None:
-            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+def test_seconds_and_sizes(counted: metrics.Metrics, folder: Path) -> None:
+    counted.decoded(3, 0.0025)
+    counted.examined(60)
+    seen = read(folder)
+    assert seen[key("bloodcells_batch_size_sum", version="2.0")] == 3
+    name = "bloodcells_decode_seconds"
+    for bound in metrics.SECONDS:
+        count = seen[key(f"{name}_bucket", version="2.0", le=str(bound))]
+        assert count == (bound >= 0.0025)
+    assert seen[key(f"{name}_sum", version="2.0")] == 0.0025
+    assert seen[key("bloodcells_network_seconds_bucket", version="2.0", le="2.5")] == 0
+    assert seen[key("bloodcells_network_seconds_count", version="2.0")] == 1
 
-        monkeypatch.setattr(page_program, "bind", taken)
-        with pytest.raises(SystemExit, match=r"Cannot listen on 127\.0\.0\.1:5000: Address"):
-            page_program.main()
-        monkeypatch.setattr(page_program, "create_app", no_room)
-        with pytest.raises(OSError, match="No space left"):
-            page_program.main()
+
+def test_room_is_allocated_at_the_start(folder: Path) -> None:
+    metrics.start("2.0" + 60 * "x")
+    files = list(folder.iterdir())
+    assert len(files) == 2
+    for file in files:
+        assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
+        assert 0 < int.from_bytes(file.read_bytes()[:2], "little") < metrics.ROOM * 0.6
+
+
+def test_without_room_it_counts_nothing_and_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    metrics.start("2.0").answered([said("MONOCYTE", "confident")])
+    assert list(folder.iterdir()) == []
+    assert caplog.messages == ["No metrics are exported: [Errno 28] No space left on device"]
+
+
+def test_ended_workers_are_merged(folder: Path, counted_by_a_live_worker: None) -> None:
+    for number in range(5):
+        run_worker(folder, NOBODY + number, said("NEUTROPHIL", "confident"))
+        read(folder)
+    run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"), version="1.0")
+    for _ in range(2):
+        seen, name = read(folder), "bloodcells_predictions_total"
+        assert seen[key(name, version="2.0", label="NEUTROPHIL", verdict="confident")] == 6
+        assert seen[key(name, version="1.0", label="NEUTROPHIL", verdict="confident")] == 1
+        assert seen[key("bloodcells_worker_starts_total", version="2.0")] == 6
+    # Only two files for all that have ended.
+    assert {path.name for path in folder.iterdir()} == {
+        f"{kind}_{owner}.db"
+        for kind in ("counter", "histogram")
+        for owner in (os.getpid(), "ended")
+    }
+
+
+@pytest.fixture
+def counted_by_a_live_worker(folder: Path) -> None:
+    metrics.start("2.0").answered([said("NEUTROPHIL", "confident")])
+
+
+def test_on_a_full_disk_files_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"))
+    started = key("bloodcells_worker_starts_total", version="2.0")
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", no_room)
+        assert read(folder)[started] == 1
+        assert (folder / f"counter_{NOBODY}.db").exists()
+    assert read(folder)[started] == 1
+    assert not (folder / f"counter_{NOBODY}.db").exists()
+
+
+def test_the_file_of_an_ended_process_with_the_same_id_stays(folder: Path) -> None:
+    path = folder / f"histogram_{os.getpid()}.db"
+    path.write_bytes(b"counts")
+    metrics.make_room(folder, "histogram", page_metrics.ROOM)
+    assert path.read_bytes() == b"counts"
+
+
+@pytest.fixture
+def stand_in() -> None:
+    """Stand in for the service's client: no test here asks it."""
+
+
+def counts() -> Series:
+    return {
+        key(sample.name, **sample.labels): sample.value
+        for family in page_metrics.SECONDS.collect()
+        for sample in family.samples
+        if sample.name.endswith("_count")
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "endpoint", "counted_as", "status"),
+    [
+        ("GET", "/healthz", "page.healthz", "GET", "200"),
+        ("GET", "/some/patient's/name", "none", "GET", "404"),
+        ("BREW", "/some/where", "none", "other", "404"),
+        ("POST", "/api/predictions", "api.predict", "POST", "400"),
+    ],
+)
+def test_requests_are_counted_by_endpoint(
+    app: Flask, method: str, path: str, endpoint: str, counted_as: str, status: str
+) -> None:
+    before = counts()
+    app.test_client().open(path, method=method)
+    counted = key(PAGE_COUNT, endpoint=endpoint, method=counted_as, status=status)
+    new = {each: count - before.get(each, 0) for each, count in counts().items()}
+    assert {each: count for each, count in new.items() if count} == {counted: 1}
+
+
+def test_failures_start_at_0(app: Flask) -> None:
+    posts = {each.endpoint for each in app.url_map.iter_rules() if "POST" in each.methods}  # type: ignore[operator]
+    assert posts == set(page_metrics.ASKING)
+    for endpoint in posts:
+        for status in ("500", "502", "503", "504"):
+            assert key(PAGE_COUNT, endpoint=endpoint, method="POST", status=status) in counts()
+
+
+def test_without_room_nothing_is_counted_and_the_page_answers(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", no_room)
+    app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
+    before = counts()
+    assert app.test_client().get("/healthz").status_code == 200
+    assert counts() == before
+    assert list(folder.iterdir()) == []
+    assert "[Errno 28] No space left on device" in caplog.text
 
 
 class Management:
@@ -267,96 +256,98 @@ def described(*statuses: str) -> dict[str, Any]:
     }
 
 
-class TestState:
-    @pytest.fixture(autouse=True)
-    def management(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(exporter, "ManagementClient", Management)
-        versions = {"1.0": described("READY"), "2.0": described("READY", "UNLOADED")}
-        monkeypatch.setattr(Management, "described", versions)
+@pytest.fixture
+def management(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exporter, "ManagementClient", Management)
+    versions = {"1.0": described("READY"), "2.0": described("READY", "UNLOADED")}
+    monkeypatch.setattr(Management, "described", versions)
 
-    @pytest.fixture
-    def look(self, tmp_path: Path) -> Callable[[], Series]:
-        """Return a function that looks the state up."""
-        settings = Settings(run_dir=tmp_path, deployment=tmp_path / "deployment.yaml")
-        versions = {"1.0": VersionSpec(1), "2.0": VersionSpec(2), "9.9": VersionSpec(1)}
-        deployment.save(Deployment("2.0", versions, Canary("1.0", 10)), settings.deployment)
-        processes = {"supervisor": os.getpid()}
-        return lambda: collected(exporter.State(settings, {"page": 3}, lambda: processes))
 
-    def test_of_a_healthy_service(self, look: Callable[[], Series]) -> None:
-        seen = look()
-        expected: Series = {
-            key("bloodcells_up"): 1,
-            key("bloodcells_deployment_readable"): 1,
-            key("bloodcells_workers_wanted", version="2.0"): 2,
-            key("bloodcells_workers_ready", version="2.0"): 1,
-            # Not in TorchServe.
-            key("bloodcells_workers_ready", version="9.9"): 0,
-            key("bloodcells_queue_waiting", version="1.0"): 28,
-            key("bloodcells_queue_room", version="1.0"): 100,
-            key("bloodcells_restarts_total", part="page"): 3,
-            key("bloodcells_version_info", version="1.0", role="canary"): 1,
-            key("bloodcells_version_info", version="2.0", role="default"): 1,
-            key("bloodcells_version_info", version="9.9", role="standby"): 1,
-        }
-        assert expected.items() <= seen.items()
-        assert seen[key("bloodcells_memory_bytes", part="supervisor")] > 1e6
+@pytest.fixture
+def look(tmp_path: Path, management: None) -> Callable[[], Series]:
+    """Return a function that looks the state up."""
+    settings = Settings(run_dir=tmp_path, deployment=tmp_path / "deployment.yaml")
+    versions = {"1.0": VersionSpec(1), "2.0": VersionSpec(2), "9.9": VersionSpec(1)}
+    deployment.save(Deployment("2.0", versions, Canary("1.0", 10)), settings.deployment)
+    processes = {"supervisor": os.getpid()}
+    return lambda: collected(exporter.State(settings, {"page": 3}, lambda: processes))
 
-    def test_while_torchserve_is_down(
-        self, look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(Management, "described", None)
-        seen = look()
-        assert seen[key("bloodcells_up")] == 0
-        assert seen[key("bloodcells_workers_ready", version="2.0")] == 0
-        assert seen[key("bloodcells_workers_wanted", version="2.0")] == 2
-        assert not any(name == "bloodcells_token_seconds" for name, _ in seen)
 
-    @pytest.mark.parametrize("text", ["default: ", "}", None])
-    def test_while_the_deployment_cannot_be_read(
-        self, look: Callable[[], Series], tmp_path: Path, text: str | None
-    ) -> None:
-        """TorchServe's own versions are exported, so that their alerts still fire."""
-        file = tmp_path / "deployment.yaml"
-        file.write_text(text) if text else file.unlink()
-        seen = look()
-        assert seen[key("bloodcells_deployment_readable")] == 0
-        told = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
-        assert told == {
-            key(f"bloodcells_{name}", version=version): value
-            for version in ("1.0", "2.0")
-            for name, value in (("workers_ready", 1), ("queue_waiting", 28), ("queue_room", 100))
-        }
+def test_of_a_healthy_service(look: Callable[[], Series]) -> None:
+    seen = look()
+    expected: Series = {
+        key("bloodcells_up"): 1,
+        key("bloodcells_deployment_readable"): 1,
+        key("bloodcells_workers_wanted", version="2.0"): 2,
+        key("bloodcells_workers_ready", version="2.0"): 1,
+        # Not in TorchServe.
+        key("bloodcells_workers_ready", version="9.9"): 0,
+        key("bloodcells_queue_waiting", version="1.0"): 28,
+        key("bloodcells_queue_room", version="1.0"): 100,
+        key("bloodcells_restarts_total", part="page"): 3,
+        key("bloodcells_version_info", version="1.0", role="canary"): 1,
+        key("bloodcells_version_info", version="2.0", role="default"): 1,
+        key("bloodcells_version_info", version="9.9", role="standby"): 1,
+    }
+    assert expected.items() <= seen.items()
+    assert seen[key("bloodcells_memory_bytes", part="supervisor")] > 1e6
 
-    def test_a_version_that_is_being_deployed_is_not_missed(
-        self, look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        """While it loads, it has no worker and is not in the deployment yet."""
-        monkeypatch.setattr(Management, "described", {"3.0": described()})
-        assert key("bloodcells_workers_ready", version="3.0") not in look()
 
-    @pytest.mark.parametrize("version", ["1.0", "2.0"])
-    def test_the_expected_answers_are_those_of_the_card(
-        self, look: Callable[[], Series], version: str
-    ) -> None:
-        measured = json.loads((ROOT / "models" / version / "metrics.json").read_text())
-        seen = look()
-        shares = {
-            dict(labels)["label"]: value
-            for (name, labels), value in seen.items()
-            if name == "bloodcells_expected_share" and dict(labels)["version"] == version
-        }
-        assert set(shares) == set(measured["test"]["classes"])
-        assert sum(shares.values()) == pytest.approx(1)
-        first = sum(row[0] for row in measured["test"]["confusion"]) / measured["test"]["images"]
-        assert shares["EOSINOPHIL"] == pytest.approx(first)
-        doubt = seen[key("bloodcells_expected_doubt", version=version)]
-        assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
-        # Nothing is expected of a version without measurements.
-        assert {dict(each[1])["version"] for each in seen if "expected" in each[0]} == {
-            "1.0",
-            "2.0",
-        }
+def test_while_torchserve_is_down(
+    look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Management, "described", None)
+    seen = look()
+    assert seen[key("bloodcells_up")] == 0
+    assert seen[key("bloodcells_workers_ready", version="2.0")] == 0
+    assert seen[key("bloodcells_workers_wanted", version="2.0")] == 2
+    assert not any(name == "bloodcells_token_seconds" for name, _ in seen)
+
+
+@pytest.mark.parametrize("text", ["default: ", "}", None])
+def test_while_the_deployment_cannot_be_read(
+    look: Callable[[], Series], tmp_path: Path, text: str | None
+) -> None:
+    """TorchServe's own versions are exported, so that their alerts still fire."""
+    file = tmp_path / "deployment.yaml"
+    file.write_text(text) if text else file.unlink()
+    seen = look()
+    assert seen[key("bloodcells_deployment_readable")] == 0
+    told = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
+    assert told == {
+        key(f"bloodcells_{name}", version=version): value
+        for version in ("1.0", "2.0")
+        for name, value in (("workers_ready", 1), ("queue_waiting", 28), ("queue_room", 100))
+    }
+
+
+def test_a_version_that_is_being_deployed_is_not_missed(
+    look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it loads, it has no worker and is not in the deployment yet."""
+    monkeypatch.setattr(Management, "described", {"3.0": described()})
+    assert key("bloodcells_workers_ready", version="3.0") not in look()
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_the_expected_answers_are_those_of_the_card(
+    look: Callable[[], Series], version: str
+) -> None:
+    measured = json.loads((ROOT / "models" / version / "metrics.json").read_text())
+    seen = look()
+    shares = {
+        dict(labels)["label"]: value
+        for (name, labels), value in seen.items()
+        if name == "bloodcells_expected_share" and dict(labels)["version"] == version
+    }
+    assert set(shares) == set(measured["test"]["classes"])
+    assert sum(shares.values()) == pytest.approx(1)
+    first = sum(row[0] for row in measured["test"]["confusion"]) / measured["test"]["images"]
+    assert shares["EOSINOPHIL"] == pytest.approx(first)
+    doubt = seen[key("bloodcells_expected_doubt", version=version)]
+    assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
+    # Nothing is expected of a version without measurements.
+    assert {dict(each[1])["version"] for each in seen if "expected" in each[0]} == {"1.0", "2.0"}
 
 
 def test_an_edge_that_does_not_answer_is_down(tmp_path: Path) -> None:
@@ -405,63 +396,53 @@ def test_the_exporter_may_listen_on_another_address(
             requests.get(f"http://127.0.0.1:{port}", timeout=60)
 
 
-class TestDeployed:
-    """The files for Prometheus and Grafana."""
+def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run promtool; without it, skip, but not in CI."""
+    if not prometheus.is_installed():
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(prometheus.MISSING)
+    command = ["promtool", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-    @staticmethod
-    def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run promtool; without it, skip, but not in CI."""
-        if not prometheus.is_installed():
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(prometheus.MISSING)
-        command = ["promtool", *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-    @pytest.mark.parametrize("kind", ["config", "rules"])
-    def test_is_valid(self, kind: str) -> None:
-        name = {"config": "prometheus.yml", "rules": "rules.yml"}[kind]
-        checked = self.promtool("check", kind, DEPLOY / name)
-        assert checked.returncode == 0, checked.stderr
+@pytest.mark.parametrize("kind", ["config", "rules"])
+def test_is_valid(kind: str) -> None:
+    name = {"config": "prometheus.yml", "rules": "rules.yml"}[kind]
+    checked = promtool("check", kind, DEPLOY / name)
+    assert checked.returncode == 0, checked.stderr
 
-    @pytest.mark.parametrize("alerts", ["as they are", "never", "always"])
-    def test_alerts_fire_when_they_should(self, tmp_path: Path, alerts: str) -> None:
-        """Run the rules' tests on the alerts as they are, if none ever fires, and if all do."""
-        rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())
-        if alerts != "as they are":
-            # The recording rules are not needed then.
-            rules["groups"] = rules["groups"][-1:]
-            for rule in rules["groups"][0]["rules"]:
-                rule.pop("for", None)
-                rule["expr"] = "vector(1)" if alerts == "always" else "vector(0) > 1"
-        (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules, sort_keys=False))
-        (tmp_path / "rules.test.yml").write_text((DEPLOY / "rules.test.yml").read_text())
-        done = self.promtool("test", "rules", tmp_path / "rules.test.yml")
-        output = done.stdout + done.stderr
-        if alerts == "as they are":
-            assert done.returncode == 0, output
-        else:
-            failed = set(re.findall(r"alertname: ?(\w+)", output))
-            assert failed == {rule["alert"] for rule in ALERTS}
 
-    def test_each_alert_has_a_runbook(self) -> None:
-        for alert in ALERTS:
-            assert alert["labels"]["severity"] in ("page", "ticket")
-            assert alert["annotations"]["summary"]
-            path, _, anchor = alert["annotations"]["runbook"].partition("#")
-            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
-            assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+@pytest.mark.parametrize("alerts", ["as they are", "never", "always"])
+def test_alerts_fire_when_they_should(tmp_path: Path, alerts: str) -> None:
+    """Run the rules' tests on the alerts as they are, if none ever fires, and if all do."""
+    rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())
+    if alerts != "as they are":
+        # The recording rules are not needed then.
+        rules["groups"] = rules["groups"][-1:]
+        for rule in rules["groups"][0]["rules"]:
+            rule.pop("for", None)
+            rule["expr"] = "vector(1)" if alerts == "always" else "vector(0) > 1"
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(rules, sort_keys=False))
+    (tmp_path / "rules.test.yml").write_text((DEPLOY / "rules.test.yml").read_text())
+    done = promtool("test", "rules", tmp_path / "rules.test.yml")
+    output = done.stdout + done.stderr
+    if alerts == "as they are":
+        assert done.returncode == 0, output
+    else:
+        failed = set(re.findall(r"alertname: ?(\w+)", output))
+        assert failed == {rule["alert"] for rule in ALERTS}
 
-    def test_the_port_is_the_default(self) -> None:
-        (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-        default = Settings()
-        target = f"{default.exporter_host}:{default.exporter_port}"
-        assert job["static_configs"] == [{"targets": [target]}]
 
-    def test_panels_do_not_overlap(self) -> None:
-        taken = [
-            (panel["gridPos"]["x"] + across, panel["gridPos"]["y"] + down)
-            for panel in DASHBOARD["panels"]
-            for across in range(panel["gridPos"]["w"])
-            for down in range(panel["gridPos"]["h"])
-        ]
-        assert len(taken) == len(set(taken))
-        assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
+def test_each_alert_has_a_runbook() -> None:
+    for alert in ALERTS:
+        assert alert["labels"]["severity"] in ("page", "ticket")
+        assert alert["annotations"]["summary"]
+        path, _, anchor = alert["annotations"]["runbook"].partition("#")
+        headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
+        assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_port_is_the_default() -> None:
+    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
+    default = Settings()
+    target = f"{default.exporter_host}:{default.exporter_port}"
+    assert job["static_configs"] == [{"targets": [target]}]

@@ -15,24 +15,27 @@ from pathlib import Path
 
 import pytest
 from conftest import free_settings
-from stand_in import World
+from stand_in import World, write_keys
 
 from serving import deployment
 from serving.client import ServiceError
 from serving.deployment import Canary, History
 from serving.deployment.canary import note
-from serving.deployment.routing import FILE, Routing, RoutingFile
+from serving.deployment.routing import Routing, RoutingFile
 from serving.rollout.changes import Refused, Rollout
 from serving.settings import ROOT, Settings
 from serving.supervisor import service as supervisor
 from serving.supervisor.background import repeat
 from serving.supervisor.canary_watch import CanaryWatch, routing_of
 from serving.torchserve import StartError
-from serving.torchserve.process import remove_leftovers
+from serving.torchserve.process import CODE, remove_leftovers
 from testing.service import environment_of
 
 
 def test_only_one_service_runs_in_a_folder(tmp_path: Path) -> None:
+    # A leftover counts for nothing, even if another process has that number now: here, this one.
+    (tmp_path / "pid").write_text(str(os.getpid()))
+    assert supervisor.running(tmp_path) is None
     with supervisor._pid_file(tmp_path):
         assert supervisor.running(tmp_path) == os.getpid()
         with pytest.raises(StartError, match="already runs"), supervisor._pid_file(tmp_path):
@@ -41,21 +44,15 @@ def test_only_one_service_runs_in_a_folder(tmp_path: Path) -> None:
     assert supervisor.running(tmp_path) is None
 
 
-def test_a_leftover_pid_file_is_ignored(tmp_path: Path) -> None:
-    """Even if another process has that number now: here, this one."""
-    (tmp_path / "pid").write_text(str(os.getpid()))
-    assert supervisor.running(tmp_path) is None
-    with supervisor._pid_file(tmp_path):
-        assert supervisor.running(tmp_path) == os.getpid()
-
-
 def test_stop_removes_what_a_killed_service_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     RoutingFile(tmp_path).publish(Routing("1.0", ("1.0",)))
+    write_keys(tmp_path)
+    (tmp_path / CODE / "home").mkdir(parents=True)
     supervisor.stop(Settings(run_dir=tmp_path))
     assert capsys.readouterr().out == "nothing runs\n"
-    assert not (tmp_path / FILE).exists()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(("name", "kept"), [("bloodcells-x", False), ("precious", True)])

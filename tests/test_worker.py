@@ -91,24 +91,6 @@ class Echo:
         return answers
 """
 
-# As in archives that torch served.
-TORCH_HANDLER = """
-import torch
-
-
-class Network:
-    def initialize(self, context):
-        weights = context.system_properties["model_dir"] + "/weights.pt"
-        self.network = torch.nn.Linear(3, 2)
-        self.network.load_state_dict(torch.load(weights, weights_only=True))
-        self.network.eval()
-
-    def handle(self, data, context):
-        pixels = torch.tensor([list(row["body"]) for row in data], dtype=torch.float32)
-        with torch.inference_mode():
-            return self.network(pixels).tolist()
-"""
-
 
 def field(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
@@ -333,19 +315,6 @@ def test_it_starts_as_java_expects(
     assert python.startswith("Python runtime: 3.")
 
 
-def test_an_old_archive_is_served_by_torch(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    old = archive_in(tmp_path / "old", handler=TORCH_HANDLER)
-    network = torch.nn.Linear(3, 2)
-    torch.save(network.state_dict(), old / "weights.pt")
-    with Running(PROGRAMS["ours"], tmp_path, old) as running:
-        assert b"loaded model echo" in running.ask(load_message(old))
-        reply = running.ask(infer_message(({}, image(b"\1\2\3")), ({}, image(b"\4\5\6"))))
-        assert running.end() == 0
-    for answer in network(torch.tensor([[1.0, 2, 3], [4, 5, 6]])).tolist():
-        assert json.dumps(answer, indent=2).encode() in reply
-
-
 @pytest.fixture
 def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return a function that loads a broken archive in this process, and checks the reply."""
@@ -459,11 +428,7 @@ def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("message", "why"),
-    [
-        (b"X", "not a command"),
-        (infer_message(), "no model is loaded"),
-    ],
+    ("message", "why"), [(b"X", "not a command"), (infer_message(), "no model is loaded")]
 )
 def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
