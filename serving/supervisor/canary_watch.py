@@ -10,6 +10,7 @@ import json
 from dataclasses import replace
 
 from serving import deployment
+from serving.client import ServiceError
 from serving.deployment import Canary, Deployment, DeploymentError
 from serving.deployment.canary import Watch
 from serving.deployment.history import LOCK
@@ -59,7 +60,7 @@ class CanaryWatch:
         except NotRunning:
             return
         except Refused as error:
-            if error.__cause__ and not isinstance(error.__cause__, OSError):
+            if isinstance(error.__cause__, ServiceError):
                 # TorchServe did not answer: the next attempt may succeed.
                 raise
             if self._stop_traffic(wanted):
