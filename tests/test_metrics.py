@@ -29,12 +29,10 @@ from handler.preprocessing import InputError, corrupt
 from serving import deployment
 from serving.client import Unreachable
 from serving.deployment import Canary, Deployment, VersionSpec
-from serving.edge import status as edge_status
 from serving.settings import ROOT, Settings
 from serving.supervisor import exporter
 from testing import prometheus
 from testing.prometheus import DEPLOY
-from testing.service import free_ports
 
 RULES = yaml.safe_load((DEPLOY / "rules.yml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]
@@ -348,17 +346,6 @@ def test_the_expected_answers_are_those_of_the_card(
     assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
     # Nothing is expected of a version without measurements.
     assert {dict(each[1])["version"] for each in seen if "expected" in each[0]} == {"1.0", "2.0"}
-
-
-def test_an_edge_that_does_not_answer_is_down(tmp_path: Path) -> None:
-    settings = Settings(run_dir=tmp_path)
-    assert collected(exporter.Edge(settings)) == {}
-    settings.edge_note.parent.mkdir()
-    edge_status.note(settings.edge_note, "127.0.0.1", free_ports(1)[0], tmp_path / "keys.json")
-    assert collected(exporter.Edge(settings)) == {
-        key("bloodcells_edge_up"): 0,
-        key("bloodcells_edge_keys_readable"): 1,
-    }
 
 
 @pytest.mark.parametrize(

