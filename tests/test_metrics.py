@@ -10,7 +10,6 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -374,7 +373,7 @@ def test_the_exporter_may_listen_on_another_address(
 ) -> None:
     monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
     host = Settings.from_environment().exporter_host
-    settings = replace(free_settings(tmp_path), exporter_host=host)
+    settings = free_settings(tmp_path).model_copy(update={"exporter_host": host})
     exporter.clear(settings)
     with exporter.exported(settings, {}, dict):
         port = settings.exporter_port

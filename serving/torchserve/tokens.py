@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import threading
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from serving.files import atomic_write
 from serving.http import local_session
 from serving.settings import Settings
 
@@ -79,12 +78,8 @@ def renew_if_due(settings: Settings, tokens: Tokens, kind: Kind, life: float) ->
 
 def write_header(run_dir: Path, tokens: Tokens) -> None:
     """Write the inference token as a header for `curl -H @file`, which keeps it out of `ps`."""
-    path = run_dir / HEADER_FILE
-    # The service and `renew-tokens` may write at the same time.
-    draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-    draft.touch(mode=0o600)
-    draft.write_text(_header_line(tokens))
-    draft.replace(path)
+    with atomic_write(run_dir / HEADER_FILE, 0o600) as file:
+        file.write(_header_line(tokens).encode())
 
 
 def correct_header(run_dir: Path, tokens: Tokens) -> None:

@@ -49,6 +49,9 @@ from ts.utils.util import PredictionException
 
 LOAD, INFER = b"L", b"I"
 END = -1
+# The name of the process, which shows what has to be finished before it may be stopped
+# (serving/rollout/rest.py).
+BUSY, IDLE = b"worker: busy", b"worker: idle"
 # Seconds that Java may take to connect.
 PATIENCE = 30
 DECODES = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
@@ -194,8 +197,8 @@ def main() -> int:
             logging.info("Python runtime: %s", platform.python_version())
             connection, _ = listener.accept()
         connection.setblocking(True)
-        with connection:
-            serve(Message(connection.recv), connection.sendall, metrics)
+        with connection, _process_name() as show:
+            serve(Message(connection.recv), connection.sendall, metrics, show)
     except Hangup:
         return 0
     except Exception:
@@ -206,17 +209,34 @@ def main() -> int:
     return 1
 
 
-def serve(message: Message, send: Send, metrics: Any) -> None:
+def serve(
+    message: Message,
+    send: Send,
+    metrics: Any,
+    show: Callable[[bytes], object] = lambda state: None,
+) -> None:
     """Answer Java until it hangs up; raise Hangup, or ValueError for an invalid message."""
     model: Model | None = None
     while True:
         command = message.raw(1)
         if command == INFER and model:
+            show(BUSY)
             send(model.answer(list(_requests(message))))
+            show(IDLE)
         elif command == LOAD:
             model = _load(message, send, metrics)
         else:
             raise ValueError(f"{command!r} is not a command, or no model is loaded.")
+
+
+@contextlib.contextmanager
+def _process_name() -> Iterator[Callable[[bytes], object]]:
+    """Yield a function that sets the name of this process, where /proc allows it."""
+    with contextlib.ExitStack() as stack:
+        show: Callable[[bytes], object] = lambda name: None  # noqa: E731
+        with contextlib.suppress(OSError):
+            show = stack.enter_context(open("/proc/self/comm", "wb", buffering=0)).write
+        yield show
 
 
 def _listen(options: argparse.Namespace) -> socket.socket:
