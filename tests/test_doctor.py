@@ -34,9 +34,8 @@ from serving.rollout import readiness
 from serving.rollout.changes import Rollout
 from serving.rollout.readiness import NeverReady
 from serving.settings import Settings
-from serving.torchserve import process as torchserve
-from serving.torchserve import tokens
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError, java, tokens
+from serving.torchserve.config import effective_config, to_properties
 from testing.service import Service, environment_of
 
 DEPLOYMENT = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
@@ -73,8 +72,8 @@ def context(settings: Settings) -> Context:
         write_mar(archives.deployed(settings, name), name)
         report = {"workers": [READY] * version.workers, "jobQueueStatus": queue(128, 0)}
         made.response[name] = MODEL_CONFIG | report
-    config = torchserve.effective_config(settings, DEPLOYMENT)
-    (settings.run_dir / CONFIG).write_text(torchserve.to_properties(config))
+    config = effective_config(settings, DEPLOYMENT)
+    (settings.run_dir / CONFIG).write_text(to_properties(config))
     write_tokens(made)
     tokens.write_header(settings.run_dir, tokens.Tokens(settings.run_dir))
     return made
@@ -240,8 +239,8 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("packages", project_file("requirements.txt", "# why\nnone-such==1.0"), PROBLEM, "none-such"),
     ("packages", project_file("requirements.txt", "click==0.1  # why"), WARNING, "click is "),
     ("Java", unchanged, OK, "Java "),
-    ("Java", returns(torchserve, "java_version", None), PROBLEM, "does not run"),
-    ("Java", returns(torchserve, "find_java", StartError("none found")), PROBLEM, "none found"),
+    ("Java", returns(java, "java_version", None), PROBLEM, "does not run"),
+    ("Java", returns(java, "find_java", StartError("none found")), PROBLEM, "none found"),
     ("kill", unchanged, OK, "kill"),
     ("kill", lambda context, patch: patch.setenv("PATH", "/nowhere"), PROBLEM, "not installed"),
     ("disk", returns(shutil, "disk_usage", SimpleNamespace(free=2**30)), OK, "1.0 GiB"),

@@ -18,7 +18,7 @@ from serving.deployment import Busy, DeploymentError
 from serving.edge.keys import KeyFileError
 from serving.rollout.changes import NotRunning, Refused
 from serving.settings import Settings, SettingsError
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 from serving.torchserve.tokens import TokenError
 
 

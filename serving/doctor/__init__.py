@@ -26,7 +26,7 @@ from serving.doctor.findings import (
 )
 from serving.rollout.readiness import NeverReady
 from serving.settings import Settings
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 from serving.torchserve.tokens import KEY_FILE, TokenError
 
 __all__ = ["CHECKS", "NOT_CHECKED", "OK", "PROBLEM", "WARNING", "Context", "Finding", "examine"]

@@ -22,7 +22,8 @@ from serving.doctor.findings import (
     is_loopback,
 )
 from serving.settings import Settings
-from serving.torchserve import process as torchserve
+from serving.torchserve import ports
+from serving.torchserve.config import read_properties
 
 # The safe value of each setting in config.properties, and TorchServe's default.
 SAFE = {
@@ -66,7 +67,7 @@ def check_deployment(context: Context) -> Iterator[Finding]:
 def check_config(context: Context) -> Iterator[Finding]:
     """Check that config.properties, and its copy in use, are safe."""
     path = context.settings.config
-    config = torchserve.read_properties(path)
+    config = read_properties(path)
     yield _check_safe(config, path)
     if config.get("enable_model_api", "").lower() == "true":
         yield Finding(
@@ -77,7 +78,7 @@ def check_config(context: Context) -> Iterator[Finding]:
     if context.pid is None:
         return
     path = context.settings.run_dir / "config.properties"
-    in_use = torchserve.read_properties(path)
+    in_use = read_properties(path)
     yield _check_safe(in_use, path)
     changed = [
         key
@@ -106,7 +107,7 @@ def check_ports(context: Context) -> Iterator[Finding]:
     """Check that the ports are free or the service's own, and open on loopback only."""
     settings = context.settings
     if context.pid is None:
-        torchserve.check_ports(settings)
+        ports.check_ports(settings)
         yield Finding(OK, "all are free")
         return
     listeners = _listeners(context.pid)

@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 
 from serving.doctor.findings import OK, PROBLEM, WARNING, Context, Finding, read_lines
 from serving.settings import ROOT
-from serving.torchserve import process as torchserve
+from serving.torchserve import java
 
 MIN_DISK = 2**30
 MIN_MEMORY = 500 * 2**20
@@ -55,11 +55,11 @@ def check_packages(context: Context) -> Iterator[Finding]:
 
 def check_java(context: Context) -> Iterator[Finding]:
     """Check that TorchServe has a Java it runs on."""
-    java = torchserve.find_java()
-    version = torchserve.java_version(java)
+    program = java.find_java()
+    version = java.java_version(program)
     yield Finding.judge(
-        version in torchserve.JAVA_VERSIONS,
-        f"Java {version}, {java}" if version else f"{java} does not run",
+        version in java.JAVA_VERSIONS,
+        f"Java {version}, {program}" if version else f"{program} does not run",
         "run `make setup`, or set JAVA_HOME",
     )
 

@@ -36,7 +36,7 @@ from serving.http import local_session
 from serving.rollout import readiness
 from serving.rollout.changes import Rollout
 from serving.rollout.readiness import NeverReady
-from serving.torchserve import process as torchserve
+from serving.torchserve.config import token_life
 from serving.torchserve.tokens import HEADER_FILE, KEY_FILE, KINDS, Tokens
 
 # The share of its life at which a token should have been renewed long ago.
@@ -87,7 +87,7 @@ def check_tokens(context: Context) -> Iterator[Finding]:
     """Check that the tokens are renewed in time, and that only their owner can read them."""
     run_dir = context.settings.run_dir
     tokens = Tokens(run_dir)
-    life = torchserve.token_life(run_dir / "config.properties")
+    life = token_life(run_dir / "config.properties")
     for kind in KINDS:
         left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
         state = f"expires in {left / 60:.0f} minutes" if left > 0 else "expired"
