@@ -199,7 +199,7 @@ class TestClient:
         answer(shift=5e-5)
         client.check_ready()
         answer(shift=5e-4)
-        with pytest.raises(ServiceError, match="wrongly"):
+        with pytest.raises(ServiceError, match="wrong"):
             client.check_ready()
         assert {path for path, _ in stand_in.requests} == {"/predictions/bloodcells/1.0"}
 
