@@ -211,6 +211,7 @@ class World:
         monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
         monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0)
         monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0)
+        self.rollout = rollout.Rollout(self.settings)
 
     def _wait(self, settings: Settings, workers: dict[str, int], *_: Any, **__: Any) -> None:
         for version, count in workers.items():

@@ -137,7 +137,7 @@ class TestExitCodes:
     @pytest.mark.parametrize("line", [*CHANGES, "rollback"])
     def test_beside_another_change_it_is_4(self, world: World, line: str) -> None:
         with change(world.settings, "scale", "1.0"):
-            failed(world.settings, line, BUSY, "Another change is at work: `scale 1.0` by process")
+            failed(world.settings, line, BUSY, "Another change is running: `scale 1.0` by process")
 
     @pytest.mark.parametrize("name", [None, *main.commands])
     def test_help_is_0(self, name: str | None) -> None:
