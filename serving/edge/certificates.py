@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from datetime import datetime, timedelta, timezone
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serving.edge.settings import EdgeSettings
+from serving.files import atomic_write
 from serving.settings import HOST
 
 # The common name, and the name by which a load balancer verifies the edges behind it.
@@ -60,10 +60,10 @@ def create(certificate: Path, key: Path, names: list[str]) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    key.unlink(missing_ok=True)
-    with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with atomic_write(key, 0o600) as file:
         file.write(pem)
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    with atomic_write(certificate, 0o600) as file:
+        file.write(signed.public_bytes(serialization.Encoding.PEM))
 
 
 def expires(certificate: bytes) -> float:
