@@ -67,7 +67,7 @@ class TestClient:
             (503, "ServiceUnavailableException", (503, "ServiceBusy")),
             (503, "ExplanationFailed", (503, "ServiceUnavailable")),
             (500, "InternalServerException", (503, "ServiceUnavailable")),
-            (500, "OutOfMemoryError", (502, "ServiceError")),
+            (500, "OutOfMemoryError", (503, "ServiceUnavailable")),
             (404, "ModelVersionNotFoundException", (404, "NotServed")),
         ],
     )
@@ -91,7 +91,7 @@ class TestClient:
         stand_in.answer = lambda request, body: (500, content)
         with pytest.raises(ServiceError) as caught:
             client.predict(b"image")
-        assert caught.value.status == 502
+        assert caught.value.status == 503
 
     def test_an_answer_that_is_not_json_is_the_services_fault(
         self, stand_in: StandIn, client: InferenceClient
