@@ -26,7 +26,7 @@ from benchmarks.outcome import Result, Step
 from benchmarks.rig import DEFAULT, OTHER, PATIENCE, Rig
 from handler.preprocessing import InputError, decode, within_field
 from serving.edge.keys import MAY, KeyFile
-from serving.edge.nginx import keys_path
+from serving.edge.settings import keys_path
 from serving.http import local_session
 from serving.settings import MODEL
 from testing import connections, formats, hostile

@@ -26,9 +26,8 @@ from benchmarks.engine import Target
 from benchmarks.outcome import Request, read_requests
 from serving import deployment
 from serving.deployment import Deployment, VersionSpec
-from serving.edge.certificates import sign
+from serving.edge.certificates import NAME, create
 from serving.edge.keys import KeyFile
-from serving.edge.nginx import NAME
 from serving.settings import MODEL, ROOT, Settings
 from testing.service import environment_of
 
@@ -225,7 +224,7 @@ def started(folder: Path) -> Iterator[Cluster]:
     if missing := lacking():
         raise click.ClickException(missing)
     certificate, key = folder / "certificate.pem", folder / "certificate.key"
-    sign(certificate, key, f"DNS:{NAME},IP:{FRONT}", NAME)
+    create(certificate, key, [NAME, FRONT])
     keys = folder / "keys.json"
     edge = {
         "EDGE_PORT": str(PORT),

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +51,8 @@ class Rig(Target):
         text = (ROOT / "config.properties").read_text()
         life = "token_expiration_min="
         config.write_text(text.replace(f"{life}60", f"{life}{token_life:g}"))
-        self.settings = replace(free_settings(folder / "run", wanted), config=config)
+        settings = free_settings(folder / "run", wanted)
+        self.settings = settings.model_copy(update={"config": config})
         self.environment = environment_of(self.settings)
         self._variables = variables or {}
         self.service = run_service(self.settings, **self._variables)

@@ -17,7 +17,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ from benchmarks.peers.kernels import FOLDER, WORKERS
 from handler.networks import load_networks
 from serving.deployment import Deployment, VersionSpec, known_answers
 from serving.edge.keys import KeyFile
-from serving.edge.nginx import keys_path
+from serving.edge.settings import keys_path
 from serving.settings import MODEL, ROOT
-from serving.torchserve.process import find_java
+from serving.torchserve.java import find_java
 from serving.torchserve.tokens import Tokens
 from testing import processes
 from testing.connections import in_form
@@ -95,7 +95,8 @@ def ours(
     """Run this deployment; requests go to TorchServe itself, or through the edge."""
     wanted = Deployment(default=version, versions={version: VersionSpec(workers=workers)})
     settings = free_settings(folder / "run", wanted)
-    settings = replace(settings, model_store=model_store or settings.model_store)
+    if model_store:
+        settings = settings.model_copy(update={"model_store": model_store})
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         service = run_service(settings)

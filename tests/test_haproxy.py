@@ -21,7 +21,7 @@ def test_haproxy_accepts_its_configuration_and_every_variable(tmp_path: Path) ->
     if not program and not os.environ.get("CI"):
         pytest.skip("haproxy is not installed")
     certificate, key = tmp_path / "certificate.pem", tmp_path / "certificate.key"
-    certificates.sign(certificate, key, "DNS:bloodcells", "bloodcells")
+    certificates.create(certificate, key, ["bloodcells"])
     pair = tmp_path / "pair.pem"
     pair.write_text(certificate.read_text() + key.read_text())
     variables = {
