@@ -236,8 +236,6 @@ def started(folder: Path) -> Iterator[Cluster]:
         "EDGE_RATE": "100000",
     }
     api_key = KeyFile(keys).add("nodes")
-    # SIGTERM must run the clean-up below.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with network(), contextlib.ExitStack() as stack:
         nodes = []
         for number in NODES:

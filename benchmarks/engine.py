@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -172,6 +173,8 @@ def main(build: Callable[[bool], Scenario]) -> None:
         help="The folder for the report, instead of benchmarks/results/.",
     )
     def command(quick: bool, results: Path) -> None:
+        # So that SIGTERM, too, stops the service and removes what was set up.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         scenario = build(quick)
         problems = run(scenario, results)
         for problem in problems:
