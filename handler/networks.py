@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from handler.contract import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
-from handler.verdict import CLASSES
 
 # Bring the images to about unit variance.
 FIELD_CONTRAST, LOCATOR_CONTRAST = 5.0, 4.0

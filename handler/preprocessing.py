@@ -19,10 +19,11 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from handler.contract import KINDS, MAX_BYTES, kind_of
+
 WIDTH, HEIGHT = 80, 60
 # The longer side of a field that cells are cut from.
 FIELD = 320
-MAX_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 30_000_000
 # Keeps a request of many bombs, each just within its own bound, from holding a worker for long.
 MAX_PIXELS_PER_REQUEST = 100_000_000
@@ -34,13 +35,6 @@ Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
-_SIGNATURES = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "BMP": (b"BM",),
-    "TIFF": (b"II*\x00", b"MM\x00*"),
-    "WEBP": (b"RIFF",),
-}
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
@@ -85,7 +79,7 @@ def corrupt() -> InputError:
 
 
 def unsupported() -> InputError:
-    kinds = ", ".join(_SIGNATURES)
+    kinds = ", ".join(KINDS)
     return InputError(415, "UnsupportedImage", f"This is not an image of a known kind ({kinds}).")
 
 
@@ -158,7 +152,7 @@ def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> P
     None is for Pillow to read, or to say what is wrong with it: another kind of image, one that is
     too large, other colours, a note of how to turn it, or the slightest damage.
     """
-    if not data.startswith(_SIGNATURES["JPEG"]) or len(data) > MAX_BYTES:
+    if kind_of(data) != "JPEG" or len(data) > MAX_BYTES:
         return None
     if data.count(_START_OF_SCAN) > MAX_SCANS:
         return None
@@ -189,20 +183,15 @@ def _decoder_scale(size: Size, wanted: Size) -> int:
     return next((scale for scale in (8, 4, 2) if scale <= most), 1)
 
 
-def _kind(data: bytes) -> str:
-    for kind, signatures in _SIGNATURES.items():
-        if data.startswith(signatures) and (kind != "WEBP" or data[8:12] == b"WEBP"):
-            return kind
-    raise unsupported()
-
-
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     """Read the head of an image, not yet its pixels."""
     if not data:
         raise empty()
     if len(data) > MAX_BYTES:
         raise too_large("bytes")
-    kind = _kind(data)
+    kind = kind_of(data)
+    if not kind:
+        raise unsupported()
     if kind == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise too_large("scans")
     try:

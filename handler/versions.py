@@ -16,6 +16,7 @@ import numpy as np
 
 from handler.cells import cut_out, to_amounts, window
 from handler.checked import read_checked
+from handler.contract import CLASSES
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
 from handler.gate import SIZE, shrink
@@ -31,7 +32,7 @@ from handler.preprocessing import (
     squashed,
     within_field,
 )
-from handler.verdict import CLASSES, Cell, Examination
+from handler.verdict import Cell, Examination
 
 if TYPE_CHECKING:
     from handler.networks import BloodCellNet, CellNet

@@ -25,12 +25,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from handler.contract import CLASSES, MAX_BYTES, SUFFIXES
 from serving.client import InferenceClient, NotServed, ServiceError, Unreachable
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-# The handler's limit; the handler itself is not to be imported here.
-MAX_BYTES = 8 * 1024 * 1024
-CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
 # For each request at a time, so many images may be ahead of the one that is written next.
 AHEAD = 4
 # Seconds until the next try, when others have filled the queue: who has many images can wait.

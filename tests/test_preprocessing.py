@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
-from handler import preprocessing
+from handler import contract, preprocessing
 from handler.networks import to_input
 from handler.preprocessing import (
     HEIGHT,
-    MAX_BYTES,
     MAX_PIXELS,
     WIDTH,
     InputError,
@@ -399,12 +398,12 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
 
 def test_too_many_bytes_are_refused() -> None:
     data = solid("RGB", (1, 2, 3), "PNG")
-    assert refusal(data + bytes(MAX_BYTES + 1 - len(data))) == (413, "ImageTooLarge")
+    assert refusal(data + bytes(contract.MAX_BYTES + 1 - len(data))) == (413, "ImageTooLarge")
 
 
 def test_as_many_bytes_as_allowed_are_read() -> None:
     data = solid("RGB", (1, 2, 3), "PNG")
-    assert (decode(data + bytes(MAX_BYTES - len(data))) == (1, 2, 3)).all()
+    assert (decode(data + bytes(contract.MAX_BYTES - len(data))) == (1, 2, 3)).all()
 
 
 @pytest.mark.parametrize(
@@ -593,7 +592,7 @@ def is_decent(outcome: tuple[Any, ...]) -> bool:
     return code in {400, 413, 415} and message in MESSAGES
 
 
-SIGNATURES = [sign for signs in preprocessing._SIGNATURES.values() for sign in signs]
+SIGNATURES = [sign for kind in contract.KINDS.values() for sign in kind.signatures]
 SEEDS = [
     *(encode(noise(9, 7), kind) for kind in KINDS),
     turned(6, (8, 6), "JPEG"),

@@ -25,8 +25,6 @@ from conftest import DEPLOYMENT, free_settings
 from PIL import Image
 from stand_in import ROUTING, StandIn, write_keys
 
-from frontend import create_app
-from handler.preprocessing import MAX_BYTES
 from scripts.draw_cells import draw_cell
 from serving.client import InferenceClient, ServiceError
 from serving.deployment import Deployment, VersionSpec, archives, known_answers
@@ -345,9 +343,6 @@ class TestSettings:
 
 
 class TestConfig:
-    def test_the_page_takes_what_the_handler_takes(self) -> None:
-        assert create_app({"CLIENT": None}).config["MAX_IMAGE_BYTES"] == MAX_BYTES
-
     def test_java_reads_what_is_beyond_ascii(self) -> None:
         assert torchserve.to_properties({"k": "/home/jo\xe3o/\U0001f52c"}) == (
             "k=/home/jo\\u00e3o/\\ud83d\\udd2c\n"
@@ -392,10 +387,6 @@ class TestConfig:
         settings = Settings(config=tmp_path / "config.properties")
         with pytest.raises(StartError, match=r"config\.properties can't be read: No such file"):
             torchserve.effective_config(settings, DEPLOYMENT)
-
-    def test_a_request_may_hold_the_largest_image_in_base64(self) -> None:
-        config = torchserve.read_properties(ROOT / "config.properties")
-        assert int(config["max_request_size"]) > MAX_BYTES * 4 / 3
 
 
 class TestBeforeTheStart:
