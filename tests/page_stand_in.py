@@ -51,6 +51,7 @@ class StandIn:
         self.images: list[bytes] = []
         self.versions: list[str | None] = []
         self.clients: list[str | None] = []
+        self.checks = 0
         self.serves: Routing | None = Routing("1.0", ("1.0",))
         self.routing = SimpleNamespace(read=lambda: self.serves)
 
@@ -71,6 +72,7 @@ class StandIn:
 
     def check_ready(self) -> None:
         """Raise the error, if any."""
+        self.checks += 1
         if self.error:
             raise self.error
 

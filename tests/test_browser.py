@@ -43,7 +43,7 @@ def test_one_image(open_page: Open, sample_image: Path, locale: str, script: boo
     choose(page, sample_image)
     check_answer(page, locale)
     if script:
-        headline = rf"^{CELLS[locale][3]}\. \w+\. \d+[.,]\d%$"
+        headline = rf"^{CELLS[locale][3]}\. [\w ]+\. \d+[.,]\d%$"
         expect(page.locator("#announcement")).to_have_text(re.compile(headline))
     # The default version outlines the cell that it found.
     outline = page.locator(".outlines rect")
@@ -70,7 +70,7 @@ def test_chosen_version(open_page: Open, sample_image: Path, script: bool) -> No
     choice.select_option("version 1.0")
     choose(page, sample_image)
     check_answer(page)
-    expect(page.get_by_text(re.compile("Answered by .*version 1.0"))).to_be_visible()
+    expect(page.get_by_text(re.compile("Classified by .*version 1.0"))).to_be_visible()
     expect(choice).to_have_value("1.0")
     # 1.0 reads the whole field.
     expect(page.locator(".outlines rect")).to_have_count(0)
@@ -87,7 +87,7 @@ def test_heat_map(open_page: Open, sample_image: Path) -> None:
 
 
 BAD_FILES = [
-    (lambda image: b"no picture at all", "This kind of file is not supported"),
+    (lambda image: b"no picture at all", "This file type is not supported"),
     (lambda image: image[: len(image) // 2], "The image cannot be read"),
     (lambda image: b"", "The file is empty"),
     (lambda image: bytes(9 * 1024 * 1024), "The image is too large"),

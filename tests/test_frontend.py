@@ -106,8 +106,8 @@ def test_answer_in_portuguese(client: FlaskClient) -> None:
 @pytest.mark.parametrize(
     ("verdict", "label", "heading"),
     [
-        ("uncertain", "NEUTROPHIL", "Uncertain Neutrophil, perhaps"),
-        ("rejected", None, "No answer None of the four cells"),
+        ("uncertain", "NEUTROPHIL", "Uncertain Neutrophil?"),
+        ("rejected", None, "Not recognised None of the four classes"),
     ],
 )
 def test_verdicts(

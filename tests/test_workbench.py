@@ -65,7 +65,7 @@ def counts(page: Page) -> dict[str, int]:
     }
 
 
-def answered(page: Page) -> Locator:
+def progress(page: Page) -> Locator:
     return page.locator(".answered")
 
 
@@ -73,9 +73,9 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     choose_and_wait(page, DRAWN[0], bad, *DRAWN[1:])
-    told = f"Answered: {len(DRAWN)} of {len(DRAWN) + 1}"
-    expect(answered(page)).to_have_text(told)
-    expect(page.locator("#announcement")).to_contain_text(told)
+    classified = f"{len(DRAWN)} of {len(DRAWN) + 1} images classified"
+    expect(progress(page)).to_have_text(classified)
+    expect(page.locator("#announcement")).to_contain_text(classified)
     # One bad image does not stop the others.
     expect(page.locator(".tile")).to_have_count(CELLS + 1)
     expect(page.locator(".tile.failed")).to_have_count(1)
@@ -89,7 +89,7 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
         re.compile(r"^12\.1% . 64\.6%$")
     )
     page.locator(".tile.failed").click()
-    expect(page.locator("#verdict")).to_have_text("This kind of file is not supported")
+    expect(page.locator("#verdict")).to_have_text("This file type is not supported")
     page.locator(".tile").first.click()
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
 
@@ -105,7 +105,7 @@ def test_filter_and_sort(page: Page) -> None:
     page.locator("#sort").select_option("class")
     by_class = [label for label in labels(page) if label in counts(page)]
     assert by_class == sorted(by_class)
-    page.locator("#sort").select_option("doubt")
+    page.locator("#sort").select_option("confidence")
     notes = page.locator(".tile .tile-note").all_inner_texts()
     shares = [float(note[:-1]) for note in notes if note.endswith("%")]
     assert shares == sorted(shares)
@@ -241,7 +241,7 @@ def test_language_switch_keeps_images_and_labels(page: Page) -> None:
     expect(page.locator(".percent").first).to_have_text("90,0%")
     expect(page.locator("#version")).to_have_value("1.0")
     choose_and_wait(page, DRAWN[0])
-    expect(answered(page)).to_have_text("Respondidas: 6 de 6")
+    expect(progress(page)).to_have_text("6 de 6 imagens classificadas")
 
 
 def test_drop(page: Page) -> None:
@@ -310,12 +310,12 @@ def test_cancel_and_try_again(page: Page) -> None:
     expect(page.locator(".tile.waiting")).to_have_count(len(DRAWN) - 6)
     page.locator("[data-do=cancel]").click()
     expect(page.locator(".tile.cancelled")).to_have_count(len(DRAWN))
-    expect(answered(page)).to_have_text(f"Answered: 0 of {len(DRAWN)}")
+    expect(progress(page)).to_have_text(f"0 of {len(DRAWN)} images classified")
     # Never more than six at a time.
     assert len(held) == 6
     page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
-    expect(answered(page)).to_have_text(f"Answered: {len(DRAWN)} of {len(DRAWN)}")
+    expect(progress(page)).to_have_text(f"{len(DRAWN)} of {len(DRAWN)} images classified")
     page.locator("[data-do=clear]").click()
     expect(page.locator(".workbench")).to_be_hidden()
     expect(page.locator(".samples")).to_be_visible()
@@ -341,7 +341,7 @@ def test_service_is_stopped(page: Page, stand_in: DrawingsStandIn) -> None:
     # All at once, not one after the other.
     expect(page.locator(".tile.failed")).to_have_count(20)
     expect(page.locator("#verdict")).to_have_text("The model is not available at the moment")
-    expect(page.locator("#announcement")).to_contain_text("Answered: 0 of 20")
+    expect(page.locator("#announcement")).to_contain_text("0 of 20 images classified")
     stand_in.error = None
     page.locator("[data-do=retry]").click()
     expect(page.locator(".tile.confident")).to_have_count(20)
@@ -363,7 +363,7 @@ def test_page_server_goes_and_comes_back(page: Page) -> None:
     page.route("**/api/predictions", lambda route: route.abort())
     choose(page, *[DRAWN[0]] * 8)
     expect(page.locator(".tile.failed")).to_have_count(8)
-    expect(page.locator("#verdict")).to_have_text("The server of this page cannot be reached")
+    expect(page.locator("#verdict")).to_have_text("The server cannot be reached")
     page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
     expect(page.locator(".tile.confident")).to_have_count(8)
