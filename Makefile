@@ -12,7 +12,7 @@ BIN := .venv/bin
 NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=2.0),$(VERSION))
 
 .DEFAULT_GOAL := help
-.PHONY: help run edge stop status deploy promote canary rollback apply doctor setup mar data train \
+.PHONY: help js run edge stop status deploy promote canary rollback apply doctor setup mar data train \
 	sweep curve evaluate served drill bench page test screenshots lint clean audit nodes chaos soak
 
 help:  ## list the commands
@@ -104,10 +104,21 @@ screenshots: .venv/dev.stamp mar  ## photograph every state of the page for the 
 page: .venv/dev.stamp mar  ## measure the page: a hundred images at once, memory, first load
 	@$(BIN)/python -m benchmarks.page
 
-lint: .venv/dev.stamp
+lint: .venv/dev.stamp js
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+# ESLint, tsc and node --test, where Node 20.19 or later is installed.
+js:
+	@if command -v npm >/dev/null && node -e '[a, b] = process.versions.node.split("."); process.exit(a > 20 || a == 20 && b > 18 ? 0 : 1)' 2>/dev/null; \
+	then $(MAKE) -s frontend/node_modules/.package-lock.json \
+		&& npm --prefix frontend run --silent lint && npm --prefix frontend run --silent test; \
+	else echo "skipped ESLint, tsc and node --test: they need Node 20.19 or later"; fi
+
+frontend/node_modules/.package-lock.json: frontend/package-lock.json
+	@npm --prefix frontend ci --silent
+	@touch $@
 
 clean: stop  ## remove what was built: .venv/, .run/, the archives
 	rm -rf .venv .run model_store/*.mar model_store/*.mar.sha256
