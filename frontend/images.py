@@ -4,14 +4,14 @@ from base64 import b64encode
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from handler.contract import KINDS, kind_of
 
 MAX_PIXELS = 16_000_000
 SIDE = 640
-# EXIF orientations from LYING on are rotated by 90 degrees.
-ORIENTATION, LYING = 0x0112, 5
+# EXIF orientations from here on are rotated by 90 degrees.
+ROTATED = 5
 
 
 class Shown(NamedTuple):
@@ -44,9 +44,12 @@ def upright_size(image: bytes) -> tuple[int, int] | None:
     """Return the width and height as shown, from the header alone, or None if unreadable."""
     try:
         with Image.open(BytesIO(image), formats=list(KINDS)) as header:
-            lying = header.format != "TIFF" and header.getexif().get(ORIENTATION, 1) >= LYING
+            rotated = (
+                header.format != "TIFF"
+                and header.getexif().get(ExifTags.Base.Orientation, 1) >= ROTATED
+            )
             width, height = header.size
-            return (height, width) if lying else (width, height)
+            return (height, width) if rotated else (width, height)
     except Exception:
         # As in thumbnail(): the outlines are optional.
         return None

@@ -6,7 +6,7 @@ from flask import current_app
 from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
-from .errors import UPLOAD
+from .errors import UPLOAD, Problem
 from .languages import CELLS
 from .uploads import Cell
 
@@ -52,9 +52,18 @@ def heading(cell: Cell) -> str:
     return f"{CELLS[cell.label]}{'?' if cell.verdict == 'uncertain' else ''}"
 
 
+def megabytes() -> int:
+    """Return the limit of an image's size in MB."""
+    return int(current_app.config["MAX_IMAGE_BYTES"] >> 20)
+
+
+def advice(problem: Problem) -> str:
+    """Return what to do about a problem."""
+    return str(problem.advice).replace("%(limit)s", str(megabytes()))
+
+
 def for_script() -> dict[str, Any]:
     """Return the texts of the script, with {} for the values that it fills in."""
-    megabytes = current_app.config["MAX_IMAGE_BYTES"] // 1048576
     return {
         "cells": {**CELLS, "OTHER": _("None of the four")},
         "verdicts": {name: each._asdict() for name, each in VERDICTS.items()},
@@ -63,11 +72,7 @@ def for_script() -> dict[str, Any]:
         "nothingFound": NOTHING,
         "report": _("Report, %(date)s", date="{}"),
         "problems": {
-            kind: {
-                "title": each.title,
-                "advice": str(each.advice).replace("%(limit)s", str(megabytes)),
-            }
-            for kind, each in UPLOAD.items()
+            kind: {"title": each.title, "advice": advice(each)} for kind, each in UPLOAD.items()
         },
         "waiting": _("Waiting"),
         "asking": _("Analysing…"),

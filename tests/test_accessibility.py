@@ -15,8 +15,6 @@ from playwright.sync_api import Page, expect
 
 from frontend import samples
 
-pytestmark = pytest.mark.browser
-
 DRAWN = [sample.path for sample in samples.drawn()]
 # WCAG 2.2 at level AA, and what axe holds good practice.
 RULES = {

@@ -10,7 +10,7 @@ import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from page_stand_in import HEAT_MAP, SECRET, StandIn, encoded, failure, picture, token
-from PIL import Image
+from PIL import ExifTags, Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
@@ -84,7 +84,7 @@ def test_a_tiff_comes_with_a_picture(client: FlaskClient) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_upright_size(kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[images.ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     file = BytesIO()
     Image.new("RGB", (80, 60)).save(file, kind, exif=exif)
     assert images.upright_size(file.getvalue()) == ((60, 80) if orientation > 4 else (80, 60))

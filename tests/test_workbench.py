@@ -20,8 +20,6 @@ from handler.verdict import CLASSES
 from training.data import OTHER
 from training.laboratories import read_folder
 
-pytestmark = pytest.mark.browser
-
 DRAWN = [sample.path for sample in samples.drawn()]
 ONE_CELL = [sample.path for sample in samples.drawn() if sample.label]
 # Each drawing is a cell, but the field: it shows one of each class, the last of them uncertain.
