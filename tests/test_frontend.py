@@ -226,28 +226,6 @@ def test_service_errors(
 
 
 @pytest.mark.parametrize(
-    "broken",
-    [
-        {"verdict": "sure"},
-        {"label": "PLATELET"},
-        {"label": None},
-        {"probabilities": None},
-        {"probabilities": {"NEUTROPHIL": "much"}},
-        {"probabilities": {"NEUTROPHIL": 1.5}},
-        {"probabilities": {"NEUTROPHIL": float("nan")}},
-        {"probabilities": {"PLATELET": 1.0}},
-    ],
-)
-def test_answer_out_of_contract(
-    client: FlaskClient, stand_in: StandIn, broken: dict[str, Any]
-) -> None:
-    stand_in.answer |= broken
-    response = send(client, picture())
-    assert response.status_code == 502
-    assert title("ServiceError") in response.text
-
-
-@pytest.mark.parametrize(
     ("image", "name", "kind"),
     [
         (None, "", "NoImage"),
