@@ -13,6 +13,7 @@ from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Histogram
 
 from handler.metrics import FOLDER, reserve
+from serving.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -50,15 +51,9 @@ def make_room(folder: Path) -> None:
     if path.exists():
         # Left by a process with the same number: its space is reserved, its counts must stay.
         return
-    # Renamed when complete: the exporter fails on an empty file.
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            reserve(file, ROOM)
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    # The exporter fails on an empty file.
+    with atomic_write(path) as file:
+        reserve(file, ROOM)
 
 
 def begin_at_0() -> None:

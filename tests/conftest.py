@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from edges import Asker, edge_over_stand_in
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
 
 from frontend import create_app
 from serving import deployment
+from serving.deployment import canary
 from serving.settings import ROOT, Settings
 from testing import chromium
 from testing import service as of_its_own
@@ -23,7 +25,7 @@ from testing.service import Service, run_service
 from training import data
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 DEPLOYMENT = deployment.load(ROOT / "deployment.yaml")
 # The versions that the service loads: the first answers by default.
@@ -104,6 +106,23 @@ def stand_in(tmp_path: Path) -> Iterator[StandIn]:
 
 
 @pytest.fixture(scope="session")
+def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
+    """Run an edge over what answers in place of TorchServe."""
+    running = edge_over_stand_in(tmp_path_factory.mktemp("edge") / "run")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def edge(shared_edge: Asker) -> Asker:
+    """Return the shared edge, over a stand-in that is as at its start."""
+    assert shared_edge.stand_in
+    shared_edge.stand_in.reset()
+    (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
+    return shared_edge
+
+
+@pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """Run the whole service for as long as tests need it."""
     running = run_service(free_settings(tmp_path_factory.mktemp("run")))
@@ -151,10 +170,16 @@ def open_address(browser: Browser) -> Iterator[Open]:
     hosts: set[str] = set()
     own: set[str] = set()
     contexts = []
+    dropped: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and not message.text.startswith(STATUS_LINE):
             complaints.append(message.text)
+
+    def note_failure(request: Request) -> None:
+        # Chromium drops all requests when a network interface comes or goes on this machine.
+        if request.failure == "net::ERR_NETWORK_CHANGED":
+            dropped.append(request.url)
 
     def open_one(address: str, locale: str = "en-US", **options: Any) -> Page:
         context = browser.new_context(locale=locale, **options)
@@ -164,7 +189,11 @@ def open_address(browser: Browser) -> Iterator[Open]:
         page.on("console", note)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.on("requestfailed", note_failure)
         page.goto(address)
+        while dropped:
+            dropped.clear()
+            page.reload()
         own.add(urlsplit(address).netloc)
         return page
 
