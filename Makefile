@@ -113,7 +113,7 @@ clean: stop  ## remove what was built: .venv/, .run/, the archives
 	rm -rf .venv .run model_store/*.mar model_store/*.mar.sha256
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 to 3.13 is needed: set PYTHON.") if not (3, 10) <= sys.version_info < (3, 14) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.14 is needed: set PYTHON.") if not (3, 11) <= sys.version_info < (3, 15) else None'
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python lacks venv (Debian: apt install python3-venv)." >&2; exit 1; }
 
 .venv/run.stamp: requirements.txt constraints.txt | .venv/bin/python

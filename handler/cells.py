@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from handler.locator import CANVAS, Located, to_canvas
-from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Pixels, cut
+from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Pixels, cut, normalized
 from handler.stains import amounts, measure
 
 # The window's height in units of the cell's longer side.
@@ -54,9 +54,9 @@ def window(box: Box, zoom: float = ZOOM, proportions: float = WIDTH / HEIGHT) ->
 
 def to_amounts(cutouts: Sequence[Cutout]) -> Floats:
     """Stack N cutouts to the network's input: amounts of dye (N, 3, 60, 80)."""
-    pixels = np.stack([cutout.pixels for cutout in cutouts]).transpose(0, 3, 1, 2)
+    pixels = np.stack([cutout.pixels for cutout in cutouts])
     stains = np.stack([cutout.stains for cutout in cutouts])
-    return amounts(pixels / np.float32(255), stains)
+    return amounts(normalized(pixels), stains)
 
 
 def _scaled(box: Box, scale: float) -> Box:

@@ -187,8 +187,7 @@ class _Residual(nn.Module):
         )
         self.shortcut = nn.Sequential()
         if stride > 1:
-            # A window that reaches over the edge is the mean of what it holds. Torch does so in any
-            # case; the ONNX Runtime of Python 3.10 only where padding is told not to count.
+            # A window that reaches over the edge averages only what lies inside.
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
                 nn.Conv2d(inputs, outputs, 1, bias=False),

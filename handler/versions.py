@@ -29,6 +29,7 @@ from handler.preprocessing import (
     Picture,
     Pixels,
     Size,
+    normalized,
     squashed,
     within_field,
 )
@@ -119,7 +120,7 @@ class WholeField:
     def explain(self, picture: Picture) -> tuple[Examination, Floats]:
         [examination] = self.examine([picture])
         size = (picture.width, picture.height)
-        inputs = picture.pixels[None].transpose(0, 3, 1, 2) / np.float32(255)
+        inputs = normalized(picture.pixels[None])
         [heat] = _attribute(self.torch_network(), inputs, _labels(examination.cells))
         return examination, place(heat, (0, 0, *size), size)
 

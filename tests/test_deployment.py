@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import re
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -296,7 +296,7 @@ class TestChange:
             deployment.save(after, settings.deployment)
             assert History(settings.deployment).entries() == []
         (found,) = History(settings.deployment).entries()
-        age = datetime.now(timezone.utc) - datetime.fromisoformat(found.pop("time"))
+        age = datetime.now(UTC) - datetime.fromisoformat(found.pop("time"))
         assert timedelta(seconds=-1) < age < timedelta(minutes=1)
         assert found.pop("seconds") >= 0
         assert found.pop("who")

@@ -13,7 +13,7 @@ import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -486,7 +486,7 @@ class TestTokens:
 
 
 def expiry(minutes: float) -> str:
-    moment = datetime.now(timezone.utc) + timedelta(minutes=minutes)
+    moment = datetime.now(UTC) + timedelta(minutes=minutes)
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%f123Z")
 
 

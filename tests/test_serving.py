@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote
@@ -271,7 +271,7 @@ class TestTokens:
         write_keys(tmp_path)
         read = Tokens(tmp_path)
         assert read.header("management") == {"Authorization": "Bearer manager"}
-        expected = datetime(2030, 1, 2, 3, 4, 5, 123456, tzinfo=timezone.utc)
+        expected = datetime(2030, 1, 2, 3, 4, 5, 123456, tzinfo=UTC)
         assert read.expires("inference") == expected
 
     def test_keeps_the_last_keys_while_the_file_is_written(self, tmp_path: Path) -> None:

@@ -38,7 +38,8 @@ def deployed(settings: Settings, version: str) -> Path:
 def digest(archive: Path) -> str:
     """Return the SHA-256 of a file in hex; raise OSError."""
     # hashlib.file_digest came with Python 3.11.
-    return hashlib.sha256(archive.read_bytes()).hexdigest()
+    with archive.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def noted_digest(archive: Path) -> str | None:

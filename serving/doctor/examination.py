@@ -17,7 +17,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -396,7 +396,7 @@ def check_tokens(patient: Patient) -> Iterator[Finding]:
     run_dir = patient.settings.run_dir
     tokens = Tokens(run_dir)
     for kind in KINDS:
-        left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
+        left = (tokens.expires(kind) - datetime.now(UTC)).total_seconds()
         if left <= 0:
             yield Finding(PROBLEM, f"{kind}: expired", "start the service anew")
         elif left < OVERDUE * torchserve.token_life(run_dir / "config.properties"):

@@ -14,7 +14,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.files import Locked, lock
@@ -80,7 +80,7 @@ class KeyFile:
             ]
             if not found:
                 raise KeyFileError(f"No valid key is {which}'s, nor is one called so.")
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             keys.update({hashed: replace(keys[hashed], revoked=now) for hashed in found})
         return found
 

@@ -12,7 +12,7 @@ import json
 import os
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -120,7 +120,4 @@ def _renew_if_due(settings: Settings, tokens: Tokens, kind: Kind, left: float) -
 
 
 def _time(text: str) -> datetime:
-    # fromisoformat knows neither "Z" nor nanoseconds before Python 3.11.
-    whole, _, rest = text.rstrip("Z").partition(".")
-    fraction = f".{rest[:6]:0<6}" if rest else ""
-    return datetime.fromisoformat(whole + fraction).replace(tzinfo=timezone.utc)
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
