@@ -31,12 +31,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import handler
-from handler import networks, payload, versions
+from handler import networks, payload, pipelines
 from handler.contract import MAX_BYTES
 from handler.payload import MAX_IMAGES, Payload, parse
+from handler.pipelines import Pipeline
 from handler.preprocessing import InputError, decode
 from handler.verdict import CLASSES, Answer, answer
-from handler.versions import Pipeline
 from scripts.draw_cells import draw_cell
 
 PACKAGE = Path(handler.__file__).parent
@@ -238,7 +238,7 @@ def card(model_dir: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def version(model_dir: Path, card: Any) -> Pipeline:
-    return versions.load(model_dir, card, BATCH_SIZE)
+    return pipelines.load(model_dir, card, BATCH_SIZE)
 
 
 # What to send, and what to expect
@@ -292,8 +292,8 @@ BAD = [
 
 def ask_directly(version: Pipeline, card: Any, data: bytes) -> Answer:
     """Ask the version itself, as evaluation does."""
-    [examination] = version.examine([decode(data, version.fit)])
-    return answer("bloodcells", card, examination)
+    [prediction] = version.predict([decode(data, version.fit)])
+    return answer("bloodcells", card, prediction)
 
 
 @pytest.fixture(scope="module")

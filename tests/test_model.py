@@ -16,10 +16,10 @@ import pytest
 from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
-from handler import versions
+from handler import pipelines
+from handler.pipelines import Pipeline
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Cell, probabilities
-from handler.versions import Pipeline
 from serving.settings import ROOT
 from training import data
 
@@ -37,7 +37,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def version(name: str) -> Pipeline:
     folder = ROOT / "models" / name
     card = json.loads((folder / "card.json").read_text())
-    return versions.load(folder, card, 8)
+    return pipelines.load(folder, card, 8)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ def before(version: Pipeline, files: list[bytes]) -> np.ndarray:
 
 def answers(version: Pipeline, files: list[bytes]) -> np.ndarray:
     """Return the likeliest class of each image, -1 where no cell is found."""
-    examinations = version.examine([decode(file, version.fit) for file in files])
-    cells = [max(each.cells, key=certainty, default=None) for each in examinations]
+    predictions = version.predict([decode(file, version.fit) for file in files])
+    cells = [max(each.cells, key=certainty, default=None) for each in predictions]
     return np.array([np.argmax(cell.logits[: len(CLASSES)]) if cell else -1 for cell in cells])
 
 

@@ -21,8 +21,8 @@ from handler.preprocessing import (
     HEIGHT,
     MAX_PIXELS,
     WIDTH,
+    DecodedImage,
     InputError,
-    Picture,
     Pixels,
     Size,
     corrupt,
@@ -433,7 +433,7 @@ def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal(solid("RGB", (1, 2, 3), "PNG")) == (413, "ImageTooLarge")
 
 
-def outcomes(answers: list[Picture | InputError]) -> list[str]:
+def outcomes(answers: list[DecodedImage | InputError]) -> list[str]:
     return [answer.type if isinstance(answer, InputError) else "ok" for answer in answers]
 
 
