@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from edges import Asker, edge_over_stand_in
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
 
 from frontend import create_app
 from serving import deployment
+from serving.deployment import canary
 from serving.settings import ROOT, Settings
 from testing import chromium
 from testing import service as of_its_own
@@ -35,6 +37,33 @@ CARDS = {
 }
 # Those of a laboratory's own (`make train FROM=...`) are not this project's to test.
 VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what is slow to start in one process of pytest-xdist.
+
+    The tests with a browser go first, those of the running service second, then the other
+    modules, so that no long group starts last.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures:
+            group, marks = "browser", ["browser"]
+        elif "service" in fixtures:
+            group, marks = "service", ["live"]
+        else:
+            group, marks = item.nodeid.partition("::")[0], []
+        item.add_marker(pytest.mark.xdist_group(group))
+        for mark in marks + (["data"] if "blood_cells" in fixtures else []):
+            item.add_marker(mark)
+    order = {"browser": 0, "service": 1}
+    items.sort(key=lambda item: order.get(_group(item), 2))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else ""
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +103,23 @@ def stand_in(tmp_path: Path) -> Iterator[StandIn]:
     """Run what answers in place of TorchServe."""
     with StandIn(tmp_path) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
+    """Run an edge over what answers in place of TorchServe."""
+    running = edge_over_stand_in(tmp_path_factory.mktemp("edge") / "run")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def edge(shared_edge: Asker) -> Asker:
+    """Return the shared edge, over a stand-in that is as at its start."""
+    assert shared_edge.stand_in
+    shared_edge.stand_in.reset()
+    (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
+    return shared_edge
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ from handler.preprocessing import (
     within_field,
 )
 from handler.stains import amounts
+from serving.files import atomic_write
 from training.augment import cut_off, misjudge, refocus, restain, turns, warp
 from training.data import DataError, Sample, located_photographs, photographs
 from training.export import in_torch
@@ -345,6 +346,5 @@ def _resume(checkpoint: Path, what: object, code: Sequence[str]) -> dict[str, An
 
 def _save(state: dict[str, Any], checkpoint: Path) -> None:
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
-    partial = checkpoint.with_suffix(".partial")
-    torch.save(state, partial)
-    partial.replace(checkpoint)
+    with atomic_write(checkpoint) as file:
+        torch.save(state, file)

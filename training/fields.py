@@ -21,6 +21,7 @@ from tqdm import tqdm
 from handler import networks
 from handler.networks import BloodCellNet, scale, to_planes
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
+from serving.files import atomic_write
 from training import data
 from training.torchvision_cpu import v2
 from training.version_files import Trained
@@ -156,7 +157,6 @@ class Run:
 
     def _save(self) -> None:
         self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.checkpoint.with_suffix(".partial")
         state = {
             "identity": self.identity,
             "history": self.history,
@@ -165,8 +165,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
         }
-        torch.save(state, partial)
-        partial.replace(self.checkpoint)
+        with atomic_write(self.checkpoint) as file:
+            torch.save(state, file)
 
     def _resume(self) -> None:
         if not self.checkpoint.exists():
