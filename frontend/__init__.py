@@ -12,12 +12,15 @@ from flask import Flask, Request
 from flask_bootstrap import Bootstrap5
 from flask_wtf import CSRFProtect
 
+from handler.contract import KINDS, MAX_BYTES
 from serving.client import InferenceClient
 from serving.settings import Settings
 
 from . import api, errors, headers, languages, limits, metrics, models, versions, views
 
 FORM_ALLOWANCE = 64 * 1024
+# By media type and, for a browser that does not know the type, by suffix.
+ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]
 
 
 class MemoryRequest(Request):
@@ -47,7 +50,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         SECRET_KEY=os.environ.get("FRONTEND_SECRET_KEY") or secrets.token_hex(32),
         SESSION_COOKIE_NAME="page",
         SESSION_COOKIE_SAMESITE="Lax",
-        MAX_IMAGE_BYTES=8 * 1024 * 1024,
+        MAX_IMAGE_BYTES=MAX_BYTES,
+        ACCEPT=",".join(ACCEPT),
         MAX_FORM_PARTS=8,
         MAX_IMAGES=1000,
         RATE_LIMIT=os.environ.get("FRONTEND_RATE_LIMIT") or "3000 per minute",

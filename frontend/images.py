@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from handler.contract import KINDS, kind_of
+
 MAX_PIXELS = 16_000_000
 SIDE = 640
 # EXIF's orientations from here on lie on their side.
@@ -29,15 +31,8 @@ def shown(image: bytes) -> Shown:
 
 def media_type(image: bytes) -> str | None:
     """Return the type of an image that a browser shows, or None."""
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
-        return "image/webp"
-    if image.startswith(b"BM"):
-        return "image/bmp"
-    return None
+    kind = kind_of(image)
+    return KINDS[kind].media_type if kind not in (None, "TIFF") else None
 
 
 def data_uri(image: bytes, kind: str) -> str:
@@ -48,7 +43,7 @@ def data_uri(image: bytes, kind: str) -> str:
 def upright_size(image: bytes) -> tuple[int, int] | None:
     """Return width and height as the image is shown, from its header alone; None if unreadable."""
     try:
-        with Image.open(BytesIO(image), formats=["JPEG", "PNG", "WEBP", "BMP", "TIFF"]) as header:
+        with Image.open(BytesIO(image), formats=list(KINDS)) as header:
             lying = header.format != "TIFF" and header.getexif().get(ORIENTATION, 1) >= LYING
             width, height = header.size
             return (height, width) if lying else (width, height)
@@ -59,7 +54,7 @@ def upright_size(image: bytes) -> tuple[int, int] | None:
 
 def thumbnail(image: bytes) -> bytes | None:
     """Return a TIFF as a small PNG, or None when that is not possible or not cheap."""
-    if not image.startswith((b"II*\x00", b"MM\x00*")):
+    if kind_of(image) != "TIFF":
         return None
     try:
         with Image.open(BytesIO(image), formats=["TIFF"]) as tiff:

@@ -38,10 +38,10 @@ END
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
-cp handler/*.py "$stage/extra/handler/"
+cp handler/*.py handler/index_to_name.json "$stage/extra/handler/"
 # TorchServe's entry point stands beside the package, not in it.
 rm "$stage/extra/handler/bloodcells_handler.py"
-cp "$model"/*.onnx "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
+cp "$model"/*.onnx "$model/card.json" "$model/golden.json" "$stage/extra/"
 
 TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import generate_model_archive as main; main()" \
     --model-name bloodcells \

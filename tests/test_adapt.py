@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handler import versions
+from handler import pipelines
 from handler.cells import cut_out
 from handler.locator import Located
 from handler.networks import CellNet, Locator
@@ -202,11 +202,11 @@ def test_the_workers_are_set_up_as_those_of_the_version_it_started_from(run: Run
 
 
 def test_the_version_loads_and_finds_a_cell(run: Run) -> None:
-    version = versions.load(run.written, read(run.written / "card.json"), 2)
+    version = pipelines.load(run.written, read(run.written / "card.json"), 2)
     cells = run.written.parents[1] / "cells"
     picture = decode((cells / "NEUTROPHIL" / "0.png").read_bytes(), version.fit)
-    [examination] = version.examine([picture])
-    [cell] = examination.cells
+    [prediction] = version.predict([picture])
+    [cell] = prediction.cells
     assert len(cell.logits) == len(CLASSES) + 1
     assert cell.box
     assert cell.box[0] < 80 < cell.box[2]
@@ -216,9 +216,9 @@ def test_the_version_loads_and_finds_a_cell(run: Run) -> None:
 def test_the_known_answers_are_what_the_version_says(run: Run) -> None:
     card, golden = read(run.written / "card.json"), read(run.written / "golden.json")
     assert set(golden) == {path.name for path in SAMPLES.glob("*.png")}
-    version = versions.load(run.written, card, 2)
+    version = pipelines.load(run.written, card, 2)
     picture = decode((SAMPLES / "monocyte.png").read_bytes(), version.fit)
-    said = answer(MODEL, card, version.examine([picture])[0])
+    said = answer(MODEL, card, version.predict([picture])[0])
     assert said["cells"]
     assert golden["monocyte.png"] == pytest.approx(said["probabilities"], abs=1e-4)
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from handler.networks import CellNet, Locator
-from handler.preprocessing import Picture, within_field
-from handler.verdict import CLASSES, Cell, Examination, answer, other_probability
+from handler.preprocessing import DecodedImage, within_field
+from handler.verdict import CLASSES, Cell, Prediction, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
 from training.calibrate import (
     KEPT,
@@ -192,7 +192,7 @@ def test_what_is_chosen_keeps_what_it_promises() -> None:
     rejected: dict[bool, list[bool]] = {True: [], False: []}
     confident = []
     for logits, label in zip(images.logits.tolist(), images.labels.tolist(), strict=True):
-        said = answer("m", card, Examination(1.0, [Cell(logits, (0, 0, 1, 1))]))
+        said = answer("m", card, Prediction(1.0, [Cell(logits, (0, 0, 1, 1))]))
         rejected[label < OTHER].append(said["label"] is None)
         if label < OTHER and max(said["probabilities"].values()) >= card["thresholds"]["confident"]:
             confident.append(max(said["probabilities"], key=said["probabilities"].get))
@@ -346,9 +346,9 @@ class Asked:
     def __init__(self, *_: object) -> None:
         pass
 
-    def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
+    def predict(self, pictures: Sequence[DecodedImage]) -> list[Prediction]:
         return [
-            Examination(
+            Prediction(
                 1.0,
                 [
                     Cell([float(at), 0.0, 0.0, 0.0, 7.0], (0, 0, 1, 1))

@@ -24,9 +24,9 @@ from tqdm import tqdm
 from handler import gate
 from handler.locator import locate
 from handler.networks import CellNet, Locator
+from handler.pipelines import CellByCell
 from handler.preprocessing import decode
-from handler.verdict import CLASSES, Examination, probabilities
-from handler.versions import CellByCell
+from handler.verdict import CLASSES, Prediction, probabilities
 from training import data, version_files
 from training.cells import (
     CellRecipe,
@@ -195,15 +195,15 @@ def judge(
     """Ask networks of images, as the service would."""
     look = in_torch(Gate(gate.SIZE))
     version = CellByCell(look, in_torch(locator), in_torch(network), lambda: network, 16)
-    examinations: list[Examination] = []
+    predictions: list[Prediction] = []
     for start in tqdm(range(0, len(samples), 16), desc=f"judging {laboratory}", mininterval=1):
         part = samples[start : start + 16]
         pictures = [decode(sample.path.read_bytes(), version.fit) for sample in part]
-        examinations += version.examine(pictures)
+        predictions += version.predict(pictures)
     nothing = [0.0] * (len(CLASSES) + 1)
     best = [
         max((cell.logits for cell in each.cells), key=_certainty, default=nothing)
-        for each in examinations
+        for each in predictions
     ]
     return Judged(
         np.array([sample.path.name for sample in samples]),
@@ -212,7 +212,7 @@ def judge(
         np.array([sample.label for sample in samples]),
         np.array([sample.group for sample in samples]),
         np.full(len(samples), fold),
-        np.array([bool(each.cells) for each in examinations]),
+        np.array([bool(each.cells) for each in predictions]),
         np.array(best, np.float32),
     )
 

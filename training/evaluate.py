@@ -27,17 +27,17 @@ from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score, roc_curve
 from tqdm import tqdm
 
-from handler.preprocessing import Picture, Pixels, decode
+from handler.pipelines import Pipeline, load
+from handler.preprocessing import DecodedImage, Pixels, decode
 from handler.verdict import (
     CLASSES,
     Answer,
     Cell,
-    Examination,
+    Prediction,
     answer,
     other_probability,
     probabilities,
 )
-from handler.versions import Pipeline, load
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
 from training import data, report, version_files
@@ -72,7 +72,7 @@ class Asked:
     """What a version says of N pictures, as its service would, and what it saw in them."""
 
     card: dict[str, Any]
-    examinations: list[Examination]
+    predictions: list[Prediction]
     answers: list[Answer]
 
     @property
@@ -93,15 +93,15 @@ class Asked:
         From 0 to 1 by the network (how likely it is none of the four, or, of a network that does
         not tell, how unlikely its answer); 2 where no cell is found, and above where no stain is.
         """
-        return np.array([self._strange(each) for each in self.examinations])
+        return np.array([self._strange(each) for each in self.predictions])
 
-    def _strange(self, examination: Examination) -> float:
-        missing: float = self.card["thresholds"]["stain"] - examination.stain
+    def _strange(self, prediction: Prediction) -> float:
+        missing: float = self.card["thresholds"]["stain"] - prediction.stain
         if missing > 0:
             return 2 + missing
-        if not examination.cells:
+        if not prediction.cells:
             return 2.0
-        return min(map(self._foreign, examination.cells))
+        return min(map(self._foreign, prediction.cells))
 
     def _foreign(self, cell: Cell) -> float:
         temperature: float = self.card["temperature"]
@@ -110,17 +110,19 @@ class Asked:
         return 1 - max(probabilities(cell.logits, temperature))
 
 
-def ask(version: Pipeline, card: dict[str, Any], pictures: Iterable[Picture], what: str) -> Asked:
+def ask(
+    version: Pipeline, card: dict[str, Any], pictures: Iterable[DecodedImage], what: str
+) -> Asked:
     """Ask a version of pictures, in batches."""
-    examinations: list[Examination] = []
-    batch: list[Picture] = []
+    predictions: list[Prediction] = []
+    batch: list[DecodedImage] = []
     for picture in tqdm(pictures, desc=f"asking of {what}", unit="image", mininterval=1):
         batch.append(picture)
         if len(batch) == BATCH:
-            examinations += version.examine(batch)
+            predictions += version.predict(batch)
             batch = []
-    examinations += version.examine(batch) if batch else []
-    return Asked(card, examinations, [answer(MODEL, card, each) for each in examinations])
+    predictions += version.predict(batch) if batch else []
+    return Asked(card, predictions, [answer(MODEL, card, each) for each in predictions])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -363,7 +365,7 @@ def _decoded(
     version: Pipeline,
     paths: Iterable[Path],
     change: Callable[[Image.Image], Image.Image] | None = None,
-) -> Iterable[Picture]:
+) -> Iterable[DecodedImage]:
     for path in paths:
         content = path.read_bytes()
         if change:
@@ -372,7 +374,7 @@ def _decoded(
         yield decode(content, version.fit)
 
 
-def _as_uploads(version: Pipeline, images: Iterable[Pixels]) -> Iterable[Picture]:
+def _as_uploads(version: Pipeline, images: Iterable[Pixels]) -> Iterable[DecodedImage]:
     for pixels in images:
         yield decode(_encoded(Image.fromarray(pixels)), version.fit)
 

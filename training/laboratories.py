@@ -18,10 +18,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES, SUFFIXES
 from training.data import HERE, OTHER, DataError, Sample
 
-KINDS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 MIN_CELLS = 5
 
 
@@ -37,7 +36,7 @@ def read_folder(root: Path) -> list[Sample]:
     samples = []
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in KINDS and _shown(path) and path.is_file():
+            if path.suffix.lower() in SUFFIXES and _shown(path) and path.is_file():
                 name = path.relative_to(root).as_posix()
                 label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
                 kind = path.parent.name

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from handler.pipelines import load
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Answer, answer
-from handler.versions import load
 from serving.client import InferenceClient, ServiceError
 from serving.deployment.known_answers import agree
 from serving.settings import MODEL, Settings
@@ -99,8 +99,8 @@ def of_weights(version: str) -> Ask:
     loaded = load(folder, card, 1)
 
     def ask(file: bytes) -> Answer:
-        [examination] = loaded.examine([decode(file, loaded.fit)])
-        return answer(MODEL, card, examination)
+        [prediction] = loaded.predict([decode(file, loaded.fit)])
+        return answer(MODEL, card, prediction)
 
     return ask
 
