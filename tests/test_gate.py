@@ -20,7 +20,7 @@ from serving.settings import ROOT
 from training import data
 from training.export import in_torch
 from training.gate import Gate, _order_statistic
-from training.outliers import far_images
+from training.out_of_distribution import far_images
 
 # Not a version's threshold, but between what nuclei score and what nearly all else does.
 BETWEEN = 0.65

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from handler.preprocessing import Pixels
-from training.outliers import CROPS, PHOTOGRAPHS, SIZES, far_images
+from training.out_of_distribution import CROPS, PHOTOGRAPHS, SIZES, far_images
 
 KINDS = ("photograph", "text", "blank", "noise")
 
