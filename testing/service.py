@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import itertools
 import os
 import platform
+import random
 import signal
 import socket
 import subprocess
@@ -57,16 +59,33 @@ class Service:
         return self.printed.read_text()
 
 
+# Below the range from which the kernel takes the ports of outgoing connections.
+_PORTS = range(10_000, 32_000)
+_reservations: list[socket.socket] = []
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports that nothing listens on; all are held at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Return ports that nothing listens on, reserved for this process among all that call this.
+
+    A port that is merely free now may be taken before a server that starts slowly binds it.
+    """
+    start = random.choice(_PORTS)
+    candidates = itertools.chain(range(start, _PORTS.stop), range(_PORTS.start, start))
+    return list(itertools.islice(filter(_reserve, candidates), count))
+
+
+def _reserve(port: int) -> bool:
+    # The kernel frees an abstract name when the process that bound it ends.
+    reservation = socket.socket(socket.AF_UNIX)
     try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+        reservation.bind(f"\0bloodcells-port-{port}")
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+    except OSError:
+        reservation.close()
+        return False
+    _reservations.append(reservation)
+    return True
 
 
 def free_settings(run_dir: Path, wanted: Deployment) -> Settings:
