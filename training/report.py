@@ -40,6 +40,13 @@ CELLS = {
         "photographs from pbc",
     ),
 }
+# The rows that the README shows.
+HEADLINES = (
+    "TEST by image",
+    "TEST by photograph",
+    "cross-validation, macro recall",
+    "PBC as uploaded, macro recall",
+)
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,8 @@ class Measured:
         return {label: part for label, part in found.items() if part}
 
 
-def write(version: str, example: Json | None = None, readme: Path = ROOT / "README.md") -> None:
-    """Write a version's plots and card, and the README's figures.
+def write(version: str, example: Json | None = None) -> None:
+    """Write a version's plots and card, and the figures of the docs.
 
     The README shows the newest version's `example`, its answer to neutrophil.png.
     """
@@ -85,10 +92,10 @@ def write(version: str, example: Json | None = None, readme: Path = ROOT / "READ
         draw(measured.folder / "plots" / f"{name}.png")
     (measured.folder / "CARD.md").write_text(card(measured))
     versions = all_measured()
-    parts = {"figures": figures(versions)}
+    parts = {"figures": figures(versions), "accuracy": accuracy(versions)}
     if example and version == versions[-1].name:
         parts["example"] = f"```json\n{json.dumps(example)}\n```"
-    write_readme(parts, readme)
+    write_docs(parts, version_files.ROOT)
 
 
 def read(version: str) -> Measured:
@@ -246,25 +253,25 @@ def seeds(history: Json) -> str | None:
     )
 
 
-def write_readme(parts: Mapping[str, str], path: Path = ROOT / "README.md") -> None:
-    """Replace the text between the marks of each part."""
-    prose = path.read_text()
+def write_docs(parts: Mapping[str, str], root: Path = ROOT) -> None:
+    """Replace each part in the README or the page of the docs that has its marks."""
     for name, content in parts.items():
-        pattern = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        found = pattern.search(prose)
-        if not found:
-            raise ValueError(f"{path.name} lacks the marks of {name}")
-        prose = f"{prose[: found.end(1)]}{content}\n{prose[found.start(2) :]}"
-    path.write_text(prose)
+        marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        for path in (root / "README.md", *sorted(root.glob("docs/*.md"))):
+            prose = path.read_text()
+            if found := marks.search(prose):
+                text = f"{prose[: found.end(1)]}{content}\n{prose[found.start(2) :]}"
+                path.write_text(text)
+                break
+        else:
+            raise ValueError(f"no page has the marks of {name}")
 
 
 def figures(versions: Sequence[Measured]) -> str:
     """Return the figures of all versions side by side, as Markdown."""
     original = versions[0].metrics["seed_project"]
     lines = [
-        _row("", "the original's README", *(f"version {each.name}" for each in versions)),
-        "|---|---|" + "---|" * len(versions),
-        *(_row(*row) for row in table(versions, original) if any(row[1:])),
+        *_side_by_side(versions, table(versions, original)),
         "",
         "| TEST, by class | | precision | recall | F1 |",
         "|---|---|---|---|---|",
@@ -274,6 +281,20 @@ def figures(versions: Sequence[Measured]) -> str:
         if chosen := seeds(each.history):
             lines += ["", f"Version {each.name}: {chosen[0].lower()}{chosen[1:]}"]
     return "\n".join(lines)
+
+
+def accuracy(versions: Sequence[Measured]) -> str:
+    """Return the most important figures of all versions, as Markdown."""
+    rows = table(versions, versions[0].metrics["seed_project"])
+    return "\n".join(_side_by_side(versions, [row for row in rows if row[0] in HEADLINES]))
+
+
+def _side_by_side(versions: Sequence[Measured], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        _row("", "the original's README", *(f"version {each.name}" for each in versions)),
+        "|---|---|" + "---|" * len(versions),
+        *(_row(*row) for row in rows if any(row[1:])),
+    ]
 
 
 def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
