@@ -54,28 +54,28 @@ setup: .venv/run.stamp  ## make the virtual environment of the service
 mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each version
 
 data: .venv/dev.stamp  ## fetch the images from Kaggle, and check them
-	@$(BIN)/python -m training.data
+	@$(BIN)/python -m training data
 
 train: .venv/dev.stamp  ## train VERSION; with FROM and CELLS: teach it a laboratory's own cells
 ifdef CELLS
-	@$(BIN)/python -m training.adapt --from $(FROM) --cells $(CELLS) --version $(VERSION)
+	@$(BIN)/python -m training adapt --from "$$FROM" --cells "$$CELLS" --version $(VERSION)
 else
-	@$(BIN)/python -m training.train --version $(VERSION)
-	@$(BIN)/python -m training.crossvalidate --version $(VERSION)
-	@$(BIN)/python -m training.calibrate --version $(VERSION)
+	@$(BIN)/python -m training train --version $(VERSION)
+	@$(BIN)/python -m training crossvalidate --version $(VERSION)
+	@$(BIN)/python -m training calibrate --version $(VERSION)
 endif
 
 sweep: .venv/dev.stamp  ## compare networks by grouped cross-validation within TRAIN
-	@$(BIN)/python -m training.sweep
+	@$(BIN)/python -m training sweep
 
 evaluate: .venv/dev.stamp  ## measure VERSION, write its card and plots
-	@$(BIN)/python -m training.evaluate --version $(VERSION)
+	@$(BIN)/python -m training evaluate --version $(VERSION)
 
 curve: .venv/dev.stamp  ## measure how many cells of its own a laboratory must teach VERSION
-	@$(BIN)/python -m training.adapt --curve --from $(VERSION)
+	@$(BIN)/python -m training curve --version $(VERSION)
 
 served: .venv/dev.stamp  ## measure VERSION as the running service answers it
-	@$(BIN)/python -m training.served --version $(VERSION)
+	@$(BIN)/python -m training served --version $(VERSION)
 
 drill: .venv/dev.stamp mar  ## change versions and break things under load; write what users saw
 	@$(BIN)/python -m benchmarks.drill

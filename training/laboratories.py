@@ -42,7 +42,7 @@ def read_folder(root: Path) -> list[Sample]:
                 kind = path.parent.name
                 samples.append(Sample(path, label, kind, groups.get(name, name)))
     if groups and (unknown := sorted(set(groups) - {_name(root, each) for each in samples})):
-        raise DataError(f"groups.csv names {len(unknown)} missing files, for example {unknown[0]}")
+        raise DataError(f"groups.csv lists missing files: {', '.join(unknown[:5])}")
     return samples
 
 

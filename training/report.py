@@ -162,7 +162,7 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
 def verdicts(rejection: Json) -> dict[str, dict[str, dict[str, float]]]:
     """Return the shares of the verdicts for each kind of image, by groups of kinds."""
     groups = {"cells of the four classes": {"TEST and PBC": rejection["verdicts_of_cells"]}}
-    for part, title in (("near", "other cells"), ("far", "no blood smear")):
+    for part, title in (("near", "other cells"), ("far", "no smear")):
         groups[title] = {
             f"{kind.replace('_', ' ')} ({each['images']})": each["verdicts"]
             for kind, each in rejection[part]["kinds"].items()
