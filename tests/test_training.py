@@ -72,7 +72,7 @@ def test_brightness_and_lamp_colour_do_not_matter() -> None:
 
 def test_training_learns(tmp_path: Path) -> None:
     recipe = replace(SMALL, channels=(8, 8), epochs=6)
-    run = Run(recipe, coloured(320), coloured(80, seed=1), 0, tmp_path / "run.pt")
+    run = Run(recipe, coloured(240), coloured(80, seed=1), 0, tmp_path / "run.pt")
     run.fit("learning")
     assert run.history[-1]["train_loss"] < run.history[0]["train_loss"]
     assert run.history[-1]["validation_accuracy"] > 0.6

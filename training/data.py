@@ -76,10 +76,7 @@ class Sample:
 
 
 def data_root() -> Path:
-    """Return the folder of the data set; raise DataError if there is none.
-
-    It is BLOOD_CELLS_DATA, or what `make data` has linked to data/.
-    """
+    """Return BLOOD_CELLS_DATA, or data/; raise DataError if it does not hold the images."""
     root = Path(os.environ.get("BLOOD_CELLS_DATA") or LINK)
     if not image_folder(root, "TRAIN").is_dir():
         raise DataError(f"{root} does not hold the images: run `make data`. By hand: {BY_HAND}")

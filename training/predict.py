@@ -66,11 +66,11 @@ class TrainedVersion:
     def ask(self, pictures: Iterable[Picture], title: str) -> Answers:
         """Answer pictures."""
         examinations = self.examine(pictures, title)
-        said = [self.answer(each) for each in examinations]
-        shares = [[each["probabilities"][name] for name in CLASSES] for each in said]
+        answers = [self.answer(each) for each in examinations]
+        shares = [[each["probabilities"][name] for name in CLASSES] for each in answers]
         return Answers(
             np.array(shares).argmax(1),
-            np.array([each["verdict"] for each in said]),
+            np.array([each["verdict"] for each in answers]),
             np.array([self._ood(each) for each in examinations]),
         )
 
@@ -112,10 +112,10 @@ def write_golden(name: str) -> Answer:
     version, paths = TrainedVersion(name), sorted(SAMPLES.glob("*.png"))
     pictures = (version.decode(path.read_bytes()) for path in paths)
     answers = map(version.answer, version.examine(pictures, "drawn samples"))
-    said = {path.name: answer for path, answer in zip(paths, answers, strict=True)}
-    golden = {path: answer["probabilities"] for path, answer in said.items()}
+    known = {path.name: answer for path, answer in zip(paths, answers, strict=True)}
+    golden = {path: answer["probabilities"] for path, answer in known.items()}
     write_json(folder(name) / "golden.json", golden)
-    return said["neutrophil.png"]
+    return known["neutrophil.png"]
 
 
 def _changed(content: bytes, change: Callable[[Image.Image], Image.Image]) -> bytes:
