@@ -37,6 +37,33 @@ CARDS = {
 VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep tests that share what is slow to start in one process of pytest-xdist.
+
+    The tests with a browser go first, those of the running service second, then the other
+    modules, so that no long group starts last.
+    """
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures:
+            group, marks = "browser", ["browser"]
+        elif "service" in fixtures:
+            group, marks = "service", ["live"]
+        else:
+            group, marks = item.nodeid.partition("::")[0], []
+        item.add_marker(pytest.mark.xdist_group(group))
+        for mark in marks + (["data"] if "blood_cells" in fixtures else []):
+            item.add_marker(mark)
+    order = {"browser": 0, "service": 1}
+    items.sort(key=lambda item: order.get(_group(item), 2))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    return str(marker.args[0]) if marker else ""
+
+
 @pytest.fixture(scope="session")
 def blood_cells() -> Path:
     """Return the folder of the data set; without it, skip, but not in CI."""
