@@ -8,17 +8,16 @@ from typing import Any
 import click
 
 from serving.client import ServiceError
-from training import adapt as adaptation
-from training import calibrate as calibration
-from training import crossvalidate as crossvalidation
-from training import data as images
-from training import evaluate as evaluation
-from training import report as reporting
-from training import served as service
-from training import sweep as layouts
-from training import train as training
-from training.optimizer import keep_memory
+from training import report
+from training.adapt import adapt, draw_curve
+from training.calibrate import calibrate
+from training.crossvalidate import cross_validate
+from training.data import DataError, fetch_and_check
+from training.evaluate import evaluate
 from training.recipes import RECIPES
+from training.served import measure_served
+from training.sweep import sweep
+from training.train import train
 
 
 class Group(click.Group):
@@ -30,100 +29,52 @@ class Group(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
-        except (images.DataError, ServiceError) as error:
+        except (DataError, ServiceError) as error:
             raise click.ClickException(str(error)) from error
+
+
+def served(version: str) -> None:
+    """Measure a version through the running service: served.json."""
+    report.read(version)
+    try:
+        measure_served(version)
+    except ServiceError as error:
+        raise click.ClickException(f"{error} Start {version} with `make run`.") from error
+    report.write(version)
+
+
+def evaluate_and_report(version: str) -> None:
+    """Measure a version: metrics.json, its plots and its model card."""
+    report.write(version, evaluate(version))
 
 
 any_version = click.option("--version", required=True, help="A folder of models/.")
 own_version = click.option("--version", required=True, type=click.Choice(list(RECIPES)))
-
-
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
-def main() -> None:
-    """From images to a measured version in models/VERSION/."""
-
-
-@main.command()
-def data() -> None:
-    """Download the images from Kaggle, and check them."""
-    images.fetch_and_check()
-
-
-@main.command()
-@click.option("--epochs", default=8, show_default=True)
-def sweep(epochs: int) -> None:
-    """Compare layouts of the whole-field network within TRAIN."""
-    keep_memory()
-    layouts.sweep(epochs)
-
-
-@main.command()
-@own_version
-def train(version: str) -> None:
-    """Train a version."""
-    keep_memory()
-    training.train(version)
-
-
-@main.command()
-@own_version
-def crossvalidate(version: str) -> None:
-    """Predict each image by networks that never saw it."""
-    keep_memory()
-    crossvalidation.cross_validate(version)
-
-
-@main.command()
-@any_version
-def calibrate(version: str) -> None:
-    """Choose the temperature and the thresholds of the verdicts."""
-    calibration.calibrate(version)
-
-
-@main.command()
-@any_version
-def evaluate(version: str) -> None:
-    """Measure a version, and report on it."""
-    example = evaluation.evaluate(version)
-    reporting.write(version, example)
-
-
-@main.command()
-@any_version
-def served(version: str) -> None:
-    """Measure a version through the running service, and report on it."""
-    reporting.read(version)
-    try:
-        service.measure_served(version)
-    except ServiceError as error:
-        raise click.ClickException(f"{error} Start {version} with `make run`.") from error
-    reporting.write(version)
-
-
-@main.command()
-@any_version
-def report(version: str) -> None:
-    """Write the plots and the model card of a version from its measurements."""
-    reporting.write(version)
-
-
-@main.command()
-@click.option("--from", "base", required=True, metavar="VERSION", help="The version to start from.")
-@click.option("--cells", required=True, type=click.Path(path_type=Path), metavar="FOLDER")
-@click.option("--version", required=True, help="The version to write, for example 3.0.")
-def adapt(base: str, cells: Path, version: str) -> None:
-    """Teach a version the labelled cells of a laboratory."""
-    keep_memory()
-    adaptation.adapt(base, cells, version)
-
-
-@main.command()
-@any_version
-def curve(version: str) -> None:
-    """Measure how many cells a laboratory must label to teach a version."""
-    keep_memory()
-    adaptation.draw_curve(version)
-
+epochs = click.option("--epochs", default=8, show_default=True)
+laboratory = (
+    click.option("--from", "base", required=True, metavar="VERSION", help="Where to start."),
+    click.option("--cells", "folder", required=True, type=click.Path(path_type=Path)),
+    click.option("--version", required=True, help="The version to write, for example 3.0."),
+)
+main = Group(
+    help="From images to a measured version in models/VERSION/.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for name, function, *options in (
+    ("data", fetch_and_check),
+    ("sweep", sweep, epochs),
+    ("train", train, own_version),
+    ("crossvalidate", cross_validate, own_version),
+    ("calibrate", calibrate, any_version),
+    ("evaluate", evaluate_and_report, any_version),
+    ("served", served, any_version),
+    ("report", report.write, any_version),
+    ("adapt", adapt, *laboratory),
+    ("curve", draw_curve, any_version),
+):
+    for option in options:
+        function = option(function)
+    main.command(name)(function)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

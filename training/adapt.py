@@ -37,7 +37,7 @@ CURVE = (0, 10, 30, 100, 300)
 
 
 def adapt(base: str, folder: Path, version: str) -> None:
-    """Write `version`: `base`, trained further on the cells of a folder."""
+    """Teach a version the labelled cells of a laboratory."""
     if not re.fullmatch(r"\d+\.\d+", version):
         raise DataError(f"VERSION={version} is not a version: it should look like 3.0.")
     if version == base or version in RECIPES:
@@ -81,17 +81,17 @@ def adapt(base: str, folder: Path, version: str) -> None:
     print(f"`make deploy VERSION={version}` serves it beside the other versions")
 
 
-def draw_curve(base: str) -> None:
-    """Measure on PBC how many cells a laboratory needs: adaptation.json.
+def draw_curve(version: str) -> None:
+    """Measure how many cells a laboratory must label: adaptation.json.
 
-    From a network that never saw PBC, which trains further on 0 to 300 cells of each class.
+    A network that never saw PBC trains further on 0 to 300 of its cells of each class.
     """
-    card, locator, _network = load_base(base)
-    recipe = RECIPES.get(base)
+    card, locator, _network = load_base(version)
+    recipe = RECIPES.get(version)
     if not isinstance(recipe, CellRecipe):
-        raise DataError(f"{base} was adapted: the curve needs a version with a recipe.")
+        raise DataError(f"{version} was adapted: the curve needs a version with a recipe.")
     photographs = data.photographs(data.data_root(), "TRAIN", "TEST")
-    checkpoint = version_files.scratch(base) / "pbc-from-photographs.pt"
+    checkpoint = version_files.scratch(version) / "pbc-from-photographs.pt"
     network, _ = train_network(locator, photographs, [], recipe, 0, checkpoint)
     old = collect(photographs, "photographs", locator, surest)
     known, unseen = (collect(pbc(part), "pbc", locator, middle) for part in ("train", "test"))
@@ -105,7 +105,7 @@ def draw_curve(base: str) -> None:
             for name, part in (("own", unseen), ("old", old))
         }
         points.append({"cells_a_class": count, **recalls})
-    path = version_files.folder(base) / "adaptation.json"
+    path = version_files.folder(version) / "adaptation.json"
     version_files.write_json(path, {"steps": STEPS, "points": points})
     print(f"wrote {path}")
 

@@ -1,7 +1,7 @@
 """Random changes of images, like the differences between laboratories.
 
 Geometry: rotated, mirrored, shifted, scaled, cut off by the edge of the field. Stain and lamp:
-optical densities mixed, scaled and bent (after Tellez et al. 2019). Optics: blur, sharpening, noise.
+optical densities mixed, scaled and bent (after Tellez et al. 2019). Optics: blur, noise.
 
 Batches are (N, 3, H, W), with a draw for each image from torch's global generator. A strength (N,)
 from 0 to 1 limits scale, shift, stain, blur and noise; the other changes do not depend on it.

@@ -29,7 +29,7 @@ from training.protocol import BINS, KEPT, RIGHT
 
 
 def calibrate(version: str) -> None:
-    """Write the temperature and thresholds to a version's card."""
+    """Choose the temperature and the thresholds of the verdicts: card.json."""
     root, folder = data.data_root(), version_files.folder(version)
     card = version_files.read_card(version, calibrated=False)
     card |= choose(for_choosing(OutOfFold.of(version), root))

@@ -37,7 +37,7 @@ BATCH = 16
 
 
 def cross_validate(version: str) -> None:
-    """Write a version's out_of_fold.npz."""
+    """Predict each image by networks that never saw it: out_of_fold.npz."""
     root, folder = data.data_root(), version_files.folder(version)
     folder.mkdir(parents=True, exist_ok=True)
     scratch, recipe = version_files.scratch(version), RECIPES[version]

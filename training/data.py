@@ -214,7 +214,7 @@ def fetch() -> Path:
 
 
 def fetch_and_check() -> None:
-    """Download the images if they are missing, check them, and print a summary."""
+    """Download the images if they are missing, and check them."""
     try:
         root = data_root()
     except DataError:

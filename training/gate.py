@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from handler.gate import SIZE
 from handler.preprocessing import Size
 
-# Darker than this share of the brightest is outside the field: the border of a rotation or eyepiece.
+# Darker than this share of the brightest is outside the field, as around an eyepiece.
 BLACK = 0.15
 # The assumed share of the field that is darker than the background: cells may be crowded.
 CROWDED = 0.8

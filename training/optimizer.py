@@ -22,6 +22,7 @@ class Optimizer:
         steps: int,
         max_norm: float | None = None,
     ) -> None:
+        _keep_memory()
         self.parameters, self.max_norm = list(network.parameters()), max_norm
         self.adam = torch.optim.AdamW(
             self.parameters, recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -46,7 +47,7 @@ class Optimizer:
         self.schedule.load_state_dict(state["schedule"])
 
 
-def keep_memory() -> None:
+def _keep_memory() -> None:
     """Make glibc keep freed memory: returning it to the system takes two thirds of a step."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4

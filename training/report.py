@@ -82,7 +82,7 @@ class Measured:
 
 
 def write(version: str, example: Json | None = None) -> None:
-    """Write a version's plots and card, and the figures of the docs.
+    """Write a version's plots and model card, and the figures of the docs.
 
     The README shows the newest version's `example`, its answer to neutrophil.png.
     """

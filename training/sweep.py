@@ -38,7 +38,7 @@ CANDIDATES = {
 
 
 def sweep(epochs: int) -> None:
-    """Compare the candidates; write and print the results."""
+    """Compare layouts of the whole-field network: sweep.json."""
     images = data.list_images(data.data_root(), "TRAIN")
     everything = Batch.of(*data.load(images, "TRAIN"))
     results = [

@@ -12,7 +12,7 @@ from training.recipes import RECIPES, FieldRecipe
 
 
 def train(version: str) -> None:
-    """Train a version by its recipe, and write its files."""
+    """Train a version."""
     root, recipe, scratch = data.data_root(), RECIPES[version], version_files.scratch(version)
     if isinstance(recipe, FieldRecipe):
         trained = train_fields(root, recipe, scratch)
