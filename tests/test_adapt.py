@@ -25,7 +25,7 @@ from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL, ROOT
 from training import adapt, data, protocol, version_files
 from training.__main__ import main
-from training.adapt import measure, some, split
+from training.adapt import measure, some
 from training.calibrate import choose
 from training.cell_set import PATCH, CellSet, middle, surest
 from training.data import OTHER, DataError, Sample
@@ -547,14 +547,6 @@ def test_more_cells_include_the_fewer_in_an_order_of_their_own() -> None:
     assert some(cells, 2).groups.tolist() == two
     same = made_up(photographed("cell", [0] * 30), "own")
     assert set(some(same, 6).groups.tolist()) != set(same.groups[:6].tolist())
-
-
-def test_a_split_keeps_every_cell_on_one_side() -> None:
-    cells = labelled(9, 9, 9, 9, 4)
-    rest, judging = split(cells)
-    both = [*rest.groups.tolist(), *judging.groups.tolist()]
-    assert sorted(both) == sorted(cells.groups.tolist())
-    assert set(np.unique(judging.labels)) == {0, 1, 2, 3, OTHER}
 
 
 def test_other_cells_are_not_measured() -> None:

@@ -15,7 +15,6 @@ from handler.cells import ZOOM, Cutout, cut_out, to_amounts, window
 from handler.locator import Located
 from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
-from handler.stains import AMOUNTS
 from handler.verdict import CLASSES
 from training import cell_set, checkpoints
 from training import cells as training
@@ -143,23 +142,6 @@ def test_what_lies_beyond_the_field_is_black() -> None:
     [cutout] = cut_out(paint(), [Located((-15, 40, 15, 70), 0.5)])
     assert not cutout.pixels[:, : WIDTH // 2 - 1].any()
     assert cutout.pixels[:, WIDTH // 2 + 1 :].min() > 0
-
-
-def test_each_cell_has_its_own_stains() -> None:
-    field = paint(2)
-    field[10:30, 100:130] = np.rint(245 * np.exp(-0.5 * AZURE))
-    boxes = [box_of(field), (100, 10, 130, 30)]
-    dark, pale = cut_out(field, [Located(box, 0.5) for box in boxes])
-    assert dark.stains[1].sum() > 1.5 * pale.stains[1].sum()
-    [alone] = cut_out(field, [Located(boxes[1], 0.5)])
-    assert (alone.pixels == pale.pixels).all()
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_amounts_of_dye_are_the_networks_input(count: int) -> None:
-    dyes = to_amounts(cutouts_of([paint(label) for label in range(count)]))
-    assert (dyes.shape, dyes.dtype) == ((count, 3, HEIGHT, WIDTH), np.float32)
-    assert AMOUNTS[0] <= dyes.min() <= dyes.max() <= AMOUNTS[1]
 
 
 def test_the_middle_of_a_nucleus_is_one_azure_and_no_eosin() -> None:
@@ -305,26 +287,6 @@ def test_training_sees_what_the_service_sees(monkeypatch: pytest.MonkeyPatch) ->
     assert abs(drawn - served).mean() < 0.04
     turned = served[..., ::-1]
     assert abs(drawn - turned).mean() > 3 * abs(drawn - served).mean()
-
-
-def test_a_cell_at_the_border_is_drawn_with_black_beyond_it_as_it_is_served(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    as_it_is(monkeypatch)
-    cell = [Located((-15, 40, 15, 70), 0.5)]
-    [served] = cut_out(paint(), cell)
-    [wide] = cut_out(paint(), cell, (PATCH, PATCH), ZOOM * MARGIN)
-    drawn = augment(wide.pixels[None], torch.from_numpy(wide.stains)[None])
-    assert abs(drawn.numpy() - to_amounts([served])).mean() < 0.06
-
-
-def test_a_draw_is_an_input_of_the_network() -> None:
-    torch.manual_seed(0)
-    cells = painted([0, 1, 2, 3] * 4)
-    drawn = augment(cells.patches, stains_of(cells))
-    assert (drawn.shape, drawn.dtype) == ((16, 3, HEIGHT, WIDTH), torch.float32)
-    assert drawn.isfinite().all()
-    assert -10 < drawn.min() < drawn.max() < 20
 
 
 def test_every_draw_differs_but_a_seed_repeats_it() -> None:

@@ -147,11 +147,6 @@ def test_images_train_or_test() -> None:
     assert train == {"a.JPG", "c.tiff", "e.bmp", "f.jpeg"}
 
 
-@pytest.mark.usefixtures("made_up")
-def test_images_that_are_not_listed_are_left_out() -> None:
-    assert set(by_name(pbc())) == {Path(name).name for name in FILES[:-1]}
-
-
 def test_missing_images_are_refused(made_up: Path) -> None:
     (made_up / FILES[0]).unlink()
     with pytest.raises(DataError, match=r"lacks 1 of the images in pbc\.csv"):

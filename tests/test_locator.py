@@ -76,12 +76,6 @@ def test_low_scores_are_not_cells(score: float) -> None:
     assert bool(decoded((9, 9, score, (0, 0, 20, 20)))) == (score > MIN_SCORE)
 
 
-def test_the_surest_comes_first() -> None:
-    scores = [0.5, 0.9, 0.4, 0.7]
-    cells = decoded(*((4 + 7 * at, 10, score, (0, 0, 12, 12)) for at, score in enumerate(scores)))
-    assert [cell.score for cell in cells] == pytest.approx(sorted(scores, reverse=True))
-
-
 def test_the_slopes_of_a_peak_are_not_cells() -> None:
     shape = (0, 0, 4, 4)
     cells = decoded((9, 9, 0.9, shape), (10, 9, 0.8, shape), (10, 10, 0.7, shape))
@@ -112,17 +106,6 @@ def test_the_number_of_cells_is_bounded() -> None:
     cells = decoded(*peaks)
     assert len(cells) == MAX_CELLS
     assert min(cell.score for cell in cells) >= 0.68
-
-
-def test_every_canvas_has_its_own_cells() -> None:
-    both = np.concatenate(
-        [output((3, 4, 0.9, (0, 0, 9, 9))), output(), output((5, 6, 0.7, (0, 0, 9, 9)))]
-    )
-    assert [[round(cell.score, 3) for cell in cells] for cells in decode(both)] == [
-        [0.9],
-        [],
-        [0.7],
-    ]
 
 
 @pytest.mark.parametrize("number", [-20.0, 1e3, 1e30])
@@ -179,13 +162,6 @@ def test_a_field_lies_in_the_upper_left_of_the_canvas(
     assert (canvas[:down, :across] == (200, 100, 50)).all()
     assert not canvas[down:].any()
     assert not canvas[:, across:].any()
-
-
-def test_a_canvas_keeps_places() -> None:
-    field = np.zeros((240, 320, 3), np.uint8)
-    field[100:150, 50:100] = 250
-    lit = np.argwhere(to_canvas(field)[..., 0] > 125)
-    assert (lit.min(0).tolist(), (lit.max(0) + 1).tolist()) == ([40, 20], [60, 40])
 
 
 FIELD = np.zeros((240, 320, 3), np.uint8)
@@ -362,12 +338,6 @@ def test_a_box_turns_with_its_field(turn: np.ndarray, expected: Box) -> None:
     box, visible = _turned((50, 30, 70, 40), turn, ONTO, CENTRE)
     assert box == pytest.approx(expected)
     assert visible == pytest.approx(1)
-
-
-@pytest.mark.parametrize("degrees", [15, 45, 80])
-def test_a_round_cell_is_as_large_however_it_is_turned(degrees: float) -> None:
-    box, _visible = _turned((50, 30, 70, 50), angle(degrees), ONTO, CENTRE)
-    assert box == pytest.approx((54, 54, 74, 74))
 
 
 @pytest.mark.parametrize(
