@@ -16,10 +16,11 @@ from conftest import VERSIONS
 from PIL import Image
 
 from handler.verdict import CLASSES
+from serving.settings import ROOT
 from training import data, report, version_files
 from training.__main__ import main
 from training.protocol import KEPT, RIGHT
-from training.version_files import ROOT, write_json
+from training.version_files import write_json
 
 Json = dict[str, Any]
 PAGES = {

@@ -19,9 +19,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from handler.verdict import CLASSES
 from serving.deployment.known_answers import TOLERANCE
+from serving.settings import ROOT
 from training import data, plots, version_files
 from training.protocol import BINS, FOLDS, KEPT, RESAMPLES, RIGHT
-from training.version_files import ROOT
 
 Json = dict[str, Any]
 TEMPLATE = "card.md.jinja"

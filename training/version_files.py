@@ -16,11 +16,11 @@ import torch
 from handler import gate, versions
 from handler.preprocessing import HEIGHT, WIDTH
 from handler.verdict import CLASSES
+from serving.settings import ROOT
 from training.data import DataError
 from training.export import Served, to_onnx
 from training.gate import Gate
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".train"
 # What was measured of other weights.
 MEASURED = (
