@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks.servers import PEER_NAMES, SERVERS, SERVICE, Server
 from serving.settings import ROOT
-from training.report import write_docs
+from training.report import write_readme
 from training.version_files import write_json
 
 matplotlib.use("Agg")
@@ -38,7 +38,7 @@ def write(found: Found) -> None:
     write_json(RESULTS, found)
     RESULTS.with_suffix(".md").write_text(f"{page(found)}\n")
     draw(found)
-    write_docs({"bench": summary(found)})
+    write_readme({"bench": summary(found)})
     print(summary(found))
 
 

@@ -33,7 +33,7 @@ from testing import chromium
 from testing.clients import page_session
 from testing.service import Service, deployed
 from training import data
-from training.report import write_docs
+from training.report import write_readme
 
 RESULTS = ROOT / "benchmarks" / "results" / "page"
 IMAGES, ROUNDS, REPEATS = 100, 10, 5
@@ -254,7 +254,7 @@ def write(found: dict[str, Any]) -> None:
     table = "\n".join(["| | |", "|---|---|", *lines])
     heading = f"Written by `make page`, on {found['machine']}; browser and service share them."
     RESULTS.with_suffix(".md").write_text(f"# The page, measured\n\n{heading}\n\n{table}\n")
-    write_docs({"page": table})
+    write_readme({"page": table})
     print(table)
 
 

@@ -109,7 +109,7 @@ class TestReport:
     ) -> None:
         told: dict[str, str] = {}
         monkeypatch.setattr(bench_report, "RESULTS", tmp_path / "bench.json")
-        monkeypatch.setattr(bench_report, "write_docs", told.update)
+        monkeypatch.setattr(bench_report, "write_readme", told.update)
         bench_report.write(found)
         assert bench_report.load() == found
         page = (tmp_path / "bench.md").read_text()

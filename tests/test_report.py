@@ -277,8 +277,8 @@ def test_versions_are_in_order_and_only_those_measured_on_test(apart: Path) -> N
 
 def test_pages_without_marks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# No marks\n")
-    with pytest.raises(ValueError, match="no page has the marks of figures"):
-        report.write_docs({"figures": ""}, tmp_path)
+    with pytest.raises(ValueError, match=r"README\.md lacks the marks of figures"):
+        report.write_readme({"figures": ""}, tmp_path / "README.md")
 
 
 def test_a_version_that_is_not_measured_is_refused() -> None:
@@ -288,19 +288,17 @@ def test_a_version_that_is_not_measured_is_refused() -> None:
 
 
 def test_the_committed_files_are_up_to_date(tmp_path: Path) -> None:
-    (tmp_path / "docs").mkdir()
-    for page in PAGES:
-        shutil.copy(ROOT / page, tmp_path / page)
     versions = report.all_measured()
     assert [each.name for each in versions] == VERSIONS
     for each in versions:
         assert (each.folder / "CARD.md").read_text() == report.card(each)
         plots = {path.stem for path in (each.folder / "plots").iterdir()}
         assert plots == set(report.drawings(each))
-    parts = {"figures": report.figures(versions), "accuracy": report.accuracy(versions)}
-    report.write_docs(parts, tmp_path)
-    for page in PAGES:
-        assert (tmp_path / page).read_text() == (ROOT / page).read_text()
+    parts = {"accuracy": report.accuracy(versions)}, {"figures": report.figures(versions)}
+    for page, part in zip(PAGES, parts, strict=True):
+        shutil.copy(ROOT / page, tmp_path / "page.md")
+        report.write_readme(part, tmp_path / "page.md")
+        assert (tmp_path / "page.md").read_text() == (ROOT / page).read_text()
 
 
 def test_the_readmes_example_is_the_newest_versions_answer() -> None:

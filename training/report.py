@@ -92,10 +92,11 @@ def write(version: str, example: Json | None = None) -> None:
         draw(measured.folder / "plots" / f"{name}.png")
     (measured.folder / "CARD.md").write_text(card(measured))
     versions = all_measured()
-    parts = {"figures": figures(versions), "accuracy": accuracy(versions)}
+    parts = {"accuracy": accuracy(versions)}
     if example and version == versions[-1].name:
         parts["example"] = f"```json\n{json.dumps(example)}\n```"
-    write_docs(parts, version_files.ROOT)
+    write_readme(parts, version_files.ROOT / "README.md")
+    write_readme({"figures": figures(versions)}, version_files.ROOT / "docs" / "accuracy.md")
 
 
 def read(version: str) -> Measured:
@@ -253,18 +254,15 @@ def seeds(history: Json) -> str | None:
     )
 
 
-def write_docs(parts: Mapping[str, str], root: Path = ROOT) -> None:
-    """Replace each part in the README or the page of the docs that has its marks."""
+def write_readme(parts: Mapping[str, str], path: Path = ROOT / "README.md") -> None:
+    """Replace the text between the marks of each part, in the README or another page."""
+    prose = path.read_text()
     for name, content in parts.items():
         marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        for path in (root / "README.md", *sorted(root.glob("docs/*.md"))):
-            prose = path.read_text()
-            if found := marks.search(prose):
-                text = f"{prose[: found.end(1)]}{content}\n{prose[found.start(2) :]}"
-                path.write_text(text)
-                break
-        else:
-            raise ValueError(f"no page has the marks of {name}")
+        if not (found := marks.search(prose)):
+            raise ValueError(f"{path.name} lacks the marks of {name}")
+        prose = f"{prose[: found.end(1)]}{content}\n{prose[found.start(2) :]}"
+    path.write_text(prose)
 
 
 def figures(versions: Sequence[Measured]) -> str:
