@@ -35,7 +35,7 @@ from benchmarks.servers import Running
 from benchmarks.soak import soak
 from handler.preprocessing import InputError, decode, within_field
 from serving.edge.keys import MAY, KeyFile
-from serving.edge.nginx import keys_path as edge_keys_path
+from serving.edge.settings import keys_path as edge_keys_path
 from serving.http import local_session
 from serving.settings import MODEL, ROOT, Settings
 from serving.torchserve.tokens import TokenError, Tokens

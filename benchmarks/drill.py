@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -62,7 +61,7 @@ class Drill:
             .read_text()
             .replace("token_expiration_min=60", f"token_expiration_min={TOKEN_LIFE}")
         )
-        self.settings = replace(free_settings(folder / "run", START), config=config)
+        self.settings = free_settings(folder / "run", START).model_copy(update={"config": config})
         self.steps: list[Step] = []
         self.log = folder / "load.csv"
         self.service = self.serve()

@@ -14,7 +14,6 @@ import subprocess
 import tempfile
 import time
 import zipfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ def service(
     store.mkdir()
     with_device(archives.built(Settings(), version), store, device)
     wanted = Deployment(default=version, versions={version: VersionSpec(workers=workers)})
-    settings = replace(free_settings(folder / "run", wanted), model_store=store)
+    settings = free_settings(folder / "run", wanted).model_copy(update={"model_store": store})
     started = time.perf_counter()
     running = run_service(settings)
     try:

@@ -41,9 +41,8 @@ from benchmarks.nodes_report import Event, Request
 from benchmarks.servers import SERVICE, Running
 from serving import deployment
 from serving.deployment import Deployment, VersionSpec
-from serving.edge.certificates import sign
+from serving.edge.certificates import NAME, create
 from serving.edge.keys import KeyFile
-from serving.edge.nginx import NAME
 from serving.settings import ROOT, Settings
 from testing.clients import Clients
 from testing.service import Edge, environment_of, machine, run_edge
@@ -373,7 +372,7 @@ def edge_environment(host: str, certificate: tuple[Path, Path], keys: Path) -> d
 def cluster(folder: Path) -> Iterator[Cluster]:
     """Make the network and the nodes, wait until all are ready; in the end leave nothing."""
     certificate = folder / "certificate.pem", folder / "certificate.key"
-    sign(*certificate, f"DNS:{NAME}", NAME)
+    create(*certificate, [NAME])
     keys = folder / "keys.json"
     key = KeyFile(keys).add("nodes")
     with network(), contextlib.ExitStack() as stack:

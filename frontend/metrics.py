@@ -13,6 +13,7 @@ from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Histogram
 
 from handler.metrics import FOLDER, reserve
+from serving.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +52,8 @@ def make_room(folder: Path) -> None:
         # Of a dead process with the same number: it has its room, and its counts must stay.
         return
     # The exporter fails at an empty file, so this one gets its name when it is none.
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            reserve(file, ROOM)
-        partial.rename(path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    with atomic_write(path) as file:
+        reserve(file, ROOM)
 
 
 def begin_at_0() -> None:

@@ -52,4 +52,4 @@ TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import gen
     --extra-files "$stage/extra" \
     --export-path "$stage/out"
 
-"$python" scripts/reproducible_zip.py "$stage/out/bloodcells.mar" "model_store/bloodcells-$version.mar"
+PYTHONPATH=. "$python" scripts/reproducible_zip.py "$stage/out/bloodcells.mar" "model_store/bloodcells-$version.mar"

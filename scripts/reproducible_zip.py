@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
+
+from serving.files import atomic_write
 
 # The earliest time that a zip file can hold.
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -23,8 +24,11 @@ def repack(source: Path, target: Path) -> None:
 
     Its SHA-256 is written beside it.
     """
-    partial = target.with_suffix(f".{os.getpid()}.partial")
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(partial, "w") as new:
+    with (
+        zipfile.ZipFile(source) as old,
+        atomic_write(target) as file,
+        zipfile.ZipFile(file, "w") as new,
+    ):
         for name in sorted(name for name in old.namelist() if not name.endswith("/")):
             content = old.read(name)
             if name == MANIFEST:
@@ -35,11 +39,10 @@ def repack(source: Path, target: Path) -> None:
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_STORED
             new.writestr(entry, content)
-    # What whoever takes the archive will check, in the format of sha256sum.
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-    target.with_name(f"{target.name}.sha256").write_text(f"{digest}  {target.name}\n")
-    # A reader never sees half an archive.
-    partial.replace(target)
+    # In the format of sha256sum.
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    with atomic_write(target.with_name(f"{target.name}.sha256")) as file:
+        file.write(f"{digest}  {target.name}\n".encode())
 
 
 if __name__ == "__main__":

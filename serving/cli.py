@@ -24,10 +24,11 @@ from serving import predict
 from serving.client import InferenceClient, ServiceError, Unreachable
 from serving.deployment import Busy, Canary, DeploymentError, History
 from serving.doctor import examination as doctor
-from serving.edge import nginx as edge
+from serving.edge import process as edge
 from serving.edge.keys import MAY, KeyFile, KeyFileError
+from serving.edge.settings import keys_path
 from serving.rollout.changes import NotRunning, Refused, Rollout
-from serving.rollout.readiness import Say
+from serving.rollout.readiness import Report
 from serving.settings import Settings, SettingsError
 from serving.supervisor import service as supervisor
 from serving.torchserve.process import StartError
@@ -147,7 +148,7 @@ def edge_key() -> None:
 @click.pass_obj
 def add_key(settings: Settings, client: str, allow: tuple[str, ...]) -> None:
     """Make a key for CLIENT, and print it, this once."""
-    click.echo(KeyFile(edge.keys_path(settings)).add(client, allow))
+    click.echo(KeyFile(keys_path(settings)).add(client, allow))
 
 
 @edge_key.command("revoke")
@@ -158,7 +159,7 @@ def revoke_key(settings: Settings, which: str) -> None:
 
     WHICH is a client, or how a key is called in the list.
     """
-    found = KeyFile(edge.keys_path(settings)).revoke(which)
+    found = KeyFile(keys_path(settings)).revoke(which)
     click.echo("revoked " + ", ".join(hashed[:KEY_DIGITS] for hashed in found))
 
 
@@ -167,7 +168,7 @@ def revoke_key(settings: Settings, which: str) -> None:
 def list_keys(settings: Settings) -> None:
     """List the keys: whose they are, what they may ask."""
     table = _table("key", "client", "may", "revoked")
-    for hashed, key in KeyFile(edge.keys_path(settings)).read().items():
+    for hashed, key in KeyFile(keys_path(settings)).read().items():
         table.add_row(hashed[:KEY_DIGITS], key.client, ", ".join(key.allow), key.revoked or "")
     output.print(table)
 
@@ -427,8 +428,8 @@ def _rollout(settings: Settings) -> Iterator[Rollout]:
     # As Ctrl-C does: a change that is broken off undoes what it did.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with progress.status("asking the service") as line:
-        say: Say = line.update
-        rollout = Rollout(settings, say)
+        report: Report = line.update
+        rollout = Rollout(settings, report)
         try:
             yield rollout
         finally:

@@ -1,66 +1,66 @@
-"""Clients of TorchServe's inference and management APIs: pooled, bounded in time, authorized."""
+"""Clients of TorchServe's inference and management APIs: pooled, with timeouts, authorized."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from serving.deployment import archives, canary, known_answers
+from serving.deployment import archives, canary, in_flight, known_answers
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
+from serving.errors import (
+    INPUT_ERRORS,
+    Busy,
+    Disconnected,
+    NotServed,
+    ServiceError,
+    Unreachable,
+    WorkerDied,
+    connection_error_of,
+    document_of,
+    error_of,
+    is_token_refused,
+)
 from serving.http import local_session
 from serving.settings import MODEL, Settings
 from serving.torchserve.tokens import Kind, TokenError, Tokens
 
+__all__ = [
+    "INPUT_ERRORS",
+    "InferenceClient",
+    "ManagementClient",
+    "NotServed",
+    "ServiceError",
+    "Unreachable",
+]
+
 # Seconds to connect, and between two bytes of the answer.
 TIMEOUT = (2.0, 20.0)
-# Seconds from a refused token to the next one in the file.
+# Seconds to wait for a new token after TorchServe refused one.
 RENEWAL_PATIENCE = 2.0
-# Seconds that a prediction waits for a service that starts anew, and between two looks.
+# Seconds that a prediction waits for a service that is starting.
 PATIENCE = 15.0
-PAUSE = 0.02
-# Seconds that a service whose queue is full counts as ready after the last right answer.
-WELL_FOR = 60.0
-# Marks what is sent to see whether the service is well: the handler does not count it.
+RETRY_INTERVAL = 0.02
+# Seconds after a correct answer in which a full queue still counts as ready.
+READY_MEMORY = 60.0
+# Marks health checks, which the handler does not count.
 KNOWN = {"X-Known-Image": "true"}
-# The handler's own errors; whoever shows them to a person needs a sentence for each.
-INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage")
 
 
-class ServiceError(Exception):
-    """The service gave no answer: HTTP status, type for machines, sentence for the log."""
+@dataclass(frozen=True)
+class _Attempt:
+    """One request to a version, and what came of it."""
 
-    def __init__(self, status: int, type: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.type, self.message = status, type, message
-
-
-class Unreachable(ServiceError):
-    """Nothing was sent: TorchServe is not there, or not ready."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(503, "ServiceUnavailable", message)
-
-
-class Interrupted(ServiceError):
-    """The worker, or TorchServe itself, ended with the request in it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(503, "ServiceUnavailable", message)
-
-
-class NotServed(ServiceError):
-    """The version that was asked for does not serve."""
-
-    def __init__(self, version: str | None) -> None:
-        super().__init__(404, "NotServed", f"Version {version} does not serve.")
+    routing: Routing
+    version: str
+    error: ServiceError | None
+    seconds: float
 
 
 class _Client:
@@ -75,42 +75,26 @@ class _Client:
         self._session = local_session(pool_size)
 
     def close(self) -> None:
-        """Close the connections that are kept open."""
+        """Close the pooled connections."""
         self._session.close()
 
     def _request(self, method: str, url: str, **kwargs: Any) -> requests.Response:
-        """Send a request; raise ServiceError.
-
-        It is sent once more if its token was renewed meanwhile, or if the connection broke: the
-        pool may hold one that TorchServe has closed. Nothing that is sent here harms if it is
-        sent twice.
-        """
+        """Send a request, and again whenever its token was renewed; raise ServiceError."""
         try:
-            try:
-                response = self._send(method, url, **kwargs)
-            except requests.ConnectionError:
-                response = self._send(method, url, **kwargs)
-            if _token_refused(response) and self._renewed(response):
-                response = self._send(method, url, **kwargs)
+            response = self._send(method, url, **kwargs)
+            deadline = time.monotonic() + RENEWAL_PATIENCE
+            # TorchServe accepts a new token before it writes it to its file.
+            while is_token_refused(response) and time.monotonic() < deadline:
+                used = response.request.headers["Authorization"]
+                if self.tokens.header(self.kind)["Authorization"] == used:
+                    time.sleep(RETRY_INTERVAL)
+                else:
+                    response = self._send(method, url, **kwargs)
             return response
         except TokenError as error:
             raise Unreachable(str(error)) from error
-        except requests.ConnectionError as error:
-            raise _disconnected(error) from error
-        except requests.Timeout as error:
-            raise ServiceError(504, "ServiceTimeout", "TorchServe took too long.") from error
         except requests.RequestException as error:
-            raise ServiceError(502, "ServiceError", f"TorchServe broke off: {error}") from error
-
-    def _renewed(self, refused: requests.Response) -> bool:
-        """Wait for another token than the refused one: TorchServe honours it, then writes it."""
-        used = refused.request.headers["Authorization"]
-        deadline = time.monotonic() + RENEWAL_PATIENCE
-        while time.monotonic() < deadline:
-            if self.tokens.header(self.kind)["Authorization"] != used:
-                return True
-            time.sleep(0.01)
-        return False
+            raise connection_error_of(error) from error
 
     def _send(
         self, method: str, url: str, headers: dict[str, str] | None = None, **kwargs: Any
@@ -122,7 +106,10 @@ class _Client:
 
 
 class InferenceClient(_Client):
-    """Ask what an image shows."""
+    """Classify and explain images.
+
+    tests/routing_rules.py has the rules of retries that this class and deploy/nginx/edge.js share.
+    """
 
     kind = "inference"
 
@@ -133,44 +120,43 @@ class InferenceClient(_Client):
         self._name = uuid.uuid4().hex
         # By version: a known image's answer.
         self._known: dict[str, known_answers.Probabilities] = {}
-        self._well_until = 0.0
+        self._ready_until = 0.0
 
     def predict(
         self, image: bytes, version: str | None = None, client: str | None = None
     ) -> dict[str, Any]:
         """Return the answer to one image (docs: POST /predictions); raise ServiceError.
 
-        Unless a version is named, the routing chooses one: always the same for a `client`, any
-        name of whoever asks; this object is one by itself. What a dying worker or a restart
-        interrupts, and what a canary fails at, is sent again, and then to the default.
+        Unless a version is named, the routing chooses one, always the same for a `client`. Without
+        a name, this object is a client. What a dying worker or a restart interrupts is sent again;
+        what a canary fails at is sent to the default version.
         """
-        return self._patiently(self._observed, image, version, client)
+        attempts: list[_Attempt] = []
+        try:
+            return self._post_routed("predictions", image, version, client, attempts)
+        finally:
+            self._report(attempts)
 
     def explain(self, image: bytes, version: str) -> dict[str, Any]:
         """Return a version's answer with its heat map (docs: POST /explanations), as `predict`."""
-        return self._patiently(self._explained, image, version, None)
-
-    def ask(self, image: bytes, version: str) -> dict[str, Any]:
-        """Return a version's answer, whatever the routing says; raise ServiceError."""
-        return self._post("predictions", image, version)
+        return self._post_routed("explanations", image, version, None, [])
 
     def ask_known(self, name: str, version: str) -> dict[str, Any]:
         """Return a version's answer to a known image, which is not counted; raise ServiceError."""
-        return self._post(
-            "predictions", (known_answers.SAMPLES / name).read_bytes(), version, KNOWN
-        )
+        image = (known_answers.SAMPLES / name).read_bytes()
+        return self._post("predictions", image, version, KNOWN)
 
     def check_ready(self) -> None:
-        """Send a known image; raise ServiceError unless it is answered at once, and rightly.
+        """Send a known image; raise ServiceError unless the answer is correct.
 
-        A full queue is no fault for as long as one was answered within WELL_FOR: were a node that
-        does all it can taken from its balancer, its load would fell the next one.
+        A full queue is ready if an answer was correct within READY_MEMORY: if a load balancer took
+        out a node for its load, that load would overwhelm the next one.
         """
         try:
             self._check_known()
-            self._well_until = time.monotonic() + WELL_FOR
-        except ServiceError as error:
-            if error.type != "ServiceBusy" or time.monotonic() > self._well_until:
+            self._ready_until = time.monotonic() + READY_MEMORY
+        except Busy:
+            if time.monotonic() > self._ready_until:
                 raise
 
     def _check_known(self) -> None:
@@ -186,41 +172,52 @@ class InferenceClient(_Client):
         except BadArchive as error:
             raise Unreachable(str(error)) from error
         if not known_answers.agree(answer["probabilities"], self._known[version]):
-            raise ServiceError(503, "ServiceUnavailable", f"{name} is answered wrongly.")
+            raise ServiceError(503, "ServiceUnavailable", f"The answer to {name} is wrong.")
 
-    def _patiently(
+    def _post_routed(
         self,
-        send: Callable[[Routing, bytes, str], dict[str, Any]],
+        kind: str,
         image: bytes,
         version: str | None,
         client: str | None,
+        attempts: list[_Attempt],
     ) -> dict[str, Any]:
         deadline = time.monotonic() + self._patience
         who: str | None = client or self._name
         interruptions = 0
         while True:
             routing, chosen = self._wait_for_route(version, who, deadline)
+            started = time.monotonic()
             try:
-                return send(routing, image, chosen)
+                with in_flight.recorded(self.settings.run_dir, chosen):
+                    # A pause that began meanwhile may have missed this request.
+                    if self.routing.read() != routing:
+                        continue
+                    answer = self._post(kind, image, chosen)
+                attempts.append(_Attempt(routing, chosen, None, time.monotonic() - started))
+                return answer
             except Unreachable:
                 if time.monotonic() >= deadline:
                     raise
             except ServiceError as error:
-                on_trial = version is None and chosen == routing.canary and error.status >= 500
-                # It may have been retired since the routing was read.
+                attempts.append(_Attempt(routing, chosen, error, time.monotonic() - started))
+                failed = error.about_version and error.status >= 500
+                canary_failed = failed and version is None and chosen == routing.canary
+                # The version may have been retired since the routing was read.
                 retired = version is None and isinstance(error, NotServed)
-                again = isinstance(error, Interrupted) or retired
+                interrupted = retired or isinstance(error, WorkerDied | Disconnected)
                 # An image that kills its worker must not kill them all.
-                interruptions += again
-                if not (on_trial or again) or interruptions > 1:
+                interruptions += interrupted
+                if interruptions > 1 or not (interrupted or canary_failed):
                     raise
+                # No client: the default version.
                 who = None
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL)
 
     def _wait_for_route(
         self, version: str | None, client: str | None, deadline: float
     ) -> tuple[Routing, str]:
-        """Return the routing, and the version to ask; raise Unreachable or NotServed."""
+        """Wait until a version may be asked, and return it; raise Unreachable or NotServed."""
         while True:
             routing = self.routing.read()
             if routing:
@@ -231,24 +228,25 @@ class InferenceClient(_Client):
                     return routing, chosen
             if time.monotonic() >= deadline:
                 raise Unreachable("The service is not ready.")
-            time.sleep(PAUSE)
+            time.sleep(RETRY_INTERVAL)
 
-    def _observed(self, routing: Routing, image: bytes, version: str) -> dict[str, Any]:
-        """Ask a version; while a canary runs, note what came of it."""
-        failed, started = False, time.monotonic()
-        try:
-            return self.ask(image, version)
-        except ServiceError as error:
-            failed = error.status >= 500
-            raise
-        finally:
-            if routing.canary and version in (routing.canary, routing.default):
-                # A full disk is no reason to refuse an answer.
-                with contextlib.suppress(OSError):
-                    canary.note(self.settings.run_dir, version, failed, time.monotonic() - started)
+    def _report(self, attempts: list[_Attempt]) -> None:
+        """While a canary runs, report the attempts to its watch.
 
-    def _explained(self, routing: Routing, image: bytes, version: str) -> dict[str, Any]:
-        return self._post("explanations", image, version)
+        A full queue is the canary's fault only if the default version then answers.
+        """
+        last = attempts[-1].error if attempts else None
+        answered = last is None or last.status < 500
+        for each in attempts:
+            error, routing = each.error, each.routing
+            if not routing.canary or each.version not in (routing.canary, routing.default):
+                continue
+            if error and (not error.about_version or (isinstance(error, Busy) and not answered)):
+                continue
+            failed = error is not None and error.status >= 500
+            # A full disk costs no answer.
+            with contextlib.suppress(OSError):
+                canary.note(self.settings.run_dir, each.version, failed, each.seconds)
 
     def _post(
         self, kind: str, image: bytes, version: str, more: Mapping[str, str] | None = None
@@ -259,12 +257,12 @@ class InferenceClient(_Client):
             data=image,
             headers={"Content-Type": "application/octet-stream", **(more or {})},
         )
-        answer: dict[str, Any] = _document(response)
+        answer: dict[str, Any] = document_of(response)
         return answer
 
 
 class ManagementClient(_Client):
-    """TorchServe's management API: how the versions are, and changes to them."""
+    """Inspect and change the versions that TorchServe holds."""
 
     kind = "management"
 
@@ -273,7 +271,7 @@ class ManagementClient(_Client):
         response = self._request("GET", f"{self._models}/{MODEL}/all")
         if response.status_code == 404:
             return {}
-        return {each["modelVersion"]: each for each in _document(response)}
+        return {each["modelVersion"]: each for each in document_of(response)}
 
     def describe(self, version: str, customized: bool = False) -> dict[str, Any]:
         """Return TorchServe's description of one version; raise NotServed or ServiceError."""
@@ -282,18 +280,18 @@ class ManagementClient(_Client):
             f"{self._models}/{MODEL}/{version}",
             params={"customized": "true"} if customized else None,
         )
-        description: dict[str, Any] = _document(response)[0]
+        description: dict[str, Any] = document_of(response)[0]
         return description
 
     def default(self) -> str | None:
-        """Return the version that answers where none is named; raise ServiceError."""
+        """Return TorchServe's default version, if any; raise ServiceError."""
         # The description without a version is the default's.
         response = self._request("GET", f"{self._models}/{MODEL}")
-        return None if response.status_code == 404 else _document(response)[0]["modelVersion"]
+        return None if response.status_code == 404 else document_of(response)[0]["modelVersion"]
 
     def register(self, version: str, workers: int) -> None:
-        """Have an archive of the model store loaded; its workers start later."""
-        # By query parameters: with a body, TorchServe would set a batch delay of its own.
+        """Load an archive of the model store; its workers start later."""
+        # Query parameters, because TorchServe sets a batch delay of its own for a body.
         parameters = {"url": f"{MODEL}-{version}.mar", "initial_workers": workers}
         self._change("POST", self._models, synchronous="false", **parameters)
 
@@ -308,11 +306,11 @@ class ManagementClient(_Client):
         )
 
     def set_default(self, version: str) -> None:
-        """Let a version answer where none is named."""
+        """Make a version TorchServe's default."""
         self._change("PUT", f"{self._models}/{MODEL}/{version}/set-default")
 
     def unregister(self, version: str) -> None:
-        """Take a version away; its workers are killed at once."""
+        """Remove a version; its workers are killed at once."""
         self._change("DELETE", f"{self._models}/{MODEL}/{version}")
 
     @property
@@ -322,49 +320,4 @@ class ManagementClient(_Client):
     def _change(self, method: str, address: str, **parameters: Any) -> None:
         response = self._request(method, address, params=parameters)
         if response.status_code not in (200, 202):
-            raise _error(response)
-
-
-def _document(response: requests.Response) -> Any:
-    if response.status_code != 200:
-        raise _error(response)
-    try:
-        return response.json()
-    except ValueError as error:
-        raise ServiceError(502, "ServiceError", "TorchServe's answer is not JSON.") from error
-
-
-def _disconnected(error: requests.ConnectionError) -> ServiceError:
-    """Tell a connection that was not made from one that broke, maybe with the request through."""
-    cause = error.args[0] if error.args else None
-    if isinstance(getattr(cause, "reason", None), (NewConnectionError, ConnectTimeoutError)):
-        return Unreachable("TorchServe can't be reached.")
-    return Interrupted("TorchServe broke off.")
-
-
-def _token_refused(response: requests.Response) -> bool:
-    return response.status_code == 400 and b"InvalidKeyException" in response.content
-
-
-def _error(response: requests.Response) -> ServiceError:
-    """Tell an error of the handler from one of TorchServe itself."""
-    try:
-        document = json.loads(response.content)
-        kind, message = str(document["type"]), str(document["message"])
-    except (ValueError, KeyError, TypeError):
-        kind, message = "", ""
-    if kind in INPUT_ERRORS:
-        return ServiceError(response.status_code, kind, message)
-    if response.status_code == 404:
-        return NotServed(response.url.rpartition("/")[2])
-    if response.status_code in (500, 507) and kind == "InternalServerException":
-        return Interrupted(message)
-    if response.status_code == 413:
-        return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe takes.")
-    if response.status_code == 503:
-        # TorchServe says the same of a full queue and of a version without workers.
-        busy = kind == "ServiceUnavailableException"
-        return ServiceError(503, "ServiceBusy" if busy else "ServiceUnavailable", message)
-    return ServiceError(
-        502, "ServiceError", f"TorchServe answered {response.status_code} {kind}: {message}"
-    )
+            raise error_of(response)

@@ -1,4 +1,7 @@
-"""Files that one process at a time holds; the hold ends with the process, even by kill -9."""
+"""Files that are replaced whole, and files that one process at a time locks.
+
+The kernel releases a lock when its process ends, even by kill -9.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,61 @@ import contextlib
 import fcntl
 import os
 import time
+import uuid
 from collections.abc import Iterator
+from io import BufferedRandom
 from pathlib import Path
 from typing import IO
 
 
 class Locked(Exception):
-    """Another process holds the file; the message is what that one wrote into it."""
+    """Another process holds the lock; the message is the note that it left."""
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
+    """Replace a file by what the block writes, or leave it as it was if the block fails.
+
+    Readers never see half a file, and neither does the next start after a power failure.
+    """
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with open(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextlib.contextmanager
+def restored_on_failure(path: Path) -> Iterator[None]:
+    """Restore a file, or its absence, if the block fails."""
+    content = path.read_bytes() if path.exists() else None
+    try:
+        yield
+    except BaseException:
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            with atomic_write(path) as file:
+                file.write(content)
+        raise
 
 
 @contextlib.contextmanager
 def lock(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
-    """Hold a file, with a note in it for whom that turns away; raise Locked.
+    """Hold the lock of a file and leave a note in it; raise Locked after the patience, in seconds.
 
-    The patience, in seconds, is never 0: to look who holds a file is to hold it for a moment.
+    The patience is never 0, because `lock_holder` takes the lock for a moment.
     """
     deadline = time.monotonic() + patience
     with open(path, "a+", opener=_for_its_owner) as file:
@@ -33,12 +77,12 @@ def lock(path: Path, note: str, patience: float = 0.1) -> Iterator[None]:
         try:
             yield
         finally:
-            # Not removed: another may have opened it already, and wait for this lock.
+            # Not removed: another process may have opened it already and wait for this lock.
             file.truncate(0)
 
 
 def lock_holder(path: Path) -> str | None:
-    """Return the note of the process that holds the file, or None if none does."""
+    """Return the note of the process that holds the lock, or None if none does."""
     try:
         with path.open("r+") as file:
             return None if _lock(file) else _note(file)

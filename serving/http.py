@@ -1,4 +1,4 @@
-"""HTTP to the servers on this machine."""
+"""HTTP to servers on this machine."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from requests.adapters import HTTPAdapter
 
 
 def local_session(pool_size: int = 1) -> requests.Session:
-    """Return a session that takes no proxy, and no password from .netrc, between it and us."""
+    """Return a session that uses no proxy and no password from .netrc."""
     session = requests.Session()
     session.trust_env = False
     session.mount("http://", HTTPAdapter(pool_maxsize=pool_size))

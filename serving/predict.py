@@ -1,7 +1,6 @@
-"""Many images through the service: found, asked a few at a time, written as a table, CSV or JSON.
+"""Classify many images: find them, send a few at a time, write a table, CSV or JSON.
 
-Each answer is written as it comes and in the order of the images, so neither many images nor long
-runs fill the memory.
+Answers are written as they arrive, in the order of the images, so memory stays bounded.
 """
 
 from __future__ import annotations
@@ -31,26 +30,26 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # The handler's limit; the handler itself is not to be imported here.
 MAX_BYTES = 8 * 1024 * 1024
 CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
-# For each request at a time, so many images may be ahead of the one that is written next.
+# Images per job that may be sent before the next answer is written.
 AHEAD = 4
-# Seconds until the next try, when others have filled the queue: who has many images can wait.
-PAUSES = (0.2, 1.0, 3.0)
-# More than any line of a table that a program reads.
-UNBOUNDED = 10_000
-# What begins a formula; the latter four are the former of East Asian keyboards.
+# Seconds between retries while the queue is full.
+RETRY_DELAYS = (0.2, 1.0, 3.0)
+# Wider than any table.
+UNLIMITED_WIDTH = 10_000
+# The first characters of a formula, also in their full-width forms.
 FORMULA = frozenset("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one image came to: the service's answer, or an error as `{"type", "message"}`."""
+    """The answer to one image, or an error as `{"type", "message"}`."""
 
     file: str
     answer: dict[str, Any] | None = None
     error: dict[str, str] | None = None
 
     def to_document(self) -> dict[str, Any]:
-        """Return it as JSON holds it."""
+        """Return the result as a JSON document."""
         if self.error is None:
             return {"file": self.file, "answer": self.answer}
         return {"file": self.file, "error": self.error}
@@ -70,9 +69,9 @@ def run(
     jobs: int = 8,
     console: Console | None = None,
 ) -> int:
-    """Ask for all images and write what they come to; return how many failed.
+    """Classify all images and write the results; return how many failed.
 
-    Raises NotServed or Unreachable. On a console, a bar shows how far it is.
+    Raises NotServed or Unreachable. A console shows a progress bar.
     """
     routing = client.routing.read()
     if version and routing and version not in routing.versions:
@@ -85,20 +84,20 @@ def run(
             failed += result.error is not None
             yield result
 
-    write(watched(counted(), len(files), console), stream)
+    write(with_progress(counted(), len(files), console), stream)
     return failed
 
 
 def find_images(paths: Iterable[Path]) -> list[Path]:
-    """Return the files among these paths as they are, and the images in the folders, sorted.
+    """Return the files as given, and the images in folders, sorted.
 
-    A folder that can't be looked into is returned itself: to read it will tell why.
+    A folder that can't be listed is returned itself, so that reading it gives the error.
     """
     return [found for path in paths for found in (_images_in(path) if path.is_dir() else [path])]
 
 
 def ask(client: InferenceClient, version: str | None, file: Path) -> Result:
-    """Return what an image comes to; raise Unreachable, since then all others are in vain."""
+    """Classify one image; raise Unreachable, since all others would fail as well."""
     name = readable(file)
     try:
         image = _read(file)
@@ -113,12 +112,11 @@ def ask(client: InferenceClient, version: str | None, file: Path) -> Result:
 
 
 def ask_all(ask: Ask, files: Iterable[Path], jobs: int) -> Iterator[Result]:
-    """Yield what each image comes to, in order, while `jobs` of them are asked at a time."""
+    """Yield the result of each image, in order, with `jobs` requests at a time."""
     tasks: queue.SimpleQueue[tuple[Path, Future[Result]] | None] = queue.SimpleQueue()
     ended = threading.Event()
     for _ in range(jobs):
-        # Daemons, not a pool of concurrent.futures: Python would wait for that one's requests
-        # when someone presses Ctrl-C.
+        # Daemon threads: after Ctrl-C, Python would wait for the requests of a thread pool.
         threading.Thread(target=_work, args=(ask, tasks, ended), daemon=True).start()
     waiting: deque[Future[Result]] = deque()
     try:
@@ -136,18 +134,20 @@ def ask_all(ask: Ask, files: Iterable[Path], jobs: int) -> Iterator[Result]:
             tasks.put(None)
 
 
-def watched(results: Iterable[Result], total: int, console: Console | None) -> Iterator[Result]:
-    """Pass the results on, and show on a console how many there are."""
+def with_progress(
+    results: Iterable[Result], total: int, console: Console | None
+) -> Iterator[Result]:
+    """Yield the results, with a progress bar on the console."""
     if console is None:
         yield from results
         return
     columns = (
-        TextColumn("asking"),
+        TextColumn("classifying"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    # Redirected, what others print to standard output would end up in standard error.
+    # Redirection would send standard output to standard error.
     with Progress(
         *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
     ) as bar:
@@ -155,40 +155,43 @@ def watched(results: Iterable[Result], total: int, console: Console | None) -> I
 
 
 def write_table(results: Iterable[Result], stream: TextIO) -> None:
-    """Write for people: a line for each image, the probabilities in percent."""
+    """Write a table with a line for each image."""
     answered = []
     try:
         for result in results:
             answered.append(result)
     finally:
-        # Also what was answered before someone pressed Ctrl-C.
+        # Also after Ctrl-C.
         console = Console(file=stream, highlight=False)
         if not stream.isatty():
-            console.width = UNBOUNDED
+            console.width = UNLIMITED_WIDTH
         console.print(_table(answered))
 
 
 def write_csv(results: Iterable[Result], stream: TextIO) -> None:
-    """Write for spreadsheets: text in quotes, a probability as a number."""
+    """Write CSV for spreadsheets: quoted text, and numbers."""
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     writer.writerow(("file", "version", "label", "verdict", *CLASSES, "error", "message"))
     for result in results:
         answer, error = result.answer or {}, result.error or {}
-        said = [answer.get(key) for key in ("version", "label", "verdict")]
-        shares = [answer.get("probabilities", {}).get(name) for name in CLASSES]
-        why = [error.get(key) for key in ("type", "message")]
-        writer.writerow([_harmless(cell) for cell in (result.file, *said, *shares, *why)])
+        row = [
+            result.file,
+            *(answer.get(key) for key in ("version", "label", "verdict")),
+            *(answer.get("probabilities", {}).get(name) for name in CLASSES),
+            *(error.get(key) for key in ("type", "message")),
+        ]
+        writer.writerow([_without_formula(cell) for cell in row])
 
 
 def write_json(results: Iterable[Result], stream: TextIO) -> None:
-    """Write for programs: a list, with an image's `answer` or its `error` on each line."""
+    """Write a JSON list, with the `answer` or the `error` of an image on each line."""
     separator = "[\n"
     try:
         for result in results:
             stream.write(separator + json.dumps(result.to_document()))
             separator = ",\n"
     finally:
-        # Broken off, it is a list all the same.
+        # Also after Ctrl-C, so that the list is valid.
         stream.write("[]\n" if separator == "[\n" else "\n]\n")
 
 
@@ -196,7 +199,7 @@ FORMATS: dict[str, Write] = {"table": write_table, "csv": write_csv, "json": wri
 
 
 def readable(path: Path) -> str:
-    """Return a path as text; bytes that are none (names may hold any) as \\xff."""
+    """Return a path as text; bytes that are not UTF-8 become \\xff."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
@@ -216,13 +219,13 @@ def _images_in(folder: Path) -> list[Path]:
 def _is_image(path: Path) -> bool:
     if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
         return False
-    # Not a pipe, say, for which one would wait forever. A dangling link stays, as an error.
+    # No pipes, since reading one may block. A dangling link stays, as an error.
     return path.is_file() or not path.exists()
 
 
 def _read(file: Path) -> bytes:
     with file.open("rb") as opened:
-        # Not by its size, which may change, and which a pipe has not.
+        # The size of a file may change, and a pipe has none.
         image = opened.read(MAX_BYTES + 1)
     if len(image) > MAX_BYTES:
         raise ServiceError(413, "ImageTooLarge", "The image has too many bytes.")
@@ -230,13 +233,13 @@ def _read(file: Path) -> bytes:
 
 
 def _predict(client: InferenceClient, image: bytes, version: str | None) -> dict[str, Any]:
-    for pause in PAUSES:
+    for delay in RETRY_DELAYS:
         try:
             return client.predict(image, version)
         except ServiceError as error:
             if error.type != "ServiceBusy":
                 raise
-        time.sleep(pause)
+        time.sleep(delay)
     return client.predict(image, version)
 
 
@@ -262,8 +265,8 @@ def _table(results: Sequence[Result]) -> Table:
     if any(result.error for result in results):
         table.add_column("error", overflow="fold")
     for result in results:
-        # As Text: the name of a file may look like rich's markup.
-        table.add_row(*(Text(_visible(cell)) for cell in _cells(result)))
+        # As Text, since a file name may look like markup.
+        table.add_row(*(Text(_printable(cell)) for cell in _cells(result)))
     return table
 
 
@@ -281,18 +284,16 @@ def _cells(result: Result) -> Sequence[str]:
     )
 
 
-def _visible(text: str) -> str:
-    """Return text without what a terminal would obey."""
+def _printable(text: str) -> str:
+    """Return text with control characters escaped."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
-def _harmless(cell: Any) -> Any:
-    """Return a cell of CSV that no spreadsheet takes for a formula.
+def _without_formula(cell: Any) -> Any:
+    """Return a CSV cell that no spreadsheet runs as a formula.
 
-    Whoever names a file `=HYPERLINK(...)` could otherwise have it done by who opens the table.
-    Spreadsheets take text behind one of FORMULA for that, some past blanks, too; behind an
-    apostrophe it stays text. Programs that want names unchanged read the JSON. The quotes around
-    all text keep a name with a semicolon in one cell where that is what separates.
+    A file may be named `=HYPERLINK(...)`. After an apostrophe it is text. Some spreadsheets skip
+    blanks before a formula.
     """
     if not isinstance(cell, str):
         return "" if cell is None else cell

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from edges import Asker, edge_over_stand_in
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
 
 from frontend import create_app
 from serving import deployment
+from serving.deployment import canary
 from serving.settings import ROOT, Settings
 from testing import chromium
 from testing import service as of_its_own
@@ -101,6 +103,23 @@ def stand_in(tmp_path: Path) -> Iterator[StandIn]:
     """Run what answers in place of TorchServe."""
     with StandIn(tmp_path) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
+    """Run an edge over what answers in place of TorchServe."""
+    running = edge_over_stand_in(tmp_path_factory.mktemp("edge") / "run")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def edge(shared_edge: Asker) -> Asker:
+    """Return the shared edge, over a stand-in that is as at its start."""
+    assert shared_edge.stand_in
+    shared_edge.stand_in.reset()
+    (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
+    return shared_edge
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""The edge as tests ask it: by name and key, by raw bytes, over what stands in for TorchServe."""
+"""A client of an edge, and edges over a stand-in for TorchServe that tests share."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import os
 import shutil
 import socket
 import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from stand_in import StandIn
 
 from serving.edge.keys import MAY, KeyFile
 from serving.settings import Settings
-from testing.service import Edge
+from testing.service import Edge, run_edge
 
 HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
@@ -22,15 +26,15 @@ HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 def need_nginx() -> None:
     """Skip without nginx, but not in CI."""
     if not HAS_NGINX and not os.environ.get("CI"):
-        pytest.skip("no nginx")
+        pytest.skip("nginx is not installed")
 
 
 class Asker:
-    """Asks an edge, as a client with a key."""
+    """A client of an edge, with the key of `lab`."""
 
-    def __init__(self, edge: Edge, settings: Settings) -> None:
-        self.edge = edge
-        self.settings = settings
+    def __init__(self, edge: Edge, settings: Settings, stand_in: StandIn | None = None) -> None:
+        self.edge, self.settings, self.stand_in = edge, settings, stand_in
+        self.port = int(edge.url.rpartition(":")[2])
         self.keys = KeyFile(settings.run_dir / "edge-keys.json")
         self.key = self.keys.add("lab", MAY)
         self.session = requests.Session()
@@ -53,25 +57,38 @@ class Asker:
             method, self.edge.url + path, data=body, headers=headers, timeout=60, **kwargs
         )
 
+    def get(self, path: str, **kwargs: Any) -> requests.Response:
+        """Get without a key."""
+        return self.ask(path, None, "GET", None, **kwargs)
+
     def raw(self, data: bytes) -> bytes:
-        """Send bytes as they are; return what comes until the edge closes, or pauses."""
+        """Send bytes, and return the answer up to the end of its JSON."""
+        received = b""
         with self.connect() as connection:
             connection.sendall(data)
-            received = b""
             try:
-                while part := connection.recv(65536):
+                while b"}" not in received and (part := connection.recv(65536)):
                     received += part
-                    if b"}" in part:
-                        break
-            except (ConnectionError, TimeoutError):
+            except ConnectionError:
                 pass
-            return received
+        return received
+
+    def head(self, *lines: str, path: str = "/predictions/bloodcells") -> bytes:
+        """Return the head of a POST request with the key of `lab`."""
+        first = (f"POST {path} HTTP/1.1", "Host: a", f"X-API-Key: {self.key}")
+        return "\r\n".join((*first, *lines, "\r\n")).encode()
 
     def connect(self) -> ssl.SSLSocket:
-        port = int(self.edge.url.rpartition(":")[2])
         context = ssl.create_default_context(cafile=str(self.edge.certificate))
-        plain = socket.create_connection(("127.0.0.1", port), timeout=30)
+        plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         return context.wrap_socket(plain, server_hostname="localhost")
+
+    def listens(self) -> bool:
+        try:
+            socket.create_connection(("127.0.0.1", self.port), timeout=60).close()
+        except ConnectionError:
+            return False
+        return True
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.edge.log.read_text().splitlines()]
@@ -80,6 +97,26 @@ class Asker:
         self.session.close()
         if self.edge.process.poll() is None:
             self.edge.stop()
+        if self.stand_in:
+            self.stand_in.__exit__()
+
+
+def edge_over_stand_in(run_dir: Path, **variables: str) -> Asker:
+    """Start an edge over a stand-in for TorchServe and for the page."""
+    need_nginx()
+    run_dir.mkdir(exist_ok=True)
+    stand_in = StandIn(run_dir)
+    page = {"frontend_port": stand_in.settings.inference_port}
+    settings = stand_in.settings.model_copy(update=page)
+    return Asker(run_edge(settings, **variables), settings, stand_in)
+
+
+def wait(until: Callable[[], object]) -> None:
+    """Wait until a condition is true; only a hang reaches the limit."""
+    deadline = time.monotonic() + 60
+    while not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def problem_of(response: requests.Response) -> tuple[int, str]:

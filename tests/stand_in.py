@@ -25,7 +25,8 @@ from serving.torchserve import tokens
 ROUTING = Routing("1.0", ("1.0", "2.0"))
 EXPIRY = "2030-01-02T03:04:05.123456789Z"
 
-Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[int, bytes]]
+# Status, body and perhaps headers.
+Answer = Callable[[BaseHTTPRequestHandler, bytes], tuple[Any, ...]]
 
 
 def write_keys(run_dir: Path, inference: str = "first") -> None:
@@ -49,8 +50,8 @@ class StandIn:
         self.answer: Answer = lambda request, body: (200, b"{}")
         self.requests: list[tuple[str, str]] = []
         self.routing = RoutingFile(run_dir)
-        self.routing.publish(ROUTING)
-        write_keys(run_dir)
+        self._run_dir = run_dir
+        self.reset()
         stand_in = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -62,9 +63,11 @@ class StandIn:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 stand_in.requests.append((self.path, self.headers["Authorization"]))
-                status, content = stand_in.answer(self, body)
+                status, content, *headers = stand_in.answer(self, body)
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(content)))
+                for name, value in headers:
+                    self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(content)
 
@@ -73,9 +76,22 @@ class StandIn:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
+        # A test may cut a connection.
+        self.server.handle_error = lambda *_: None  # type: ignore[method-assign]
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
         port = self.server.server_port
         self.settings = Settings(inference_port=port, management_port=port, run_dir=run_dir)
+
+    def reset(self) -> None:
+        """Be as at the start, for the next test."""
+        self.answer = lambda request, body: (200, b"{}")
+        self.requests.clear()
+        self.routing.publish(ROUTING)
+        self.renew_token("first")
+
+    def renew_token(self, token: str) -> None:
+        write_keys(self._run_dir, token)
+        tokens.write_header(self._run_dir, tokens.Tokens(self._run_dir))
 
     def __enter__(self) -> StandIn:
         return self
@@ -193,9 +209,9 @@ class World:
         self.never: BaseException | None = None
         monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)
         monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
-        monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0.3)
-        monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0.3)
-        monkeypatch.setattr(rollout, "REST", 0.02)
+        monkeypatch.setattr(rollout, "DRAIN_PATIENCE", 0)
+        monkeypatch.setattr(rollout, "PAUSED_PATIENCE", 0)
+        self.rollout = rollout.Rollout(self.settings)
 
     def _wait(self, settings: Settings, workers: dict[str, int], *_: Any, **__: Any) -> None:
         for version, count in workers.items():
@@ -209,14 +225,14 @@ class World:
             self.management.done.append(("ready", version, count))
 
     @property
-    def wanted(self) -> Deployment:
+    def desired(self) -> Deployment:
         return deployment.load(self.settings.deployment)
 
     @property
     def state(self) -> tuple[Any, ...]:
         """Return all that a change that fails must leave as it was."""
         return (
-            self.wanted,
+            self.desired,
             dict(self.management.workers),
             self.management.default(),
             self.routing.read(),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +137,7 @@ class TestExitCodes:
     @pytest.mark.parametrize("line", [*CHANGES, "rollback"])
     def test_beside_another_change_it_is_4(self, world: World, line: str) -> None:
         with change(world.settings, "scale", "1.0"):
-            failed(world.settings, line, BUSY, "Another change is at work: `scale 1.0` by process")
+            failed(world.settings, line, BUSY, "Another change is running: `scale 1.0` by process")
 
     @pytest.mark.parametrize("name", [None, *main.commands])
     def test_help_is_0(self, name: str | None) -> None:
@@ -240,7 +239,7 @@ class TestTokens:
         with StandIn(run_dir) as running:
             own = tmp_path / "deployment.yaml"
             deployment.save(World.WANTED, own)
-            running.settings = replace(running.settings, deployment=own)
+            running.settings = running.settings.model_copy(update={"deployment": own})
             keys = (run_dir / "key_file.json").read_text()
             for each in self.SECRETS:
                 keys = keys.replace(f'"{each}"', f'"{self.secret(each)}"')

@@ -12,7 +12,6 @@ import sys
 import zipfile
 from collections import namedtuple
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from importlib import metadata
 from pathlib import Path
@@ -49,7 +48,7 @@ def settings(tmp_path: Path) -> Settings:
     """Return settings of which nothing runs, and nothing is there but a deployment."""
     run_dir = tmp_path / "run"
     run_dir.mkdir(mode=0o700)
-    made = replace(free_settings(run_dir), model_store=tmp_path / "store")
+    made = free_settings(run_dir).model_copy(update={"model_store": tmp_path / "store"})
     deployment.save(WANTED, made.deployment)
     return made
 
@@ -174,7 +173,7 @@ class TestMachine:
         usage = namedtuple("usage", "free")
         monkeypatch.setattr(shutil, "disk_usage", lambda path: path.stat() and usage(free))
         # The folder is made at the first start.
-        patient = Patient(replace(settings, run_dir=settings.run_dir / "not" / "yet"))
+        patient = Patient(settings.model_copy(update={"run_dir": settings.run_dir / "not" / "yet"}))
         assert states(doctor.check_disk, patient) == [state]
 
     @pytest.mark.parametrize(("mebibytes", "state"), [(499, PROBLEM), (500, OK)])
@@ -226,7 +225,11 @@ class TestConfig:
 
     def found(self, settings: Settings, config: Path, text: str) -> list[Finding]:
         config.write_text(text)
-        return list(doctor._made(doctor.check_config, Patient(replace(settings, config=config))))
+        return list(
+            doctor._made(
+                doctor.check_config, Patient(settings.model_copy(update={"config": config}))
+            )
+        )
 
     def test_the_projects_own_is_safe(self, settings: Settings) -> None:
         assert PROBLEM not in states(doctor.check_config, Patient(settings))
@@ -271,7 +274,7 @@ class TestConfig:
         assert [each.state for each in found] == ([OK, NOTE] if is_open else [OK])
 
     def test_one_that_is_not_there(self, settings: Settings, config: Path) -> None:
-        patient = Patient(replace(settings, config=config))
+        patient = Patient(settings.model_copy(update={"config": config}))
         assert "can't be read" in the_one(doctor.check_config, patient, PROBLEM).what
 
     def test_what_is_in_force_counts_as_well(self, patient: Patient) -> None:
@@ -322,7 +325,7 @@ class TestArchives:
         note = built.with_name(f"{built.name}.sha256").read_text()
         write_mar(built, "2.0", note="changed")
         built.with_name(f"{built.name}.sha256").write_text(note)
-        assert "not the one that is meant" in self.found(settings, PROBLEM).what
+        assert "not the expected one" in self.found(settings, PROBLEM).what
 
     def test_one_of_which_nothing_says_what_it_must_be(
         self, settings: Settings, built: Path
@@ -341,7 +344,7 @@ class TestArchives:
         self.pin(settings, archives.digest(built))
         assert states(doctor.check_archives, Patient(settings)) == [OK, OK]
         write_mar(built, "2.0", note="changed")
-        assert "not the one that is meant" in self.found(settings, PROBLEM).what
+        assert "not the expected one" in self.found(settings, PROBLEM).what
 
     def test_a_pinned_one_that_is_kept_is_what_a_start_takes(
         self, settings: Settings, built: Path
@@ -390,7 +393,7 @@ class TestPorts:
     def test_one_that_the_service_does_not_hold(self, patient: Patient) -> None:
         (other,) = {free_settings(patient.settings.run_dir / "x").metrics_port}
         with self.listening(patient.settings):
-            patient.settings = replace(patient.settings, metrics_port=other)
+            patient.settings = patient.settings.model_copy(update={"metrics_port": other})
             said = the_one(doctor.check_ports, patient, PROBLEM).what
         assert said == f"the service does not listen on METRICS_PORT {other}"
 
@@ -400,7 +403,7 @@ class TestPorts:
         assert said.endswith(f"to other machines: {patient.settings.management_port}")
 
     def test_metrics_are_open_where_it_was_said_so(self, patient: Patient) -> None:
-        patient.settings = replace(patient.settings, exporter_host="0.0.0.0")
+        patient.settings = patient.settings.model_copy(update={"exporter_host": "0.0.0.0"})
         with self.listening(patient.settings, EXPORTER_PORT="0.0.0.0"):
             said = the_one(doctor.check_ports, patient, OK).what
         assert f"but for {patient.settings.exporter_port}" in said
@@ -499,14 +502,16 @@ class TestRunning:
     def test_page(self, patient: Patient) -> None:
         assert "can't be reached" in the_one(doctor.check_page, patient, PROBLEM).what
         with StandIn(patient.settings.run_dir) as page:
-            patient.settings = replace(patient.settings, frontend_port=page.server.server_port)
+            patient.settings = patient.settings.model_copy(
+                update={"frontend_port": page.server.server_port}
+            )
             assert states(doctor.check_page, patient) == [OK]
             page.refuse(503, "NotReady")
             assert "status 503" in the_one(doctor.check_page, patient, PROBLEM).what
 
     def test_management(self, settings: Settings) -> None:
         with StandIn(settings.run_dir) as server, running(settings):
-            settings = replace(settings, management_port=server.server.server_port)
+            settings = settings.model_copy(update={"management_port": server.server.server_port})
             told = [{"modelVersion": "1.0"}]
             server.answer = lambda request, body: (200, json.dumps(told).encode())
             found = the_one(doctor.check_management, Patient(settings), OK)

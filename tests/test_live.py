@@ -15,7 +15,6 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal
@@ -407,7 +406,7 @@ class TestFailingStart:
             shutil.copy(archives.built(Settings(), version), store)
         damage(archives.built(Settings(), "1.0"), store / "bloodcells-1.0.mar")
         settings = free_settings(tmp_path / "run")
-        failing = start(replace(settings, model_store=store))
+        failing = start(settings.model_copy(update={"model_store": store}))
         children: list[psutil.Process] = []
         while failing.process.poll() is None:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -426,7 +425,7 @@ class TestFailingStart:
         config = tmp_path / "config.properties"
         usual = (ROOT / "config.properties").read_text()
         config.write_text(usual.replace("token_expiration_min=60", "token_expiration_min=0.1"))
-        running = run_service(replace(free_settings(tmp_path / "run"), config=config))
+        running = run_service(free_settings(tmp_path / "run").model_copy(update={"config": config}))
         try:
             client = InferenceClient(running.settings)
             seen = set()

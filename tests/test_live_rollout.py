@@ -1,7 +1,4 @@
-"""Versions rolled out and back on the real service, under load, by the command line.
-
-The drill (`make drill`) does the same for longer, and measures.
-"""
+"""Changes of the deployed versions on the real service, while clients send requests."""
 
 from __future__ import annotations
 
@@ -14,72 +11,79 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import psutil
 import pytest
 import requests
 import yaml
+from click.testing import CliRunner
 
+from serving.cli import main
 from serving.client import InferenceClient, ManagementClient, ServiceError
-from serving.deployment import Deployment, VersionSpec, archives, known_answers
+from serving.deployment import Deployment, History, VersionSpec, archives, change, known_answers
 from serving.deployment.routing import RoutingFile
+from serving.rollout import changes
+from serving.rollout.changes import Rollout
 from serving.settings import ROOT, Settings
 from serving.torchserve.tokens import Tokens
 from testing import faulty
 from testing.clients import Clients
 from testing.service import Service, environment_of, free_settings, run_service
 
-# Two workers, so that one can go.
-WANTED = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(1)})
+# Two workers of 1.0, so that one can go.
+START = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(1)})
 IMAGE = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
-PEOPLE = [f"person-{number}" for number in range(24)]
-# Against hangs; nothing here is about speed.
+CLIENTS = [f"client-{number}" for number in range(12)]
+# Seconds; only a hang takes so long.
 PATIENCE = 120.0
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Run a service whose versions the tests change; each leaves it as it was."""
-    running = run_service(free_settings(tmp_path_factory.mktemp("run") / "run", WANTED))
+    """Run a service whose versions the tests change; each test undoes its changes."""
+    running = run_service(free_settings(tmp_path_factory.mktemp("run") / "run", START))
     yield running
     if running.process.poll() is None:
         running.stop()
 
 
 @pytest.fixture(autouse=True)
-def as_it_was(service: Service) -> Iterator[None]:
-    """See that each test left the service as it found it."""
+def unchanged(service: Service) -> Iterator[None]:
+    """Check that the test leaves the service as it was."""
     before = state(service.settings)
     yield
     assert state(service.settings) == before
 
 
-def tool(settings: Settings, *arguments: str, code: int = 0) -> str:
-    """Run the command line; return what it printed, and see that it shows no token."""
-    done = subprocess.run(
-        command(*arguments),
+def run_command(settings: Settings, *arguments: str, code: int = 0) -> str:
+    """Run the command line in this process; return what it prints, which holds no token."""
+    result = CliRunner().invoke(main, arguments, env=environment_of(settings))
+    assert result.exit_code == code, result.output
+    keys = json.loads((settings.run_dir / "key_file.json").read_text())
+    assert not any(keys[kind]["key"] in result.output for kind in ("inference", "management"))
+    return result.output
+
+
+def shell(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "serving", *arguments],
         cwd=ROOT,
         env=environment_of(settings),
-        capture_output=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
     )
-    said = done.stdout + done.stderr
-    assert done.returncode == code, said
-    keys = json.loads((settings.run_dir / "key_file.json").read_text())
-    assert not any(keys[kind]["key"] in said for kind in ("inference", "management", "API"))
-    return said
-
-
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "serving", *arguments]
 
 
 def state(settings: Settings) -> dict[str, Any]:
-    """Return how the service is, as `status` tells it; it must be as it is wanted."""
-    found = json.loads(tool(settings, "status", "--json"))
+    """Return the state of the service, which must be in sync with the file."""
+    rollout = Rollout(settings)
+    found = rollout.status()
+    rollout.close()
+    assert found["differences"] == []
     versions = {
         each["version"]: [each[key] for key in ("workers", "ready", "sha256")]
         for each in found["versions"]
@@ -88,8 +92,7 @@ def state(settings: Settings) -> dict[str, Any]:
 
 
 def history(settings: Settings) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads(tool(settings, "history", "--json"))
-    return entries
+    return History(settings.deployment).entries()
 
 
 def wait(until: Callable[[], bool]) -> None:
@@ -103,34 +106,32 @@ def wait(until: Callable[[], bool]) -> None:
 
 
 class Load(Clients):
-    """A few people who ask and ask; what fails, and who answered whom, is kept."""
+    """Clients that send one request after the other; failures and versions are recorded."""
 
     def __init__(self, settings: Settings) -> None:
         self.failures: list[str] = []
-        self.seen: dict[str, list[str]] = {person: [] for person in PEOPLE}
+        self.seen: dict[str, list[str]] = {client: [] for client in CLIENTS}
         self._client = InferenceClient(settings)
-        super().__init__(4)
+        super().__init__(2)
 
     def ask_on(self, number: int) -> None:
         while not self.ending.is_set():
-            for person in PEOPLE[number::4]:
+            for client in CLIENTS[number::2]:
                 try:
-                    answer = self._client.predict(IMAGE, client=person)
-                    self.seen[person].append(answer["version"])
+                    answer = self._client.predict(IMAGE, client=client)
+                    self.seen[client].append(answer["version"])
                 except ServiceError as error:
                     self.failures.append(f"{error.status} {error.type}: {error}")
+                self.ending.wait(0.01)
 
-    def forget(self) -> None:
-        """Wait until what was asked before is answered, and forget who answered."""
-        self.everyone()
-        for answers in self.seen.values():
-            answers.clear()
+    def versions(self) -> dict[str, set[str]]:
+        """Return the versions that answer each client's next two requests.
 
-    def everyone(self) -> dict[str, set[str]]:
-        """Wait until each one was answered twice more; return who answered whom."""
-        before = {person: len(answers) for person, answers in self.seen.items()}
-        wait(lambda: all(len(self.seen[each]) >= before[each] + 2 for each in PEOPLE))
-        return {person: set(answers[before[person] :]) for person, answers in self.seen.items()}
+        A request that is in flight now does not count.
+        """
+        before = {client: len(answers) + 1 for client, answers in self.seen.items()}
+        wait(lambda: all(len(self.seen[each]) >= before[each] + 2 for each in CLIENTS))
+        return {client: set(answers[before[client] :]) for client, answers in self.seen.items()}
 
     def __exit__(self, kind: object, *others: object) -> None:
         super().__exit__(kind, *others)
@@ -139,58 +140,48 @@ class Load(Clients):
 
 @pytest.fixture
 def load(service: Service) -> Iterator[Load]:
-    """Ask all the time; no test may lose a request."""
+    """Send requests during the test; none may fail."""
     with Load(service.settings) as load:
         yield load
     assert load.failures == []
 
 
-def bad(service: Service, version: str, *faults: Callable[[faulty.Contents], None]) -> Path:
-    """Write an archive of version 2.0 with these faults under another name."""
+def remade(service: Service, version: str, *faults: Callable[[faulty.Contents], None]) -> str:
+    """Write an archive of version 2.0 with these faults as another version; return its path."""
     target = service.settings.run_dir.with_name(f"bloodcells-{version}.mar")
-    return faulty.remade(archives.built(service.settings, "2.0"), target, version, *faults)
+    return str(faulty.remade(archives.built(service.settings, "2.0"), target, version, *faults))
 
 
 class TestChanges:
     def test_promote_and_roll_back(self, service: Service, load: Load) -> None:
-        settings = service.settings
-        tool(settings, "promote", "2.0")
-        load.forget()
-        assert set.union(*load.everyone().values()) == {"2.0"}
-        assert state(settings)["default"] == "2.0"
-        tool(settings, "rollback")
-        load.forget()
-        assert set.union(*load.everyone().values()) == {"1.0"}
-        done = [(each["action"], each["version"], each["outcome"]) for each in history(settings)]
-        assert done[-2:] == [("promote", "2.0", "done"), ("rollback", "1.0", "done")]
-        serving = archives.digest(archives.deployed(settings, "2.0"))
-        assert history(settings)[-2]["sha256"] == serving
+        for command, default in (("promote 2.0", "2.0"), ("rollback", "1.0")):
+            run_command(service.settings, *command.split())
+            assert set.union(*load.versions().values()) == {default}
+            assert state(service.settings)["default"] == default
+        done = [(each["action"], each["version"]) for each in history(service.settings)]
+        assert done[-2:] == [("promote", "2.0"), ("rollback", "1.0")]
 
-    def test_a_canary_keeps_its_people(self, service: Service, load: Load) -> None:
-        tool(service.settings, "canary", "2.0", "--percent", "40")
-        load.forget()
-        answered = load.everyone()
-        assert all(len(versions) == 1 for versions in answered.values())
-        assert set.union(*answered.values()) == {"1.0", "2.0"}
-        assert load.everyone() == answered
-        # More of them, and those who had it keep it.
-        tool(service.settings, "canary", "2.0", "--percent", "70")
-        load.forget()
-        more = load.everyone()
-        assert all(more[each] == {"2.0"} for each in PEOPLE if answered[each] == {"2.0"})
-        tool(service.settings, "rollback")
-        load.forget()
-        assert set.union(*load.everyone().values()) == {"1.0"}
+    def test_a_canary_keeps_its_clients(self, service: Service, load: Load) -> None:
+        run_command(service.settings, "canary", "2.0", "--percent", "40")
+        first = load.versions()
+        assert all(len(versions) == 1 for versions in first.values())
+        assert set.union(*first.values()) == {"1.0", "2.0"}
+        run_command(service.settings, "canary", "2.0", "--percent", "70")
+        second = load.versions()
+        assert all(second[each] == {"2.0"} for each in CLIENTS if first[each] == {"2.0"})
+        run_command(service.settings, "rollback")
+        assert set.union(*load.versions().values()) == {"1.0"}
 
-    def test_page_and_service_name_the_version_that_answered(self, service: Service) -> None:
-        tool(service.settings, "canary", "2.0", "--percent", "50")
-        answered = set()
-        for _ in range(12):
+    def test_page_and_torchserve_name_the_version_that_answered(self, service: Service) -> None:
+        run_command(service.settings, "canary", "2.0", "--percent", "50")
+        answered: set[str] = set()
+        # Each session is a client: 40 of them get the same version once in 2 ** 39 times.
+        for _ in range(40):
             with requests.Session() as browser:
                 page = browser.get(service.frontend_url).text
                 csrf = re.search(r'name="csrf_token" value="([^"]+)"', page)
                 assert csrf
-                for version in ("", "", "1.0", "2.0"):
+                for version in ("", "2.0"):
                     answer = browser.post(
                         f"{service.frontend_url}/",
                         data={"csrf_token": csrf[1], "version": version},
@@ -200,169 +191,144 @@ class TestChanges:
                     assert named == (version or named)
                     assert f"version {named}" in answer.text
                     answered.add(named)
+            if answered == {"1.0", "2.0"}:
+                break
         assert answered == {"1.0", "2.0"}
-        header = Tokens(service.settings.run_dir).header("inference")
         for path, version in (("", "1.0"), ("/2.0", "2.0")):
-            url = f"{service.settings.inference_url}/predictions/bloodcells{path}"
-            content = {"Content-Type": "application/octet-stream"}
-            response = requests.post(url, data=IMAGE, headers=header | content, timeout=30)
+            response = ask_directly(service.settings, path)
             assert response.headers["X-Model-Version"] == response.json()["version"] == version
-        tool(service.settings, "rollback")
+        run_command(service.settings, "rollback")
 
     def test_scale_retire_and_deploy_again(self, service: Service, load: Load) -> None:
-        settings, management = service.settings, ManagementClient(service.settings)
         for workers in ("3", "1", "2"):
-            said = tool(settings, "scale", "1.0", "--workers", workers)
-            assert f"has {workers} worker" in said
-            assert state(settings)["versions"]["1.0"][:2] == [int(workers)] * 2
-        tool(settings, "retire", "2.0")
-        assert set(management.versions()) == {"1.0"}
-        tool(
-            settings,
-            "deploy",
-            "2.0",
-        )
-        assert set(management.versions()) == {"1.0", "2.0"}
-        load.everyone()
+            printed = run_command(service.settings, "scale", "1.0", "--workers", workers)
+            assert f"has {workers} worker" in printed
+            assert state(service.settings)["versions"]["1.0"][:2] == [int(workers)] * 2
+        run_command(service.settings, "retire", "2.0")
+        assert state(service.settings)["versions"].keys() == {"1.0"}
+        run_command(service.settings, "deploy", "2.0")
+        load.versions()
+
+    def test_no_worker_is_stopped_with_a_request(
+        self, service: Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A client that ignores the routing has a request at a worker that does not run."""
+        settings = service.settings
+        monkeypatch.setattr(changes, "PAUSED_PATIENCE", 0)
+        client = ManagementClient(settings)
+        workers = [psutil.Process(each["pid"]) for each in client.describe("1.0")["workers"]]
+        client.close()
+        for worker in workers:
+            worker.suspend()
+        with ThreadPoolExecutor() as pool:
+            try:
+                request = pool.submit(ask_directly, settings, "/1.0")
+                printed = run_command(settings, "scale", "1.0", "--workers", "1", code=1)
+            finally:
+                for worker in workers:
+                    worker.resume()
+            assert "not at rest" in printed
+            assert request.result().status_code == 200
+        assert all(worker.is_running() for worker in workers)
 
     def test_new_tokens(self, service: Service, load: Load) -> None:
         before = Tokens(service.settings.run_dir).header("inference")
-        for _ in range(3):
-            tool(service.settings, "renew-tokens")
-            load.everyone()
+        run_command(service.settings, "renew-tokens")
+        load.versions()
         assert Tokens(service.settings.run_dir).header("inference") != before
 
-    def test_an_edited_file_is_told_and_applied(self, service: Service, load: Load) -> None:
+    def test_apply_an_edited_file(self, service: Service, load: Load) -> None:
         settings = service.settings
         original = settings.deployment.read_text()
         document = yaml.safe_load(original)
         document["versions"]["1.0"]["workers"] = 1
         document["default"] = "2.0"
         settings.deployment.write_text(yaml.safe_dump(document))
-        said = tool(settings, "status", code=1)
-        assert "1.0 has 2 workers, not 1" in said
-        assert "1.0 answers by default, not 2.0" in said
-        assert "run `apply` first" in tool(settings, "promote", "2.0", code=1)
-        tool(settings, "apply")
+        printed = run_command(settings, "status", code=1)
+        assert "1.0 has 2 workers, not 1" in printed
+        assert "the default version is 1.0, not 2.0" in printed
+        run_command(settings, "apply")
         assert state(settings)["default"] == "2.0"
         assert state(settings)["versions"]["1.0"][:2] == [1, 1]
-        load.everyone()
-        assert tool(settings, "apply").strip() == "nothing to do"
+        load.versions()
         settings.deployment.write_text(original)
-        tool(settings, "apply")
+        run_command(settings, "apply")
 
 
-BAD: dict[str, tuple[Callable[[Service], Path], str]] = {
-    "corrupt": (lambda it: faulty.cut_off(bad(it, "3.0")), "is damaged"),
-    "wrong hash": (lambda it: faulty.tampered_with(bad(it, "3.0")), "is not the one that is meant"),
-    "other answers": (
-        lambda it: bad(it, "3.0", faulty.other_answers),
-        "otherwise than when it was evaluated",
-    ),
-    "crash": (lambda it: bad(it, "3.0", faulty.crash_at_start), "can't start"),
-}
+def ask_directly(settings: Settings, path: str) -> requests.Response:
+    """Send an image to TorchServe as a client that ignores the routing."""
+    header = Tokens(settings.run_dir).header("inference")
+    url = f"{settings.inference_url}/predictions/bloodcells{path}"
+    content = {"Content-Type": "application/octet-stream"}
+    return requests.post(url, data=IMAGE, headers=header | content, timeout=PATIENCE)
 
 
-class TestBadDeploys:
-    @pytest.mark.parametrize("kind", BAD)
-    def test_is_refused_and_leaves_nothing(self, service: Service, load: Load, kind: str) -> None:
-        make, said = BAD[kind]
-        archive = make(service)
-        found = tool(service.settings, "deploy", "3.0", "--archive", str(archive), code=1)
-        assert said in found
-        assert found.count("\n") <= 2
-        assert set(ManagementClient(service.settings).versions()) == set(WANTED.versions)
-        assert not archives.deployed(service.settings, "3.0").exists()
-        entry = history(service.settings)[-1]
-        assert (entry["action"], entry["version"], entry["outcome"]) == ("deploy", "3.0", "failed")
-        assert said in entry["why"]
-        load.everyone()
-
-    def test_the_next_good_one_works(self, service: Service, load: Load) -> None:
-        tool(service.settings, "deploy", "3.0", "--archive", str(bad(service, "3.0")))
-        assert InferenceClient(service.settings).predict(IMAGE, "3.0")["version"] == "3.0"
-        assert "serves already" in tool(service.settings, "deploy", "3.0", code=1)
-        tool(service.settings, "retire", "3.0")
-
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_one_that_is_broken_off_leaves_nothing(
-        self, service: Service, number: signal.Signals
-    ) -> None:
-        archive = bad(service, "3.4", faulty.crash_at_start)
-        management = ManagementClient(service.settings)
-        deploying = subprocess.Popen(
-            command("deploy", "3.4", "--archive", str(archive)),
-            cwd=ROOT,
-            env=environment_of(service.settings),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            # What runs the tests may ignore it, as a shell's background jobs do.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        wait(lambda: "3.4" in management.versions())
-        deploying.send_signal(number)
-        assert deploying.wait(PATIENCE) == 1
-        assert set(management.versions()) == set(WANTED.versions)
-        assert not archives.deployed(service.settings, "3.4").exists()
-
-    def test_two_at_once_do_not_trip_over_each_other(self, service: Service, load: Load) -> None:
-        lock = service.settings.run_dir / "change.lock"
-        first = subprocess.Popen(
-            command("scale", "1.0", "--workers", "3"),
-            cwd=ROOT,
-            env=environment_of(service.settings),
-            stdout=subprocess.DEVNULL,
-        )
-        wait(lambda: "scale 1.0" in lock.read_text())
-        said = tool(service.settings, "promote", "2.0", code=4)
-        assert f"`scale 1.0` by process {first.pid}" in said
-        assert first.wait(PATIENCE) == 0
-        tool(service.settings, "scale", "1.0", "--workers", "2")
-
-
-class TestBadCanary:
+class TestDeploy:
     @pytest.mark.parametrize(
-        ("version", "fault", "bound", "why"),
+        ("fault", "why"),
         [
-            # On a busy machine all answers are slow.
-            ("3.2", faulty.fail_now_and_then, "60000", "requests failed"),
-            ("3.3", faulty.slow, "300", "took over"),
+            (faulty.other_answers, "no longer gives the answer"),
+            (faulty.crash_at_start, "can't start"),
         ],
     )
-    def test_goes_back_by_itself(
+    def test_a_faulty_archive_is_refused_and_removed(
         self,
         service: Service,
         load: Load,
-        version: str,
         fault: Callable[[faulty.Contents], None],
-        bound: str,
         why: str,
     ) -> None:
-        settings = service.settings
-        tool(settings, "deploy", version, "--archive", str(bad(service, version, fault)))
-        tool(settings, "canary", version, "--percent", "50", "--max-p95", bound)
-        # Not by `status`, for which file and routing may differ for a moment.
-        wait(lambda: history(settings)[-1]["action"] != "canary")
-        entry = history(settings)[-1]
-        assert (entry["action"], entry["version"]) == ("end canary", version)
-        assert why in entry["why"]
-        tool(settings, "retire", version)
+        archive = remade(service, "3.0", fault)
+        printed = run_command(service.settings, "deploy", "3.0", "--archive", archive, code=1)
+        assert why in printed
+        assert not archives.deployed(service.settings, "3.0").exists()
+        assert why in history(service.settings)[-1]["why"]
+        load.versions()
+
+    def test_an_interrupted_deploy_leaves_nothing(self, service: Service) -> None:
+        archive = remade(service, "3.4", faulty.crash_at_start)
+        management = ManagementClient(service.settings)
+        with shell(service.settings, "deploy", "3.4", "--archive", archive) as deploying:
+            wait(lambda: "3.4" in management.versions())
+            deploying.terminate()
+            assert deploying.wait(PATIENCE) == 1
+        assert set(management.versions()) == set(START.versions)
+        assert not archives.deployed(service.settings, "3.4").exists()
+
+    def test_a_second_change_is_refused(self, service: Service) -> None:
+        with change(service.settings, "scale", "1.0"):
+            second = shell(service.settings, "promote", "2.0")
+            _, printed = second.communicate(timeout=PATIENCE)
+        assert second.returncode == 4
+        assert f"`scale 1.0` by process {os.getpid()}" in printed
 
 
-class TestDeaths:
-    def test_a_worker(self, service: Service, load: Load) -> None:
+def test_a_canary_that_fails_is_rolled_back(service: Service, load: Load) -> None:
+    settings = service.settings
+    archive = remade(service, "3.2", faulty.fail_now_and_then)
+    run_command(settings, "deploy", "3.2", "--archive", archive)
+    # On a busy machine all answers are slow.
+    run_command(settings, "canary", "3.2", "--percent", "50", "--max-p95", "60000")
+    wait(lambda: history(settings)[-1]["action"] != "canary")
+    entry = history(settings)[-1]
+    assert (entry["action"], entry["version"]) == ("end canary", "3.2")
+    assert "requests failed" in entry["why"]
+    run_command(settings, "retire", "3.2")
+
+
+class TestCrashes:
+    def test_of_a_worker(self, service: Service, load: Load) -> None:
         management = ManagementClient(service.settings)
 
-        def ready() -> list[int]:
+        def ready() -> set[int]:
             workers = management.describe("1.0")["workers"]
-            return [worker["pid"] for worker in workers if worker["status"] == "READY"]
+            return {worker["pid"] for worker in workers if worker["status"] == "READY"}
 
-        killed = ready()[0]
+        killed = next(iter(ready()))
         os.kill(killed, signal.SIGKILL)
-        # Asked once for both: between two questions TorchServe may notice what happened.
-        wait(lambda: len({*ready()} - {killed}) == 2)
+        wait(lambda: len(ready() - {killed}) == 2)
 
-    def test_torchserve(self, service: Service, load: Load) -> None:
+    def test_of_torchserve(self, service: Service, load: Load) -> None:
         routing = RoutingFile(service.settings.run_dir)
         parent = psutil.Process(service.process.pid)
         family = parent.children(recursive=True)
@@ -373,27 +339,14 @@ class TestDeaths:
         wait(lambda: routing.read() is not None)
         _, alive = psutil.wait_procs([java, *workers], timeout=PATIENCE)
         assert alive == []
-        load.everyone()
+        load.versions()
         assert len(parent.children(recursive=True)) == len(family)
 
-    def test_the_page(self, service: Service) -> None:
-        parent = psutil.Process(service.process.pid)
-        page = next(each for each in parent.children() if "frontend" in each.cmdline())
-        page.kill()
-        psutil.wait_procs([page], timeout=PATIENCE)
-
-        def answers() -> bool:
-            with contextlib.suppress(requests.ConnectionError):
-                return requests.get(f"{service.frontend_url}/readyz", timeout=30).ok
-            return False
-
-        wait(answers)
-
-    def test_everything(self, service: Service) -> None:
+    def test_of_everything(self, service: Service) -> None:
         settings = service.settings
-        tool(settings, "promote", "2.0")
-        tool(settings, "scale", "2.0", "--workers", "2")
-        tool(settings, "canary", "1.0", "--percent", "30")
+        run_command(settings, "promote", "2.0")
+        run_command(settings, "scale", "2.0", "--workers", "2")
+        run_command(settings, "canary", "1.0", "--percent", "30")
         before = state(settings)
         parent = psutil.Process(service.process.pid)
         everything = [parent, *parent.children(recursive=True)]
@@ -402,20 +355,11 @@ class TestDeaths:
                 process.kill()
         service.process.wait()
         psutil.wait_procs(everything, timeout=PATIENCE)
-        tool_while_down = subprocess.run(
-            command("status"),
-            cwd=ROOT,
-            env=environment_of(settings),
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-        )
-        assert tool_while_down.returncode == 3
-        assert "does not run" in tool_while_down.stderr
+        with shell(settings, "status") as status:
+            assert status.wait(PATIENCE) == 3
         again = run_service(settings)
         service.process, service.printed = again.process, again.printed
         assert state(settings) == before
-        # The history outlived it, too.
-        tool(settings, "rollback")
-        assert tool(settings, "rollback").strip() == "version 1.0 answers"
-        tool(settings, "scale", "2.0", "--workers", "1")
+        run_command(settings, "rollback")
+        assert run_command(settings, "rollback").strip() == "version 1.0 answers"
+        run_command(settings, "scale", "2.0", "--workers", "1")

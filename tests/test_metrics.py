@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -540,7 +539,7 @@ def test_prometheus_may_be_let_in_from_elsewhere(
 ) -> None:
     monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
     host = Settings.from_environment().exporter_host
-    settings = replace(free_settings(tmp_path), exporter_host=host)
+    settings = free_settings(tmp_path).model_copy(update={"exporter_host": host})
     exporter.clear(settings)
     with exporter.exported(settings, {}, dict):
         port = settings.exporter_port

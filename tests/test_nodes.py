@@ -24,8 +24,7 @@ from edges import Asker, need_nginx, problem_of
 from benchmarks import nodes, nodes_report
 from benchmarks.nodes import Cgroup
 from benchmarks.nodes_report import Event, Request
-from serving.edge.certificates import sign
-from serving.edge.nginx import NAME
+from serving.edge.certificates import NAME, create
 from testing.service import free_ports, run_edge
 
 EVENT = Event("killed", "10.0.0.1", began=10, mended=20, back=25)
@@ -181,7 +180,7 @@ def refused(handler: BaseHTTPRequestHandler, body: bytes) -> None:
 @pytest.fixture
 def certificate(tmp_path: Path) -> tuple[Path, Path]:
     pair = tmp_path / "certificate.pem", tmp_path / "certificate.key"
-    sign(*pair, f"DNS:{NAME}", NAME)
+    create(*pair, [NAME])
     return pair
 
 

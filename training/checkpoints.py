@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from serving.files import atomic_write
 from serving.settings import ROOT
 
 State = dict[str, Any]
@@ -36,9 +37,8 @@ class Checkpoint:
 
     def save(self, state: State) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        torch.save({"identity": self.identity, **state}, partial)
-        partial.replace(self.path)
+        with atomic_write(self.path) as file:
+            torch.save({"identity": self.identity, **state}, file)
 
     def once(self, train: Callable[[], State]) -> State:
         """Return the state that `train` returns, which runs only if none was saved."""

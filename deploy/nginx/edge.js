@@ -1,138 +1,152 @@
-// What the edge decides by program: who may ask, which version answers, with which token, and what is
-// asked once more. `python -m serving edge` has nginx load this file as it is; `settings` comes from
-// RUN_DIR/edge/settings.json.
+// The part of the edge that nginx's directives cannot express (njs): it checks API keys, chooses the
+// version, retries, and reports to the watch over a canary.
 //
-// Files are read for each request, so a new key, token or routing counts at once.
+// `settings` is RUN_DIR/edge/settings.json. Files are read for every request, so new keys, tokens and
+// routings take effect at once. tests/routing_rules.py has the rules that this file and
+// serving/client.py share.
 
 import crypto from 'crypto';
 import fs from 'fs';
+import common from 'common.js';
+import torchserve from 'torchserve.js';
 
-// As in serving/client.py, in milliseconds: how long a request waits for a service that starts anew,
-// for the next token, between two looks, and before a TorchServe that is not there is tried again
-// (which nginx does 50 times at most for a request).
+// In milliseconds. nginx allows 50 subrequests a request, so an unreachable TorchServe is asked rarely.
 const PATIENCE = 15000;
-const RENEWAL_PATIENCE = 2000;
-const PAUSE = 20;
-const UNREACHABLE_PAUSE = 500;
-// As in serving/routing.py, in seconds.
+const RETRY_INTERVAL = 20;
+const UNREACHABLE_INTERVAL = 500;
+// In seconds, as in serving/deployment/routing.py.
 const LONGEST_PAUSE = 15;
+// Twice the images that a request may have.
+const MAX_PARTS = 256;
 
-// Twice the images that a request may hold.
-const MOST_PARTS = 256;
-
-const KINDS = { predictions: 'predict', explanations: 'explain' };
+const PERMISSIONS = { predictions: 'predict', explanations: 'explain' };
 const BEARER = /^Bearer +([^ ]+)$/i;
 
-// Return "STATUS CLIENT": 200, 401, 403, or 503 where the keys can't be read; and the name of who
-// asks where a key tells it.
+// Return "STATUS CLIENT" for the variable $edge_access: 200, 401, 403, or 503 if the keys cannot be
+// read; the client's name is empty if the key is unknown.
 function access(r) {
     const key = apiKey(r);
     if (!key) {
         return '401 ';
     }
-    const known = readKeys(r);
-    if (!known) {
+    const keys = readKeys(r);
+    if (!keys) {
         return '503 ';
     }
-    const entry = known[crypto.createHash('sha256').update(key).digest('hex')];
+    const entry = keys[crypto.createHash('sha256').update(key).digest('hex')];
     if (!entry) {
         return '401 ';
     }
-    const allowed = !entry.revoked && entry.allow.includes(KINDS[r.uri.split('/')[1]]);
+    const allowed = !entry.revoked && entry.allow.includes(PERMISSIONS[endpoint(r)]);
     return `${allowed ? 200 : 403} ${entry.client}`;
 }
 
 // Answer a prediction or an explanation.
 async function ask(r) {
+    let answer;
     try {
-        const answer = hasTooManyParts(r)
-            ? refuse(413, 'TooManyImages', `A form may have ${MOST_PARTS} parts.`)
-            : settings.nodes ? await askNodes(r) : await askTorchServe(r);
-        if (answer.version) {
-            r.headersOut['X-Model-Version'] = answer.version;
-        }
-        if (answer.retryAfter) {
-            r.headersOut['Retry-After'] = answer.retryAfter;
-        }
-        r.headersOut['Content-Type'] = 'application/json';
-        r.return(answer.status, answer.body);
+        answer = hasTooManyParts(r)
+            ? common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`)
+            : await askTorchServe(r);
     } catch (error) {
         r.variables.edge_fault = String(error.message);
-        const refusal = refuse(500, 'EdgeError', 'The edge failed.');
-        r.headersOut['Content-Type'] = 'application/json';
-        r.return(refusal.status, refusal.body);
+        answer = common.problem(500, 'EdgeError', 'The edge failed.');
     }
-}
-
-// Other edges choose the version, and know TorchServe's token; they ask for the client's key.
-async function askNodes(r) {
-    r.variables.edge_key = apiKey(r);
-    const reply = await send(r, r.uri);
-    return plainly(reply);
+    r.headersOut['Content-Type'] = 'application/json';
+    if (answer.version) {
+        r.headersOut['X-Model-Version'] = answer.version;
+    }
+    if (answer.busy) {
+        r.headersOut['Retry-After'] = '1';
+    }
+    r.return(answer.status, answer.body);
 }
 
 async function askTorchServe(r) {
-    const parts = r.uri.split('/');
-    const kind = parts[1], named = parts[3];
+    const named = r.uri.split('/')[3];
     const deadline = Date.now() + PATIENCE;
+    const attempts = [];
     let client = r.variables.edge_client;
     let interruptions = 0;
+    let answer;
     for (;;) {
-        const found = await findRoute(named, client, deadline);
-        if (found.refusal) {
-            return found.refusal;
+        const route = await findRoute(r, named, client, deadline);
+        if (!route) {
+            answer = common.problem(503, 'ServiceUnavailable', 'The service is not ready.');
+            break;
         }
-        const routing = found.routing, version = found.version;
+        if (!route.serves) {
+            answer = torchserve.notServed();
+            break;
+        }
         const started = Date.now();
-        const reply = await sendAuthorized(r, `/${kind}/bloodcells/${version}`);
-        const outcome = understand(reply);
-        if (outcome.unreachable) {
+        try {
+            answer = await torchserve.send(r, `/${endpoint(r)}/bloodcells/${route.version}`);
+        } finally {
+            common.remove(route.inFlight);
+        }
+        if (answer.unreachable) {
             if (Date.now() >= deadline) {
-                return refuse(503, 'ServiceUnavailable', 'The service is not ready.');
+                break;
             }
-            await sleep(UNREACHABLE_PAUSE);
+            await common.sleep(UNREACHABLE_INTERVAL);
             continue;
         }
-        if (kind === 'predictions') {
-            note(routing, version, outcome.status >= 500 || outcome.interrupted, started);
-        }
-        const onTrial = !named && version === routing.canary && outcome.status >= 500;
-        // It may have been retired since the routing was read.
-        const retired = !named && outcome.status === 404;
-        const again = outcome.interrupted || retired;
+        attempts.push({ route: route, answer: answer, milliseconds: Date.now() - started });
+        const isCanary = !named && route.version === route.routing.canary;
+        const interrupted = answer.interrupted || (!named && answer.retired);
         // An image that kills its worker must not kill them all.
-        interruptions += again ? 1 : 0;
-        if (!(onTrial || again) || interruptions > 1) {
-            return outcome;
+        interruptions += interrupted ? 1 : 0;
+        if (interruptions > 1 || !(interrupted || (isCanary && (answer.failed || answer.busy)))) {
+            break;
         }
+        // No client: the default version.
         client = null;
-        await sleep(PAUSE);
+        await common.sleep(RETRY_INTERVAL);
     }
+    if (endpoint(r) === 'predictions') {
+        report(attempts);
+    }
+    return answer;
 }
 
-// Wait until the service is ready and the version that is to answer is not held.
-async function findRoute(named, client, deadline) {
+// Wait until the service is ready and the version is not paused; return null if that takes too long.
+// The request then counts as in flight.
+async function findRoute(r, named, client, deadline) {
     for (;;) {
-        const routing = readJson(`${settings.run_dir}/routing.json`);
+        const text = common.read(`${settings.run_dir}/routing.json`);
+        const routing = common.parse(text);
         if (routing) {
             const version = named || choose(routing, client);
             if (!routing.versions.includes(version)) {
-                return { refusal: refuse(404, 'NotServed', 'This version does not serve.') };
+                return { serves: false };
             }
-            // Longer it is only where the clock was set back meanwhile.
-            const left = (routing.paused[version] || 0) - Date.now() / 1000;
-            if (left <= 0 || left > LONGEST_PAUSE) {
-                return { routing: routing, version: version };
+            if (!isPaused(routing, version)) {
+                const inFlight =
+                    `${settings.in_flight}/${version}~${process.pid}~${r.variables.request_id}`;
+                common.create(inFlight);
+                // A pause that began meanwhile may have missed this request.
+                if (common.read(`${settings.run_dir}/routing.json`) === text) {
+                    return { serves: true, routing: routing, version: version, inFlight: inFlight };
+                }
+                common.remove(inFlight);
+                continue;
             }
         }
         if (Date.now() >= deadline) {
-            return { refusal: refuse(503, 'ServiceUnavailable', 'The service is not ready.') };
+            return null;
         }
-        await sleep(PAUSE);
+        await common.sleep(RETRY_INTERVAL);
     }
 }
 
-// Choose as serving/routing.py does.
+// The next three functions do the same as serving/deployment/routing.py.
+function isPaused(routing, version) {
+    const left = (routing.paused[version] || 0) - Date.now() / 1000;
+    // A longer pause means that the clock was set back.
+    return 0 < left && left <= LONGEST_PAUSE;
+}
+
 function choose(routing, client) {
     const canary = routing.canary;
     return canary && client && place(canary, client) < routing.percent ? canary : routing.default;
@@ -144,106 +158,30 @@ function place(canary, client) {
     return (high * 4294967296 + low) / 18446744073709551616 * 100;
 }
 
-// Send with TorchServe's token; once more where it was renewed meanwhile.
-async function sendAuthorized(r, target) {
-    const token = readToken();
-    r.variables.edge_token = token;
-    let reply = await send(r, target);
-    if (reply.status === 400 && reply.responseText.includes('InvalidKeyException')) {
-        const deadline = Date.now() + RENEWAL_PATIENCE;
-        while (readToken() === token && Date.now() < deadline) {
-            await sleep(PAUSE);
+// While a canary runs, report the attempts to its watch (serving/deployment/canary.py). A full queue
+// is the canary's fault only if the default version then answers.
+function report(attempts) {
+    const last = attempts.length && attempts[attempts.length - 1].answer;
+    const answered = last && last.status < 500 && !last.busy;
+    attempts.forEach((attempt) => {
+        const routing = attempt.route.routing, version = attempt.route.version;
+        const answer = attempt.answer;
+        const watched = routing.canary && (version === routing.canary || version === routing.default);
+        if (!watched || answer.unrelated || answer.retired || (answer.busy && !answered)) {
+            return;
         }
-        r.variables.edge_token = readToken();
-        reply = await send(r, target);
-    }
-    return reply;
-}
-
-async function send(r, target) {
-    r.variables.edge_target = target;
-    const reply = await r.subrequest(`/upstream/${r.uri.split('/')[1]}`, { method: 'POST' });
-    const seen = reply.variables;
-    r.variables.edge_upstream = seen.upstream_addr || '';
-    r.variables.edge_upstream_seconds = seen.upstream_response_time || '';
-    return reply;
-}
-
-// Return what a reply of TorchServe means, its own errors in words for clients.
-function understand(reply) {
-    const version = reply.headersOut['X-Model-Version'];
-    if (version || reply.status === 200) {
-        return { status: reply.status, body: reply.responseBuffer, version: version };
-    }
-    const answered = reply.variables.upstream_header_time;
-    if (reply.status === 502 && (!answered || answered.slice(-1) === '-')) {
-        const connected = reply.variables.upstream_connect_time || '';
-        const interrupted = connected.slice(-1) !== '' && connected.slice(-1) !== '-';
-        const refusal = refuse(503, 'ServiceUnavailable', 'The service broke off.');
-        refusal.interrupted = interrupted;
-        refusal.unreachable = !interrupted;
-        return refusal;
-    }
-    const said = parse(reply.responseText) || {};
-    switch (reply.status) {
-    case 404:
-        return refuse(404, 'NotServed', 'This version does not serve.');
-    case 413:
-        return refuse(413, 'ImageTooLarge', 'The request is too large.');
-    case 500:
-    case 507: {
-        // TorchServe calls a damaged form a fault of its own, by what its parser stumbled over.
-        if (/^(ErrorDataDecoder|\w*IndexOutOfBounds|IllegalArgument)Exception$/.test(said.type)) {
-            return refuse(400, 'BadRequest', 'The form can\'t be read.');
+        const failed = answer.failed || answer.busy ? 1 : 0;
+        const now = (Date.now() / 1000).toFixed(3);
+        try {
+            const line = `${now} ${version} ${failed} ${attempt.milliseconds}.00\n`;
+            fs.appendFileSync(`${settings.run_dir}/outcomes`, line, { mode: 0o600 });
+        } catch (error) {
+            // A full disk costs no answer.
         }
-        const refusal = refuse(503, 'ServiceUnavailable', 'The service broke off.');
-        refusal.interrupted = said.type === 'InternalServerException';
-        return refusal;
-    }
-    case 503: {
-        if (said.type !== 'ServiceUnavailableException') {
-            return refuse(503, 'ServiceUnavailable', 'The service failed.');
-        }
-        // TorchServe says the same of a version without workers, which then is not routed to.
-        const refusal = refuse(429, 'ServiceBusy', 'Too many requests wait: try again soon.');
-        refusal.retryAfter = '1';
-        return refusal;
-    }
-    case 504:
-        return refuse(504, 'ServiceTimeout', 'The service took too long.');
-    default:
-        return refuse(502, 'ServiceError', 'The service gave no usable answer.');
-    }
+    });
 }
 
-// Return a node's reply as it is, if it is one of an edge.
-function plainly(reply) {
-    if (reply.status === 502 || reply.status === 504) {
-        return refuse(503, 'ServiceUnavailable', 'No node answers.');
-    }
-    return {
-        status: reply.status,
-        body: reply.responseBuffer,
-        version: reply.headersOut['X-Model-Version'],
-        retryAfter: reply.headersOut['Retry-After'],
-    };
-}
-
-// While a canary runs, tell its watch what came of a request (serving/canary.py).
-function note(routing, version, failed, started) {
-    if (!routing.canary || (version !== routing.canary && version !== routing.default)) {
-        return;
-    }
-    const now = Date.now();
-    const line = `${(now / 1000).toFixed(3)} ${version} ${failed ? 1 : 0} ${now - started}.00\n`;
-    try {
-        fs.appendFileSync(`${settings.run_dir}/outcomes`, line, { mode: 0o600 });
-    } catch (error) {
-        // A full disk is no reason to refuse an answer.
-    }
-}
-
-// TorchServe takes seconds to take a form of 100,000 parts apart, in one of its few threads.
+// TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
 function hasTooManyParts(r) {
     if (!/^multipart\//i.test(r.headersIn['Content-Type'] || '') || !r.requestBuffer) {
         return false;
@@ -252,15 +190,15 @@ function hasTooManyParts(r) {
     let parts = 0;
     for (let at = body.indexOf('\n--'); at >= 0; at = body.indexOf('\n--', at + 3)) {
         parts += 1;
-        if (parts > MOST_PARTS) {
+        if (parts > MAX_PARTS) {
             return true;
         }
     }
     return false;
 }
 
-function refuse(status, type, message) {
-    return { status: status, body: JSON.stringify({ code: status, type: type, message: message }) };
+function endpoint(r) {
+    return r.uri.split('/')[1];
 }
 
 function apiKey(r) {
@@ -268,43 +206,15 @@ function apiKey(r) {
     return r.headersIn['X-API-Key'] || (bearer ? bearer[1] : '');
 }
 
-// Return the keys by their hashes; none are known before the first is made; null on a fault.
+// Return the keys by their hashes, or null if the file is damaged. There is no file before the first
+// key is made.
 function readKeys(r) {
     try {
         return JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
     } catch (error) {
-        r.variables.edge_fault = `The keys can't be read: ${error.message}`;
+        r.variables.edge_fault = `The keys cannot be read: ${error.message}`;
         return error.code === 'ENOENT' ? {} : null;
     }
-}
-
-function readToken() {
-    try {
-        const line = fs.readFileSync(`${settings.run_dir}/inference.header`, 'utf8');
-        return line.slice(line.indexOf(':') + 1).trim();
-    } catch (error) {
-        return '';
-    }
-}
-
-function readJson(path) {
-    try {
-        return parse(fs.readFileSync(path, 'utf8'));
-    } catch (error) {
-        return null;
-    }
-}
-
-function parse(text) {
-    try {
-        return JSON.parse(text);
-    } catch (error) {
-        return null;
-    }
-}
-
-function sleep(milliseconds) {
-    return new Promise((resolve) => setTimeout(resolve, milliseconds));
 }
 
 export default { access, ask };

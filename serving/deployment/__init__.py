@@ -1,4 +1,4 @@
-"""The deployment: which versions are to serve, from which archives, and how clients are routed."""
+"""The deployment: the desired versions, their archives, and the routing of clients."""
 
 from serving.deployment.history import Busy, History, change
 from serving.deployment.spec import Canary, Deployment, DeploymentError, VersionSpec, load, save

@@ -1,48 +1,48 @@
-"""The archives: built in the model store, checked, and copied to where TorchServe loads from.
+"""Model archives: checked in the model store, and copied to the folder that TorchServe loads from.
 
-What serves is a copy in RUN_DIR/archives, taken when the version was deployed: an archive that is
-built anew meanwhile changes nothing, and a restart brings back the very bytes that served before.
+TorchServe serves a copy in RUN_DIR/archives, made when the version is deployed. A later build of
+the archive changes nothing, and a restart serves the same bytes as before.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+from serving.files import atomic_write
 from serving.settings import MODEL, Settings
 
-# What reading a damaged zip file may raise.
+# Errors that a damaged zip file raises.
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error)
 
 
 class BadArchive(Exception):
-    """An archive can't be used; the message is one sentence that says why and what to do."""
+    """An archive can't be used; the message explains why and what to do."""
 
 
 def built(settings: Settings, version: str) -> Path:
-    """Return where `make mar` puts the archive of a version."""
+    """Return the path of the archive that `make mar` builds."""
     return settings.model_store / f"{MODEL}-{version}.mar"
 
 
 def deployed(settings: Settings, version: str) -> Path:
-    """Return where the archive lies from which TorchServe serves a version."""
+    """Return the path of the archive that TorchServe loads."""
     return settings.archives / f"{MODEL}-{version}.mar"
 
 
 def digest(archive: Path) -> str:
-    """Return the SHA-256 of a file in hex; raise OSError."""
-    # hashlib.file_digest came with Python 3.11.
-    return hashlib.sha256(archive.read_bytes()).hexdigest()
+    """Return the SHA-256 of an archive; raise OSError."""
+    with archive.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def noted_digest(archive: Path) -> str | None:
-    """Return the SHA-256 that stands beside an archive (NAME.mar.sha256), or None."""
+    """Return the SHA-256 in the file beside an archive (NAME.mar.sha256), or None."""
     try:
         words = archive.with_name(f"{archive.name}.sha256").read_text().split()
     except OSError:
@@ -51,87 +51,68 @@ def noted_digest(archive: Path) -> str | None:
 
 
 def check(archive: Path, version: str, sha256: str | None = None) -> str:
-    """Return the SHA-256 of the archive of a version; raise BadArchive if it is not that.
+    """Check that an archive is intact and holds this version; return its SHA-256.
 
-    It must be whole, say that it is this version, and have this SHA-256 if one is given.
+    Raises BadArchive, also if a SHA-256 is given and differs.
     """
     if not archive.is_file():
         raise BadArchive(f"The archive {archive} is missing: run `make mar`.")
     found = digest(archive)
     if sha256 and found != sha256.lower():
         raise BadArchive(
-            f"The archive {archive} is not the one that is meant: its SHA-256 begins with "
-            f"{found[:12]}, not {sha256[:12].lower()}. Build it anew, or fetch the right one."
+            f"The archive {archive} is not the expected one: its SHA-256 begins with "
+            f"{found[:12]}, not {sha256[:12].lower()}. Build it again, or fetch the right one."
         )
-    says = _manifest(archive)
-    if (says["modelName"], says["modelVersion"]) != (MODEL, version):
-        raise BadArchive(
-            f"The archive {archive} says that it is {says['modelName']} {says['modelVersion']}, "
-            f"not {MODEL} {version}."
-        )
+    model = _manifest(archive)
+    if model != (MODEL, version):
+        raise BadArchive(f"The archive {archive} holds {' '.join(model)}, not {MODEL} {version}.")
     return found
 
 
-def take(settings: Settings, archive: Path, version: str, sha256: str | None = None) -> str:
-    """Copy a checked archive to where it is served from; return its SHA-256.
+def install(settings: Settings, archive: Path, version: str, sha256: str | None = None) -> str:
+    """Check an archive and copy it to RUN_DIR/archives; return its SHA-256.
 
-    Raises BadArchive, and then leaves what lay there before.
+    Raises BadArchive, and then keeps the archive that is there.
     """
     found = check(archive, version, sha256)
     target = deployed(settings, version)
-    partial = target.with_suffix(f".{os.getpid()}.partial")
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    try:
-        shutil.copyfile(archive, partial)
+    with archive.open("rb") as source, atomic_write(target) as copy:
+        shutil.copyfileobj(source, copy)
+        copy.seek(0)
         # It may have changed between the check and the copy.
-        if digest(partial) != found:
-            raise BadArchive(f"The archive {archive} changes while it is copied: try again.")
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+        if hashlib.file_digest(copy, "sha256").hexdigest() != found:
+            raise BadArchive(f"The archive {archive} changed while it was copied: try again.")
     return found
 
 
-class Former:
-    """The archive of a version as it lies where it is served from, to be put back."""
-
-    def __init__(self, settings: Settings, version: str) -> None:
-        self._path = deployed(settings, version)
-        self._content = self._path.read_bytes() if self._path.exists() else None
-
-    def put_back(self) -> None:
-        """Let it lie there again, or nothing if nothing did."""
-        if self._content is None:
-            self._path.unlink(missing_ok=True)
-        else:
-            self._path.write_bytes(self._content)
-
-
 def provide(settings: Settings, version: str, sha256: str | None) -> str:
-    """Have the archive of a version where it is served from; return its SHA-256.
+    """Make sure that the archive of a version is in RUN_DIR/archives; return its SHA-256.
 
-    With a SHA-256 that is the very archive; without, the one that is built. Raises BadArchive.
+    With a SHA-256, it is the archive that has it, else the one in the model store.
+    Raises BadArchive.
     """
     present = deployed(settings, version)
     if sha256 and present.is_file() and digest(present) == sha256.lower():
         return sha256.lower()
     source = built(settings, version)
-    return take(settings, source, version, sha256 or noted_digest(source))
+    return install(settings, source, version, sha256 or noted_digest(source))
 
 
 def read_json(archive: Path, name: str) -> Any:
-    """Return a JSON document of an archive; raise BadArchive."""
+    """Return a JSON document from an archive; raise BadArchive."""
     try:
         with zipfile.ZipFile(archive) as file:
             return json.loads(file.read(name))
     except (*DAMAGED, KeyError) as error:
-        # The former also looks like the latter: cut off, it may end in the zip file of its weights.
+        # A truncated archive may also look like a valid zip file: that of its weights.
         raise BadArchive(
-            f"The archive {archive} is damaged, or holds no {name}: run `make mar`."
+            f"The archive {archive} is damaged or has no {name}: run `make mar`."
         ) from error
 
 
-def _manifest(archive: Path) -> dict[str, str]:
+def _manifest(archive: Path) -> tuple[str, str]:
+    """Return the model's name and version; raise BadArchive unless the whole archive is intact."""
     try:
         with zipfile.ZipFile(archive) as file:
             if broken := file.testzip():
@@ -140,8 +121,8 @@ def _manifest(archive: Path) -> dict[str, str]:
         raise BadArchive(f"The archive {archive} is damaged: run `make mar`.") from error
     try:
         model = read_json(archive, "MAR-INF/MANIFEST.json")["model"]
-        return {key: str(model[key]) for key in ("modelName", "modelVersion")}
+        return str(model["modelName"]), str(model["modelVersion"])
     except (KeyError, TypeError) as error:
         raise BadArchive(
-            f"The archive {archive} does not say what it is: run `make mar`."
+            f"The manifest of {archive} names no model and version: run `make mar`."
         ) from error

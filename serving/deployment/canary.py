@@ -1,7 +1,7 @@
-"""The watch over a canary: what its clients got, and when it must go back.
+"""Outcomes of a canary's requests, and the decision when to roll it back.
 
-While a canary runs, each client appends a line for each answer (`outcomes` in RUN_DIR); the service
-reads them, and takes the canary back when it breaks the bounds that were set for it.
+While a canary runs, clients append a line for each answer to RUN_DIR/outcomes. The service reads
+them, and rolls the canary back when it exceeds its limits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from pathlib import Path
 from serving.deployment import Canary
 
 FILE = "outcomes"
-# Seconds that an answer counts, and answers without which nothing is judged.
+# Seconds that an answer counts.
 WINDOW = 120.0
-ENOUGH = 20
-# Failures that may always happen.
-PARDONED = 2
+# With fewer answers, there is no decision.
+MIN_ANSWERS = 20
+# So few failures are always tolerated.
+TOLERATED = 2
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one request to a version came to."""
+    """The result of one request to a version."""
 
     time: float
     version: str
@@ -35,7 +36,7 @@ class Outcome:
 
 
 def note(run_dir: Path, version: str, failed: bool, seconds: float) -> None:
-    """Append an outcome. A line this short is written whole, whoever else writes."""
+    """Append an outcome. Lines this short are atomic, also with several writers."""
     line = f"{time.time():.3f} {version} {int(failed)} {seconds * 1000:.2f}\n"
     file = os.open(run_dir / FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
@@ -45,22 +46,22 @@ def note(run_dir: Path, version: str, failed: bool, seconds: float) -> None:
 
 
 class Watch:
-    """The outcomes of the last minutes, and the judgement on the canary."""
+    """The outcomes of the last minutes, and the decision about the canary."""
 
     def __init__(self, run_dir: Path) -> None:
         self._path = run_dir / FILE
         self._outcomes: deque[Outcome] = deque()
 
     def forget(self) -> None:
-        """Start anew, as for another canary."""
+        """Forget all outcomes, for a new canary."""
         self._path.unlink(missing_ok=True)
         self._outcomes.clear()
 
     def read(self) -> None:
-        """Take in what clients wrote since, and drop what is old."""
+        """Read the new outcomes and drop old ones."""
         taken = self._path.with_suffix(".taken")
         try:
-            # So the file never grows. Who opened it before writes into this one.
+            # Keeps the file small. A client that has it open still writes to the renamed one.
             self._path.replace(taken)
             lines = taken.read_text().splitlines()
         except FileNotFoundError:
@@ -70,37 +71,37 @@ class Watch:
             self._outcomes.popleft()
 
     def verdict(self, canary: Canary, default: str) -> str | None:
-        """Return why the canary must go back, or None if it may stay."""
+        """Return why the canary must be rolled back, or None."""
         outcomes: dict[str, list[Outcome]] = defaultdict(list)
         for outcome in self._outcomes:
             outcomes[outcome.version].append(outcome)
         own = outcomes[canary.version]
-        if len(own) < ENOUGH:
+        if len(own) < MIN_ANSWERS:
             return None
         failures = sum(outcome.failed for outcome in own)
         errors, usual = error_percent(own), error_percent(outcomes[default])
-        if failures > PARDONED and errors - usual > canary.max_errors:
+        if failures > TOLERATED and errors - usual > canary.max_errors:
             return (
-                f"{failures} of its last {len(own)} requests failed ({errors:.1f} %, the default's "
-                f"{usual:.1f} %; the bound is {canary.max_errors:g} % more)"
+                f"{failures} of its last {len(own)} requests failed ({errors:.1f} %; the default "
+                f"version: {usual:.1f} %; the limit is {canary.max_errors:g} % more)"
             )
         p95 = percentile(own, 95)
         if p95 > canary.max_p95:
             return (
-                f"1 in 20 of its last {len(own)} answers took over {p95:.0f} ms "
-                f"(the bound is {canary.max_p95:g} ms)"
+                f"the 95th percentile of its last {len(own)} response times is {p95:.0f} ms "
+                f"(the limit is {canary.max_p95:g} ms)"
             )
         return None
 
 
 def error_percent(outcomes: Iterable[Outcome]) -> float:
-    """Return the share of failures in percent; of nothing, 0."""
+    """Return the share of failures in percent, or 0 without outcomes."""
     failed = [outcome.failed for outcome in outcomes]
     return 100 * sum(failed) / len(failed) if failed else 0.0
 
 
 def percentile(outcomes: Iterable[Outcome], percent: float) -> float:
-    """Return the time in milliseconds that so many percent of the answers took at most."""
+    """Return a percentile of the response times in milliseconds."""
     times = sorted(outcome.milliseconds for outcome in outcomes)
     return times[math.ceil(len(times) * percent / 100) - 1]
 
@@ -111,5 +112,5 @@ def _parse(lines: Iterable[str]) -> Iterable[Outcome]:
             moment, version, failed, milliseconds = line.split()
             yield Outcome(float(moment), version, failed == "1", float(milliseconds))
         except ValueError:
-            # Cut off by a full disk: one answer less.
+            # Truncated by a full disk.
             continue

@@ -1,4 +1,4 @@
-"""The history of changes to deployment.yaml, and the lock that lets one change happen at a time."""
+"""The history of the changes to deployment.yaml, and the lock that allows one at a time."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from serving.deployment.spec import VersionSpec, from_document, load, to_documen
 from serving.files import Locked, lock
 from serving.settings import Settings
 
-# In RUN_DIR: who changes what is served holds it.
 LOCK = "change.lock"
 
 
 class Busy(Exception):
-    """Another change is at work; the message says which."""
+    """Another change is running; the message says which."""
 
 
 class History:
-    """Who changed the deployment when, and what came of it: a line of JSON for each change."""
+    """A line of JSON for each change: who made it, when, and its outcome."""
 
     def __init__(self, deployment: Path) -> None:
         self.path = deployment.with_name(f"{deployment.stem}.history.jsonl")
@@ -35,13 +34,13 @@ class History:
         with self.path.open("a+b") as file:
             if size := file.seek(0, os.SEEK_END):
                 file.seek(size - 1)
-                # It must not become the rest of a line that was cut off.
+                # A full disk may have truncated the last line.
                 if file.read() != b"\n":
                     file.write(b"\n")
             file.write(json.dumps(entry).encode() + b"\n")
 
     def entries(self) -> list[dict[str, Any]]:
-        """Return all entries, oldest first; a line that was cut off is passed over."""
+        """Return all entries, oldest first, without truncated lines."""
         try:
             lines = self.path.read_text().splitlines()
         except FileNotFoundError:
@@ -53,24 +52,23 @@ class History:
         return entries
 
     def defaults(self, now: str) -> list[str]:
-        """Return who answered by default, the present one last; what was undone is left out.
+        """Return the default versions up to the present one, without those rolled back.
 
-        It is seen from how things stood before and after each change, as the file may also have
-        been edited.
+        Each entry has the state before and after it, since the file may also be edited.
         """
-        standing: list[str] = []
+        found: list[str] = []
         for entry in self.entries():
             if entry["outcome"] != "done":
                 continue
-            _append_new(standing, entry["before"]["default"])
-            if entry["action"] == "rollback" and standing[-2:-1] == [entry["after"]["default"]]:
-                standing.pop()
-            _append_new(standing, entry["after"]["default"])
-        _append_new(standing, now)
-        return standing
+            _append_new(found, entry["before"]["default"])
+            if entry["action"] == "rollback" and found[-2:-1] == [entry["after"]["default"]]:
+                found.pop()
+            _append_new(found, entry["after"]["default"])
+        _append_new(found, now)
+        return found
 
     def last_seen(self, version: str) -> VersionSpec | None:
-        """Return a version as it was wanted last, or None if it never was."""
+        """Return the last spec of a version, or None."""
         for entry in reversed(self.entries()):
             for moment in ("after", "before"):
                 if version in entry[moment]["versions"]:
@@ -85,9 +83,9 @@ def _append_new(names: list[str], name: str) -> None:
 
 @contextlib.contextmanager
 def change(settings: Settings, action: str, version: str | None = None) -> Iterator[dict[str, Any]]:
-    """Hold the lock of changes, and write down what came of this one; raise Busy.
+    """Hold the lock of changes and add an entry to the history; raise Busy.
 
-    Yields the entry for the history, to which the change may add.
+    Yields the entry, so that the change can add to it.
     """
     entry: dict[str, Any] = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -112,4 +110,4 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
                 entry["after"] = to_document(load(settings.deployment))
                 History(settings.deployment).add(entry)
     except Locked as error:
-        raise Busy(f"Another change is at work: {error}. Try again when it is done.") from error
+        raise Busy(f"Another change is running: {error}. Try again when it is done.") from error

@@ -1,7 +1,7 @@
-"""Known images and the answers that a version is known to give to them.
+"""Known images, and the answers that each version must give to them.
 
-The images (`samples/`) are drawn by the project. The answers were written when the version was
-evaluated, and lie in its archive: whoever holds an archive can tell whether it answers rightly.
+The images (`samples/`) are drawn by the project. An archive holds the answers that its version gave
+when it was evaluated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from serving.deployment.archives import BadArchive, read_json
 from serving.settings import ROOT
 
 SAMPLES = ROOT / "serving" / "samples"
-# Other processors round differently; another network or preprocessing differs by far more.
+# Processors round differently. Another network or preprocessing differs far more.
 TOLERANCE = 1e-4
 
 Probabilities = dict[str, float]
@@ -22,12 +22,12 @@ def answers(archive: Path) -> dict[str, Probabilities]:
     """Return a version's answers by the name of the image; raise BadArchive."""
     known: dict[str, Probabilities] = read_json(archive, "golden.json")
     if missing := [name for name in known if not (SAMPLES / name).is_file()]:
-        raise BadArchive(f"The archive {archive} knows images that are not there: {missing}.")
+        raise BadArchive(f"The archive {archive} has answers to missing images: {missing}.")
     return known
 
 
 def agree(probabilities: Probabilities, known: Probabilities) -> bool:
-    """Tell whether an answer is the known one."""
+    """Return whether an answer is the known one."""
     return probabilities.keys() == known.keys() and all(
         abs(probabilities[name] - known[name]) <= TOLERANCE for name in known
     )

@@ -1,7 +1,7 @@
-"""Which version answers whom: a file that changes write, and that every client reads.
+"""Which version answers which client: a file that changes write and every client reads.
 
-It is there while the service is ready, and only then. So a client need not guess from errors: with
-no file, or while its version is held, it waits.
+The file exists only while the service is ready. Clients wait while it is missing, or while their
+version is paused.
 """
 
 from __future__ import annotations
@@ -9,34 +9,33 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from serving.deployment import Deployment
+from serving.files import atomic_write
 
 FILE = "routing.json"
-# A hold ends by itself, if who holds is killed.
+# Seconds; a pause ends by itself if the process that began it is killed.
 LONGEST_PAUSE = 15.0
 
 
 @dataclass(frozen=True)
 class Routing:
-    """The versions that serve, and the share of the clients that the canary gets."""
+    """The deployed versions, and the share of the clients that the canary gets."""
 
     default: str
     versions: tuple[str, ...]
     canary: str | None = None
     percent: float = 0.0
-    # By version, until when (seconds since the epoch) nothing may be sent to it.
+    # By version: the end of its pause, in seconds since the epoch.
     paused: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, deployment: Deployment) -> Routing:
-        """Return the routing that a deployment asks for."""
+        """Return the routing of a deployment."""
         canary = deployment.canary
         return cls(
             deployment.default,
@@ -46,20 +45,20 @@ class Routing:
         )
 
     def choose(self, client: str) -> str:
-        """Return the version that answers a client: always the same one, while nothing changes."""
+        """Return the version that answers a client: the same one until the deployment changes."""
         if self.canary and _place(self.canary, client) < self.percent:
             return self.canary
         return self.default
 
     def share(self, version: str) -> float:
-        """Return the percentage of the clients that a version answers."""
+        """Return the percentage of clients that a version answers."""
         if version == self.canary:
             return self.percent
         return 100.0 - self.percent if version == self.default else 0.0
 
     def is_paused(self, version: str) -> bool:
-        """Tell whether nothing may be sent to a version just now."""
-        # Longer it is only where the clock was set back meanwhile.
+        """Return whether clients must not send to a version now."""
+        # A longer pause means that the clock was set back.
         return 0 < self.paused.get(version, 0.0) - time.time() <= LONGEST_PAUSE
 
 
@@ -73,7 +72,7 @@ class RoutingFile:
     def read(self) -> Routing | None:
         """Return the routing, or None while the service is not ready."""
         try:
-            # Whole, each time: neither its time nor its number tells two of one moment apart.
+            # Always the content: two files of one moment may share time and inode number.
             text = self._path.read_text()
         except FileNotFoundError:
             return None
@@ -83,18 +82,17 @@ class RoutingFile:
         return read[1]
 
     def publish(self, routing: Routing) -> None:
-        """Let all clients see this from now on."""
-        partial = self._path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-        partial.write_text(json.dumps(asdict(routing)))
-        partial.replace(self._path)
+        """Replace the routing that all clients read."""
+        with atomic_write(self._path) as file:
+            file.write(json.dumps(asdict(routing)).encode())
 
     def withdraw(self) -> None:
-        """Tell all clients that the service is not ready."""
+        """Remove the routing: the service is not ready."""
         self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def pause(self, version: str) -> Iterator[None]:
-        """Have all clients wait before they send to a version."""
+        """Make all clients wait before they send to a version."""
         routing = self.read()
         if routing is None:
             yield
@@ -104,11 +102,11 @@ class RoutingFile:
         try:
             yield
         finally:
-            # Only if it stands as we left it: the service may have gone down, or come up anew.
+            # Only this pause: the service may have stopped or restarted meanwhile.
             now = self.read()
             if now and now.paused.get(version) == until:
-                held = {name: time for name, time in now.paused.items() if name != version}
-                self.publish(replace(now, paused=held))
+                others = {name: end for name, end in now.paused.items() if name != version}
+                self.publish(replace(now, paused=others))
 
 
 def _parse(text: str) -> Routing:
@@ -117,9 +115,6 @@ def _parse(text: str) -> Routing:
 
 
 def _place(canary: str, client: str) -> float:
-    """Return a client's place from 0 to 100: another one for each canary, so no one is always it.
-
-    A hash spreads clients evenly, and needs no table of them.
-    """
+    """Return a client's place from 0 to 100, a different one for each canary."""
     first = hashlib.sha256(f"{canary} {client}".encode()).digest()[:8]
     return int.from_bytes(first, "big") / 2**64 * 100

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-from serving.files import Locked, lock
+from serving.files import Locked, atomic_write, lock
 
 MAY = ("predict", "explain")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -92,11 +91,9 @@ class KeyFile:
             with lock(self._path.with_suffix(".lock"), "a key is changed", patience=10):
                 keys = self.read()
                 yield keys
-                partial = self._path.with_suffix(".partial")
-                partial.unlink(missing_ok=True)
-                with open(os.open(partial, os.O_WRONLY | os.O_CREAT, 0o600), "w") as file:
-                    json.dump({hashed: _document(key) for hashed, key in keys.items()}, file)
-                partial.replace(self._path)
+                document = {hashed: _document(key) for hashed, key in keys.items()}
+                with atomic_write(self._path, 0o600) as file:
+                    file.write(json.dumps(document).encode())
         except Locked as error:
             raise KeyFileError(f"{self._path} is being changed by another: try again.") from error
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What those beside the edge can tell of it: the service's metrics, and `doctor`."""
+"""What other processes see of the edge: for the service's metrics and `doctor`."""
 
 from __future__ import annotations
 
@@ -12,46 +12,49 @@ from pathlib import Path
 from serving.edge import certificates
 from serving.edge.keys import KeyFile, KeyFileError
 
-# Seconds that it has to answer.
 TIMEOUT = 4.0
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Whether the edge answers, how long its certificate is valid, what is wrong with its keys."""
+    """Whether the edge answers, when its certificate expires, and what is wrong with its keys."""
 
     address: str
     answers: bool
-    # In seconds since the epoch; None if nobody knows.
+    # In seconds since the epoch; None if it does not answer.
     expires: float | None
     keys_fault: str | None
 
 
 def note(path: Path, host: str, port: int, keys: Path) -> None:
-    """Write down how an open edge is found."""
+    """Write how an open edge can be reached."""
     path.write_text(json.dumps({"host": host, "port": port, "keys": str(keys)}))
 
 
 def look(path: Path) -> Seen | None:
-    """Look at the edge that has left its note there; None where none is open."""
+    """Ask the edge that left this note whether it is well; return None if there is no note."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     host, port = found["host"], found["port"]
     certificate = _answer(host, port)
-    expires = certificates.expires(certificate) if certificate else None
     fault = None
     try:
         KeyFile(Path(found["keys"])).read()
     except KeyFileError as error:
         fault = str(error)
-    return Seen(f"{host}:{port}", certificate is not None, expires, fault)
+    return Seen(
+        f"{host}:{port}",
+        certificate is not None,
+        certificates.expires(certificate.encode()) if certificate else None,
+        fault,
+    )
 
 
 def _answer(host: str, port: int) -> str | None:
-    """Return the certificate that the edge shows as it says that it lives; None if it doesn't."""
-    # It is here; whether its certificate suits its clients, is not the question.
+    """Return the certificate (PEM) of an edge that answers /healthz; None if it does not."""
+    # It is on this machine; its certificate need not name the address used here.
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     connection = http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=context)
@@ -60,7 +63,7 @@ def _answer(host: str, port: int) -> str | None:
             connection.connect()
             shown = connection.sock.getpeercert(binary_form=True)
             connection.request("GET", "/healthz")
-            lives = connection.getresponse().status == 200
-        return ssl.DER_cert_to_PEM_cert(shown) if lives and shown else None
+            answers = connection.getresponse().status == 200
+        return ssl.DER_cert_to_PEM_cert(shown) if answers and shown else None
     except (OSError, http.client.HTTPException):
         return None

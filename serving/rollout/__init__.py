@@ -1,1 +1,1 @@
-"""Changes to the versions that serve, and the checks that make them safe."""
+"""Changes to the deployed versions, and the checks that make them safe."""

@@ -1,8 +1,8 @@
-"""Changes to what is served, each of them safe: nothing is switched to what was not seen to answer
-rightly, and nothing is taken away that still works.
+"""Changes to the deployed versions. A change that fails leaves the service as it was.
 
-A change that fails leaves the service as it was. Each one holds the lock of changes, is written to
-deployment.yaml when it is done, and leaves an entry in the history.
+No version gets requests before its answers are correct, and no worker stops before it is at rest.
+Each change holds the lock of changes, writes deployment.yaml when it is done, and adds an entry to
+the history.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from serving import deployment
+from serving import deployment, files
 from serving.client import ManagementClient, NotServed, ServiceError
 from serving.deployment import (
     Canary,
@@ -26,22 +24,22 @@ from serving.deployment import (
     VersionSpec,
     archives,
     change,
-    spec,
 )
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
-from serving.rollout.readiness import NeverReady, Say, WorkerLog, wait_until_ready
+from serving.rollout import state
+from serving.rollout.readiness import NeverReady, Report, WorkerLog, wait_until_ready
+from serving.rollout.rest import NotAtRest, wait_until_at_rest
 from serving.settings import Settings
 
-# Seconds until a version that gets nothing new must be at rest, and for how long it must be.
+# Seconds that a version may take to come to rest: without new requests, and paused, when its
+# clients wait.
 DRAIN_PATIENCE = 30.0
-# A held version's clients wait meanwhile.
 PAUSED_PATIENCE = 5.0
-REST = 0.3
 
 
 class Refused(Exception):
-    """A change was not made, and the service is as it was; the message says why."""
+    """A change was not made, and the service is as it was; the message explains why."""
 
 
 class NotRunning(Refused):
@@ -51,17 +49,23 @@ class NotRunning(Refused):
 class Rollout:
     """The changes to one running service."""
 
-    def __init__(self, settings: Settings, say: Say = lambda message: None) -> None:
+    def __init__(self, settings: Settings, report: Report = lambda message: None) -> None:
         self.settings = settings
-        self.say = say
+        self.report = report
         self.routing = RoutingFile(settings.run_dir)
         self.management = ManagementClient(settings)
 
     def close(self) -> None:
-        """Close the connections that are kept open."""
+        """Close the pooled connections."""
         self.management.close()
 
-    # --- The changes
+    def status(self) -> dict[str, Any]:
+        """Return the state of the service; raise ServiceError or DeploymentError."""
+        return state.status(self.settings, self.management, self.routing.read())
+
+    def differences(self, desired: Deployment) -> list[str]:
+        """Return how the service differs from the desired state; raise ServiceError."""
+        return state.differences(desired, self.management, self.routing.read())
 
     def deploy(
         self,
@@ -70,393 +74,280 @@ class Rollout:
         archive: Path | None = None,
         sha256: str | None = None,
     ) -> None:
-        """Let a version serve beside the others, once it was seen to answer rightly.
-
-        Raises Refused, and then nothing of it is left.
-        """
-        with self._change("deploy", version) as (wanted, entry):
-            if version in wanted.versions:
+        """Serve a version beside the others once its answers are correct; raise Refused."""
+        with self._change("deploy", version) as (desired, entry):
+            if version in desired.versions:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
-            # Checked before anything is done.
-            wanted.with_version(version, VersionSpec(workers))
-            # A rollback may want the one that lies there.
-            former = archives.Former(self.settings, version)
-            entry["sha256"] = self._take(version, archive, sha256)
-            try:
-                self._start(version, workers)
-                self._keep(wanted.with_version(version, VersionSpec(workers, entry["sha256"])))
-            except BaseException:
-                self._drop(version)
-                former.put_back()
-                raise
+            # Validated before anything is done.
+            desired.with_version(version, VersionSpec(workers))
+            # A rollback may need the archive that is there.
+            with files.restored_on_failure(archives.deployed(self.settings, version)):
+                sha256 = entry["sha256"] = self._install(version, archive, sha256)
+                with self._started(version, workers):
+                    self._save(desired.with_version(version, VersionSpec(workers, sha256)))
 
     def promote(self, version: str) -> None:
-        """Let a version answer by default; raise Refused."""
-        with self._change("promote", version) as (wanted, entry):
-            self._require(version, wanted)
+        """Make a version the default; raise Refused."""
+        with self._change("promote", version) as (desired, entry):
+            self._require(version, desired)
             entry["sha256"] = self._digest(version)
-            self._promote(version, wanted)
+            self._promote(version, desired)
 
     def canary(self, canary: Canary) -> None:
-        """Let a version answer a share of the clients, on trial; raise Refused."""
-        with self._change("canary", canary.version) as (wanted, entry):
-            self._require(canary.version, wanted)
-            self._refuse_other_canary(canary.version, wanted)
+        """Route a share of the clients to a version; raise Refused."""
+        with self._change("canary", canary.version) as (desired, entry):
+            self._require(canary.version, desired)
+            self._refuse_other_canary(canary.version, desired)
             entry["sha256"] = self._digest(canary.version)
             entry["percent"] = canary.percent
-            self._check_ready(canary.version, wanted)
-            self._keep(replace(wanted, canary=canary))
+            self._check_ready(canary.version, desired)
+            self._save(replace(desired, canary=canary))
 
     def end_canary(self, version: str, why: str) -> None:
-        """Let the default version answer all clients again; raise Refused."""
-        with self._change("end canary", version) as (wanted, entry):
-            # It may have been promoted, or ended, a moment ago.
-            if wanted.canary is None or wanted.canary.version != version:
-                raise Refused(f"Version {version} is no canary.")
+        """Route all clients to the default version again; raise Refused."""
+        with self._change("end canary", version) as (desired, entry):
+            # It may have been promoted or ended a moment ago.
+            if desired.canary is None or desired.canary.version != version:
+                raise Refused(f"Version {version} is not the canary.")
             entry["why"] = why
-            self._keep(replace(wanted, canary=None))
+            self._save(replace(desired, canary=None))
 
     def rollback(self) -> str:
-        """End the canary, or undo the last promotion; return the version that answers then.
+        """End the canary or undo the last promotion; return the default version; raise Refused.
 
-        Raises Refused. A version that was retired since is deployed again.
+        A version that was retired since is deployed again.
         """
-        with self._change("rollback") as (wanted, entry):
-            if wanted.canary:
-                entry["action"], entry["version"] = "end canary", wanted.canary.version
-                self._keep(replace(wanted, canary=None))
-                return wanted.default
+        with self._change("rollback") as (desired, entry):
+            if desired.canary:
+                entry["action"], entry["version"] = "end canary", desired.canary.version
+                self._save(replace(desired, canary=None))
+                return desired.default
             history = History(self.settings.deployment)
-            defaults = history.defaults(wanted.default)
+            defaults = history.defaults(desired.default)
             if len(defaults) < 2:
                 raise Refused("There is no promotion to undo: see `history`.")
             version = entry["version"] = defaults[-2]
-            if version in wanted.versions:
-                self._promote(version, wanted)
+            if version in desired.versions:
+                self._promote(version, desired)
             else:
-                self._bring_back(version, history.last_seen(version) or VersionSpec(1), wanted)
+                self._redeploy(version, history.last_seen(version) or VersionSpec(1), desired)
             entry["sha256"] = self._digest(version)
             return version
 
     def scale(self, version: str, workers: int, force: bool = False) -> None:
-        """Give a version so many workers; raise Refused.
+        """Set the number of workers of a version; raise Refused.
 
-        Its surplus workers end at rest, while its clients wait; with `force`, also amid their work.
+        Surplus workers stop when the version is at rest; with `force`, also amid a request.
         """
-        with self._change("scale", version) as (wanted, entry):
-            self._require(version, wanted)
+        with self._change("scale", version) as (desired, entry):
+            self._require(version, desired)
             entry["workers"] = workers
-            with self._scaled(version, workers, wanted, force) as after:
-                self._keep(after)
+            with self._scaled(version, workers, desired, force) as after:
+                self._save(after)
 
     def retire(self, version: str, force: bool = False) -> None:
-        """Take a version out of service once it is at rest; raise Refused."""
-        with self._change("retire", version) as (wanted, entry):
-            self._require(version, wanted)
-            if version == wanted.default:
-                raise Refused(f"Version {version} answers by default: promote another one first.")
-            if wanted.canary and version == wanted.canary.version:
-                raise Refused(f"Version {version} is the canary: `rollback` ends that.")
+        """Remove a version once it is at rest; raise Refused."""
+        with self._change("retire", version) as (desired, entry):
+            self._require(version, desired)
+            if version == desired.default:
+                raise Refused(f"Version {version} is the default: promote another one first.")
+            if desired.canary and version == desired.canary.version:
+                raise Refused(f"Version {version} is the canary: `rollback` ends it.")
             entry["sha256"] = self._digest(version)
-            self._retire(version, wanted.without_version(version), wanted, force)
+            self._retire(version, desired.without_version(version), desired, force)
 
     def apply(self, force: bool = False) -> list[str]:
-        """Bring the service to deployment.yaml; return what was done, raise Refused."""
-        with self._change("apply", agreed=False) as (wanted, _entry):
+        """Bring the service to the desired state; return what was done; raise Refused."""
+        with self._change("apply", in_sync=False) as (desired, _entry):
             done = []
-            registered = self._registered()
-            for name in registered.keys() & wanted.versions.keys():
-                # Never exchanged under a version that serves.
-                if sha256 := wanted.versions[name].sha256:
+            actual = state.registered(self.management)
+            for name in actual.keys() & desired.versions.keys():
+                # The archive of a version is never replaced.
+                if sha256 := desired.versions[name].sha256:
                     archives.check(archives.deployed(self.settings, name), name, sha256)
-            for name, version in wanted.versions.items():
-                if name not in registered:
+            for name, version in desired.versions.items():
+                if name not in actual:
                     archives.provide(self.settings, name, version.sha256)
-                    self._start(name, version.workers)
-                    done.append(f"deployed {name}")
-                elif registered[name] != version.workers:
-                    now = wanted.with_version(name, VersionSpec(registered[name], version.sha256))
-                    with self._scaled(name, version.workers, now, force):
-                        pass
-                    done.append(f"scaled {name} to {version.workers}")
+                    with self._started(name, version.workers):
+                        done.append(f"deployed {name}")
+                elif actual[name] != version.workers:
+                    before = desired.with_version(name, replace(version, workers=actual[name]))
+                    with self._scaled(name, version.workers, before, force):
+                        done.append(f"scaled {name} to {version.workers}")
                 else:
-                    self._check_ready(name, wanted)
-            if self.management.default() != wanted.default:
-                self.management.set_default(wanted.default)
-                done.append(f"promoted {wanted.default}")
-            if self.routing.read() != Routing.of(wanted):
-                self._keep(wanted)
+                    self._check_ready(name, desired)
+            if self.management.default() != desired.default:
+                self.management.set_default(desired.default)
+                done.append(f"promoted {desired.default}")
+            if self.routing.read() != Routing.of(desired):
+                self._save(desired)
                 done.append("routed")
-            for name in sorted(registered.keys() - wanted.versions.keys()):
-                self._retire(name, wanted, wanted, force)
+            for name in sorted(actual.keys() - desired.versions.keys()):
+                self._retire(name, desired, desired, force)
                 done.append(f"retired {name}")
             return done
 
-    # --- How it stands
-
-    def status(self) -> dict[str, Any]:
-        """Return what serves, how it fares, and in what it is not as wanted.
-
-        Raises ServiceError or DeploymentError.
-        """
-        wanted = deployment.load(self.settings.deployment)
-        found = self.management.versions()
-        default = self.management.default()
-        routed = self.routing.read()
-        entries = History(self.settings.deployment).entries()
-        versions = [
-            self._describe(name, description, routed) for name, description in sorted(found.items())
-        ]
-        # It serves on, from memory; but a restart would not find it.
-        lost = [
-            f"the archive of {each['version']} is lost" for each in versions if not each["sha256"]
-        ]
-        return {
-            "ready": routed is not None,
-            "default": default,
-            "canary": spec.to_document(wanted)["canary"],
-            "versions": versions,
-            "differences": self.differences(wanted) + lost,
-            "last_change": entries[-1] if entries else None,
-        }
-
-    def _describe(
-        self, version: str, description: dict[str, Any], routed: Routing | None
-    ) -> dict[str, Any]:
-        archive = archives.deployed(self.settings, version)
-        built = archives.noted_digest(archives.built(self.settings, version))
-        sha256: str | None
-        try:
-            sha256 = archives.digest(archive)
-            accuracy = archives.read_json(archive, "card.json").get("test_accuracy")
-        except (OSError, BadArchive):
-            sha256 = accuracy = None
-        queue = description["jobQueueStatus"]
-        return {
-            "version": version,
-            "clients_percent": routed.share(version) if routed else 0.0,
-            "workers": description["minWorkers"],
-            "ready": sum(worker["status"] == "READY" for worker in description["workers"]),
-            "queue": queue["pendingRequests"],
-            "test_accuracy": accuracy,
-            "sha256": sha256,
-            "other_build": built not in (None, sha256),
-        }
-
-    # --- What they are made of
-
     @contextlib.contextmanager
     def _change(
-        self, action: str, version: str | None = None, agreed: bool = True
+        self, action: str, version: str | None = None, in_sync: bool = True
     ) -> Iterator[tuple[Deployment, dict[str, Any]]]:
-        """Hold the lock; yield what is wanted so far and the history's entry; raise Refused."""
+        """Hold the lock; yield the desired state and the entry of the history; raise Refused."""
         if self.routing.read() is None:
-            raise NotRunning("The service does not run, or is not ready yet: see `make run`.")
+            raise NotRunning("The service is not running or not ready yet: see `make run`.")
         try:
             with change(self.settings, action, version) as entry:
-                wanted = deployment.load(self.settings.deployment)
-                if agreed and (differences := self.differences(wanted)):
+                desired = deployment.load(self.settings.deployment)
+                if in_sync and (differences := self.differences(desired)):
                     raise Refused(
                         f"{self.settings.deployment.name} and the service differ "
                         f"({'; '.join(differences)}): run `apply` first, or restore the file."
                     )
-                yield wanted, entry
+                yield desired, entry
         except (ServiceError, NeverReady, BadArchive, DeploymentError, OSError) as error:
             raise Refused(str(error)) from error
 
-    def differences(self, wanted: Deployment) -> list[str]:
-        """Return in what the service is not as the deployment wants it; raise ServiceError."""
-        registered = self._registered()
-        found = [f"{name} does not serve" for name in wanted.versions if name not in registered]
-        found += [f"{name} is not wanted" for name in registered if name not in wanted.versions]
-        found += [
-            f"{name} has {registered[name]} workers, not {version.workers}"
-            for name, version in wanted.versions.items()
-            if registered.get(name, version.workers) != version.workers
-        ]
-        default, routed = self.management.default(), self.routing.read()
-        if default != wanted.default:
-            found.append(f"{default} answers by default, not {wanted.default}")
-        if routed and replace(routed, paused={}) != Routing.of(wanted):
-            found.append("clients are routed otherwise")
-        return found
-
-    def _registered(self) -> dict[str, int]:
-        """Return how many workers TorchServe is to keep for each version that it holds."""
-        return {
-            name: description["minWorkers"]
-            for name, description in self.management.versions().items()
-        }
-
-    def _require(self, version: str, wanted: Deployment) -> None:
-        if version not in wanted.versions:
+    def _require(self, version: str, desired: Deployment) -> None:
+        if version not in desired.versions:
             raise Refused(f"Version {version} does not serve: `deploy {version}` first.")
 
-    def _refuse_other_canary(self, version: str, wanted: Deployment) -> None:
-        if wanted.canary and wanted.canary.version != version:
+    def _refuse_other_canary(self, version: str, desired: Deployment) -> None:
+        if desired.canary and desired.canary.version != version:
             raise Refused(
-                f"Version {wanted.canary.version} is the canary: promote it, or end that by "
+                f"Version {desired.canary.version} is the canary: promote it, or end it with "
                 "`rollback`."
             )
 
     def _digest(self, version: str) -> str:
         return archives.digest(archives.deployed(self.settings, version))
 
-    def _take(self, version: str, archive: Path | None, sha256: str | None) -> str:
-        """Check an archive and copy it to where it is served from; raise BadArchive."""
+    def _install(self, version: str, archive: Path | None, sha256: str | None) -> str:
+        """Install an archive whose SHA-256 is known; raise BadArchive."""
         source = archive or archives.built(self.settings, version)
         expected = sha256 or archives.noted_digest(source)
         if source.is_file() and not expected:
             raise BadArchive(
-                f"Nothing says what the SHA-256 of {source} must be: give --sha256, or put "
-                f"{source.name}.sha256 beside it."
+                f"The SHA-256 of {source} is unknown: give --sha256, or put {source.name}.sha256 "
+                "beside it."
             )
-        self.say(f"checking {source.name}")
-        return archives.take(self.settings, source, version, expected)
+        self.report(f"checking {source.name}")
+        return archives.install(self.settings, source, version, expected)
 
-    def _start(self, version: str, workers: int) -> None:
-        """Register a version and see it answer rightly; raise NeverReady, and leave nothing."""
+    @contextlib.contextmanager
+    def _started(self, version: str, workers: int) -> Iterator[None]:
+        """Start a version and check its answers; remove it if that or the block fails."""
         log = WorkerLog(self.settings)
         try:
             self.management.register(version, workers)
             self._wait(version, workers, log)
+            yield
         except BaseException:
-            # Also when someone loses patience: half a version would stand in the way of the next.
-            self._drop(version)
+            self._unregister(version)
             raise
 
     def _wait(self, version: str, workers: int, log: WorkerLog) -> None:
         def hopeless(version: str, error: Exception) -> str | None:
             if self.routing.read() is None:
-                return "The service went down meanwhile."
+                return "The service stopped meanwhile."
             if isinstance(error, NotServed):
                 return f"TorchServe has lost version {version}."
             if reason := log.failure(version):
                 return f"A worker of version {version} can't start: {reason}."
             return None
 
-        wait_until_ready(self.settings, {version: workers}, hopeless, say=self.say)
+        wait_until_ready(self.settings, {version: workers}, hopeless, report=self.report)
 
-    def _check_ready(self, version: str, wanted: Deployment) -> None:
-        self._wait(version, wanted.versions[version].workers, WorkerLog(self.settings))
+    def _check_ready(self, version: str, desired: Deployment) -> None:
+        self._wait(version, desired.versions[version].workers, WorkerLog(self.settings))
 
-    def _drop(self, version: str) -> None:
-        """Have TorchServe forget a version, however it is; if it can't, `status` will show it."""
+    def _unregister(self, version: str) -> None:
+        """Unregister a version in any state. If that fails, `status` shows it."""
         deadline = time.monotonic() + DRAIN_PATIENCE
-        while time.monotonic() < deadline:
+        while True:
             with contextlib.suppress(ServiceError):
                 if version not in self.management.versions():
                     return
                 self.management.unregister(version)
-            # A service that starts anew knows nothing of it.
-            if self.routing.read() is None:
+            # A service that restarts does not load the version.
+            if self.routing.read() is None or time.monotonic() >= deadline:
                 return
             time.sleep(0.1)
 
-    def _promote(self, version: str, wanted: Deployment) -> None:
-        if version == wanted.default:
-            raise Refused(f"Version {version} answers by default already.")
-        self._refuse_other_canary(version, wanted)
-        self._check_ready(version, wanted)
+    def _promote(self, version: str, desired: Deployment) -> None:
+        if version == desired.default:
+            raise Refused(f"Version {version} is the default already.")
+        self._refuse_other_canary(version, desired)
+        self._check_ready(version, desired)
         self.management.set_default(version)
         try:
-            self._keep(replace(wanted, default=version, canary=None))
+            self._save(replace(desired, default=version, canary=None))
         except BaseException:
-            self.management.set_default(wanted.default)
+            self.management.set_default(desired.default)
             raise
 
-    def _bring_back(self, version: str, was: VersionSpec, wanted: Deployment) -> None:
-        """Deploy a version again as it was, and promote it."""
+    def _redeploy(self, version: str, spec: VersionSpec, desired: Deployment) -> None:
+        """Deploy a retired version again and promote it."""
         present = archives.deployed(self.settings, version)
-        sha256 = was.sha256 or (archives.digest(present) if present.is_file() else None)
-        found = archives.provide(self.settings, version, sha256)
-        self._start(version, was.workers)
-        try:
-            self._promote(version, wanted.with_version(version, VersionSpec(was.workers, found)))
-        except BaseException:
-            self._drop(version)
-            raise
+        sha256 = spec.sha256 or (archives.digest(present) if present.is_file() else None)
+        sha256 = archives.provide(self.settings, version, sha256)
+        with self._started(version, spec.workers):
+            self._promote(version, desired.with_version(version, replace(spec, sha256=sha256)))
 
     @contextlib.contextmanager
     def _scaled(
-        self, version: str, workers: int, wanted: Deployment, force: bool
+        self, version: str, workers: int, desired: Deployment, force: bool
     ) -> Iterator[Deployment]:
-        """Scale a version, and scale it back if the block fails."""
-        have = wanted.versions[version].workers
-        after = wanted.with_version(version, replace(wanted.versions[version], workers=workers))
+        """Scale a version; scale it back if the block fails."""
+        before = desired.versions[version]
+        after = desired.with_version(version, replace(before, workers=workers))
         log = WorkerLog(self.settings)
         try:
-            self._set_workers(version, workers, have, force)
+            self._set_workers(version, workers, before.workers, force)
             self._wait(version, workers, log)
             yield after
         except BaseException:
-            if self._registered().get(version) == workers:
-                self._set_workers(version, have, workers, force=True)
+            if state.registered(self.management).get(version) == workers:
+                self._set_workers(version, before.workers, workers, force=True)
             raise
 
-    def _set_workers(self, version: str, workers: int, have: int, force: bool) -> None:
-        if workers >= have:
+    def _set_workers(self, version: str, workers: int, before: int, force: bool) -> None:
+        if workers >= before:
             self.management.scale(version, workers)
             return
-        # TorchServe kills the surplus ones at once, with what they work at.
         with self.routing.pause(version):
             self._drain(version, PAUSED_PATIENCE, force)
             self.management.scale(version, workers)
 
     def _retire(self, version: str, after: Deployment, before: Deployment, force: bool) -> None:
-        self.routing.publish(Routing.of(after))
+        self._route(after)
         try:
-            self._drain(version, DRAIN_PATIENCE, force)
-            self._keep(after)
-            # Last, as it alone can't be undone.
-            self.management.unregister(version)
+            with files.restored_on_failure(self.settings.deployment):
+                self._drain(version, DRAIN_PATIENCE, force)
+                self._save(after)
+                # Last, because it can't be undone.
+                self.management.unregister(version)
         except BaseException:
-            self._keep(before)
+            self._route(before)
             raise
 
     def _drain(self, version: str, patience: float, force: bool) -> None:
-        """Wait until a version is at rest; raise Refused if others keep asking it."""
-        self.say(f"waiting until version {version} is at rest")
-        if not self._at_rest_within(version, patience) and not force:
-            raise Refused(
-                f"Version {version} is still asked, by a client that does not heed the routing: "
-                "stop that, or use --force, which breaks off what is in flight."
-            )
-
-    def _at_rest_within(self, version: str, patience: float) -> bool:
-        """Tell whether a version came to rest: nothing queues, and no worker computes.
-
-        TorchServe does not say what its workers have in hand. But while they have something,
-        they use the processor.
-        """
-        deadline = time.monotonic() + patience
-        used, since = -1.0, time.monotonic()
-        while time.monotonic() < deadline:
-            description = self.management.describe(version)
-            now = sum(_processor_seconds(worker["pid"]) for worker in description["workers"])
-            if description["jobQueueStatus"]["pendingRequests"] or now != used:
-                used, since = now, time.monotonic()
-            elif time.monotonic() - since >= REST:
-                return True
-            time.sleep(0.03)
-        return False
-
-    def _keep(self, wanted: Deployment) -> None:
-        """Make a deployment the one that is wanted, and let all clients see it."""
-        before = deployment.load(self.settings.deployment)
-        deployment.save(wanted, self.settings.deployment)
+        """Wait until a version is at rest; raise Refused."""
+        self.report(f"waiting until version {version} is at rest")
         try:
-            # Without a routing, the service is starting anew: it will publish this by itself.
-            if self.routing.read():
-                self.routing.publish(Routing.of(wanted))
-        except BaseException:
-            deployment.save(before, self.settings.deployment)
-            raise
+            wait_until_at_rest(self.settings, self.management, version, patience)
+        except NotAtRest as error:
+            if not force:
+                raise Refused(
+                    f"Version {version} is not at rest: {error}. Try again, stop clients that "
+                    "ignore the routing, or use --force, which interrupts requests in flight."
+                ) from error
 
+    def _save(self, desired: Deployment) -> None:
+        """Write the desired state, and route the clients by it."""
+        with files.restored_on_failure(self.settings.deployment):
+            deployment.save(desired, self.settings.deployment)
+            self._route(desired)
 
-def _processor_seconds(pid: int) -> float:
-    try:
-        times = psutil.Process(pid).cpu_times()
-    except (psutil.Error, ValueError):
-        return 0.0
-    return float(times.user + times.system)
+    def _route(self, desired: Deployment) -> None:
+        # Without a routing, the service is starting and will publish it.
+        if self.routing.read():
+            self.routing.publish(Routing.of(desired))

@@ -1,6 +1,6 @@
-"""True readiness: the workers stand ready and the known images are answered rightly.
+"""Readiness: all workers have started, and the answers to the known images are correct.
 
-TorchServe's own /ping says "Healthy" while models still load and when there is no worker at all.
+TorchServe's own /ping is "Healthy" while models load, and without any worker.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from serving.deployment.archives import BadArchive
 from serving.settings import MODEL, Settings
 
 PATIENCE = 120.0
-Say = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class NotReady(Exception):
-    """The service does not answer as it should; the message says how."""
+    """The service is not ready yet; the message describes why."""
 
 
 class NeverReady(Exception):
-    """The service will not be ready, however long one waits; the message says why."""
+    """The service will not become ready; the message explains why."""
 
 
 class WorkerLog:
-    """What TorchServe logs of the workers, from now on."""
+    """The lines that TorchServe logs about workers from now on."""
 
     def __init__(self, settings: Settings) -> None:
         self._path = settings.run_dir / "logs" / "torchserve.log"
         self._start = self._path.stat().st_size if self._path.exists() else 0
 
     def failure(self, version: str) -> str | None:
-        """Return why a worker of a version dies, once it did so twice in a row, or None.
+        """Return why a worker of a version exits, after two exits in a row, or None.
 
-        TorchServe itself would start it again for minutes.
+        TorchServe would restart it for minutes.
         """
         lines = self._lines(version)
         if not any("Auto recovery failed again" in line for line in lines):
@@ -46,22 +46,22 @@ class WorkerLog:
             for line in reversed(lines):
                 if mark in line:
                     return line.partition(" - ")[2].strip().rstrip(".")
-        return f"it ends without a word (see {self._path})"
+        return f"it exits without a message (see {self._path})"
 
     def _lines(self, version: str) -> list[str]:
         try:
             content = self._path.read_bytes()
         except OSError:
             return []
-        # It is shorter than it was if a new one was begun.
+        # A log that is shorter than before is a new one.
         new = content[self._start if self._start <= len(content) else 0 :]
-        # Each worker's lines come from threads that bear its name: W-9000-bloodcells_1.0-stdout.
+        # Lines about a worker start with its thread's name: W-9000-bloodcells_1.0-stdout.
         own = re.compile(rf"\[W-[0-9]+-{MODEL}_{re.escape(version)}(-stdout|-stderr)?\]")
         return [line for line in new.decode(errors="replace").splitlines() if own.search(line)]
 
 
 def check_workers(client: ManagementClient, version: str, workers: int) -> None:
-    """Ask for the workers of one version; raise NotReady or ServiceError."""
+    """Check the number of ready workers of a version; raise NotReady or ServiceError."""
     description = client.describe(version)
     ready = sum(worker["status"] == "READY" for worker in description["workers"])
     if ready < workers:
@@ -69,7 +69,7 @@ def check_workers(client: ManagementClient, version: str, workers: int) -> None:
 
 
 def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
-    """Send the known images to one version; raise NeverReady or ServiceError."""
+    """Send the known images to a version; raise NeverReady or ServiceError."""
     try:
         answers = known_answers.answers(archive)
     except BadArchive as error:
@@ -77,10 +77,9 @@ def check_answers(client: InferenceClient, version: str, archive: Path) -> None:
     for name, known in answers.items():
         answer = client.ask_known(name, version)
         if answer["version"] != version or not known_answers.agree(answer["probabilities"], known):
-            # Waiting does not change that.
             raise NeverReady(
-                f"Version {version} answers {name} otherwise than when it was evaluated: "
-                f"run `make evaluate VERSION={version}`."
+                f"Version {version} no longer gives the answer to {name} that it gave when it was "
+                f"evaluated: run `make evaluate VERSION={version}`."
             )
 
 
@@ -89,11 +88,12 @@ def wait_until_ready(
     workers: Mapping[str, int],
     hopeless: Callable[[str, Exception], str | None],
     patience: float = PATIENCE,
-    say: Say = lambda message: None,
+    report: Report = lambda message: None,
 ) -> None:
-    """Return when each version has its workers, and answers rightly; raise NeverReady.
+    """Wait until all versions have their workers and answer correctly; raise NeverReady.
 
-    `hopeless` is asked at each failure, with the version and the error, why to wait no longer.
+    After each failed check, `hopeless` gets the version and the error, and returns a reason to give
+    up, or None.
     """
     inference, management = InferenceClient(settings), ManagementClient(settings)
     deadline = time.monotonic() + patience
@@ -108,8 +108,8 @@ def wait_until_ready(
                     if reason := hopeless(version, error):
                         raise NeverReady(reason) from error
                     if time.monotonic() > deadline:
-                        raise NeverReady(f"It is not ready in time: {error}.") from error
-                    say(str(error))
+                        raise NeverReady(f"Not ready in time: {error}.") from error
+                    report(str(error))
                     time.sleep(0.1)
     finally:
         inference.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from datetime import datetime, timezone
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import requests
 
+from serving.files import atomic_write
 from serving.http import local_session
 from serving.settings import Settings
 
@@ -71,12 +71,8 @@ def renew(settings: Settings, tokens: Tokens, kind: Kind) -> None:
 
 def write_header(run_dir: Path, tokens: Tokens) -> None:
     """Write the inference token as a header, so that `curl -H @file` shows it to nobody."""
-    path = run_dir / HEADER_FILE
-    # The service and `renew-tokens` may write at once.
-    draft = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}.partial")
-    draft.touch(mode=0o600)
-    draft.write_text(_header_line(tokens))
-    draft.replace(path)
+    with atomic_write(run_dir / HEADER_FILE, 0o600) as file:
+        file.write(_header_line(tokens).encode())
 
 
 def correct_header(run_dir: Path, tokens: Tokens) -> None:

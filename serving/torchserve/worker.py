@@ -58,6 +58,9 @@ from ts.utils.util import PredictionException
 
 LOAD, INFER = b"L", b"I"
 END = -1
+# The name of the process, which shows what has to be finished before it may be stopped
+# (serving/rollout/rest.py).
+BUSY, IDLE = b"worker: busy", b"worker: idle"
 # Java connects at once, or something is wrong with it.
 PATIENCE = 30
 DECODES = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
@@ -203,8 +206,8 @@ def main() -> int:
             logging.info("Python runtime: %s", platform.python_version())
             connection = _accept(listener)
         connection.setblocking(True)
-        with connection:
-            serve(Message(connection.recv), connection.sendall, metrics)
+        with connection, _process_name() as show:
+            serve(Message(connection.recv), connection.sendall, metrics, show)
     except Hangup:
         return 0
     except Exception:
@@ -215,17 +218,34 @@ def main() -> int:
     return 1
 
 
-def serve(message: Message, send: Callable[[bytes], None], metrics: Any) -> None:
+def serve(
+    message: Message,
+    send: Callable[[bytes], None],
+    metrics: Any,
+    show: Callable[[bytes], object] = lambda state: None,
+) -> None:
     """Answer Java until it hangs up: raises Hangup, and what makes no sense as ValueError."""
     model: Model | None = None
     while True:
         command = message.raw(1)
         if command == INFER and model:
+            show(BUSY)
             send(model.answer(list(_requests(message))))
+            show(IDLE)
         elif command == LOAD:
             model = _load(message, send, metrics)
         else:
             raise ValueError(f"{command!r} is no command, or no model is loaded.")
+
+
+@contextlib.contextmanager
+def _process_name() -> Iterator[Callable[[bytes], object]]:
+    """Yield a function that sets the name of this process, where /proc allows it."""
+    with contextlib.ExitStack() as stack:
+        show: Callable[[bytes], object] = lambda name: None  # noqa: E731
+        with contextlib.suppress(OSError):
+            show = stack.enter_context(open("/proc/self/comm", "wb", buffering=0)).write
+        yield show
 
 
 def _listen(options: argparse.Namespace) -> socket.socket:

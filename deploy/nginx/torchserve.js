@@ -1,0 +1,126 @@
+// Send a request to TorchServe with its token, and translate the reply.
+
+import common from 'common.js';
+
+// In milliseconds.
+const RENEWAL_PATIENCE = 2000;
+const RETRY_INTERVAL = 20;
+// How TorchServe reports a form that it cannot parse.
+const BAD_FORM = /^(ErrorDataDecoder|\w*IndexOutOfBounds|IllegalArgument)Exception$/;
+
+// Send with TorchServe's token, and again whenever the token was renewed meanwhile.
+async function send(r, target) {
+    let token = readToken();
+    if (!token) {
+        return unreachable();
+    }
+    const deadline = Date.now() + RENEWAL_PATIENCE;
+    let reply = await subrequest(r, target, token);
+    while (isTokenRefused(reply) && Date.now() < deadline) {
+        const renewed = readToken();
+        if (renewed === token) {
+            await common.sleep(RETRY_INTERVAL);
+        } else {
+            token = renewed;
+            reply = await subrequest(r, target, token);
+        }
+    }
+    return interpret(reply);
+}
+
+async function subrequest(r, target, token) {
+    r.variables.edge_target = target;
+    r.variables.edge_token = token;
+    const reply = await r.subrequest(`/upstream/${target.split('/')[1]}`, { method: 'POST' });
+    r.variables.edge_upstream_seconds = reply.variables.upstream_response_time || '';
+    return reply;
+}
+
+function isTokenRefused(reply) {
+    return reply.status === 400 && reply.responseText.includes('InvalidKeyException');
+}
+
+// Translate a reply: status and body for the client, and what it says about the version:
+//   failed        the version is at fault
+//   busy          its queue is full
+//   interrupted   its worker or TorchServe died with the request
+//   unreachable   nothing was sent
+//   retired       it no longer serves
+//   unrelated     the error says nothing about the version
+function interpret(reply) {
+    const seen = reply.variables;
+    if (isIncomplete(reply)) {
+        return isSet(seen.upstream_connect_time) ? disconnected() : unreachable();
+    }
+    const version = reply.headersOut['X-Model-Version'];
+    if (version || reply.status === 200) {
+        const failed = reply.status >= 500;
+        return { status: reply.status, body: reply.responseBuffer, version: version, failed: failed };
+    }
+    const type = (common.parse(reply.responseText) || {}).type;
+    switch (reply.status) {
+    case 404:
+        return notServed();
+    case 413:
+        return common.problem(413, 'ImageTooLarge', 'The request is too large.');
+    case 500:
+    case 507:
+        return BAD_FORM.test(type)
+            ? common.problem(400, 'BadRequest', 'The form cannot be read.')
+            : workerDied();
+    case 503:
+        // TorchServe reports a full queue and a version without workers alike.
+        return type === 'ServiceUnavailableException'
+            ? busy()
+            : common.problem(503, 'ServiceUnavailable', 'The service failed.', { failed: true });
+    case 504:
+        return common.problem(504, 'ServiceTimeout', 'The service took too long.', { failed: true });
+    default: {
+        const marks = isTokenRefused(reply) ? { unrelated: true } : { failed: true };
+        return common.problem(502, 'ServiceError', 'The service gave no usable answer.', marks);
+    }
+    }
+}
+
+// Return whether the connection failed before the end of the answer.
+function isIncomplete(reply) {
+    const length = reply.headersOut['Content-Length'];
+    const received = reply.responseBuffer ? reply.responseBuffer.length : 0;
+    return (reply.status === 502 && !isSet(reply.variables.upstream_header_time))
+        || Number(length || 0) > received;
+}
+
+// nginx writes "-" for what did not happen.
+function isSet(variable) {
+    return Boolean(variable) && variable.slice(-1) !== '-';
+}
+
+function notServed() {
+    return common.problem(404, 'NotServed', 'This version does not serve.', { retired: true });
+}
+
+function unreachable() {
+    return common.problem(503, 'ServiceUnavailable', 'The service is not ready.', { unreachable: true });
+}
+
+function workerDied() {
+    const marks = { failed: true, interrupted: true };
+    return common.problem(503, 'ServiceUnavailable', 'The worker died.', marks);
+}
+
+function busy() {
+    const message = 'Too many requests wait: try again soon.';
+    return common.problem(429, 'ServiceBusy', message, { busy: true });
+}
+
+function disconnected() {
+    const marks = { interrupted: true, unrelated: true };
+    return common.problem(503, 'ServiceUnavailable', 'The service broke the connection.', marks);
+}
+
+function readToken() {
+    const line = common.read(`${settings.run_dir}/inference.header`) || '';
+    return line.slice(line.indexOf(':') + 1).trim();
+}
+
+export default { notServed, send };

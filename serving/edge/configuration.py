@@ -1,0 +1,81 @@
+"""The configuration of nginx: deploy/nginx/edge.conf, filled in."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+from serving.edge.settings import EdgeSettings, keys_path
+from serving.settings import HOST, ROOT, Settings
+from serving.torchserve.process import StartError
+
+SOURCES = ROOT / "deploy" / "nginx"
+OPENAPI = ROOT / "docs" / "openapi.yaml"
+INSTALL = "install nginx and its njs module (Debian: apt install nginx libnginx-mod-http-js)"
+MODULES = [Path(f"/usr/{each}/nginx/modules") for each in ("lib", "lib64", "share")]
+JS_MODULE = "ngx_http_js_module.so"
+
+
+def write(
+    settings: Settings, own: EdgeSettings, certificate: Path, key: Path, folder: Path
+) -> Path:
+    """Write what nginx reads to a folder; return its configuration; raise StartError."""
+    known = {
+        "run_dir": str(settings.run_dir),
+        "keys": str(keys_path(settings)),
+        "in_flight": str(_in_flight(folder)),
+    }
+    (folder / "settings.json").write_text(json.dumps(known))
+    values = {
+        # Started by root, nginx runs its workers as a user who cannot read RUN_DIR.
+        "user": "user root;" if os.geteuid() == 0 else "",
+        "js_module": _quoted(_js_module()),
+        "sources": _quoted(SOURCES),
+        "processes": str(own.processes),
+        "settings": _quoted(folder / "settings.json"),
+        "log": _quoted(settings.run_dir / "logs" / "edge.log"),
+        "openapi": _quoted(OPENAPI),
+        "listen": f"{bracketed(own.host)}:{settings.edge_port}",
+        "certificate": _quoted(certificate),
+        "certificate_key": _quoted(key),
+        "rate": str(own.rate),
+        "burst": str(2 * own.rate),
+        "trusted_proxies": "".join(f"set_real_ip_from {each}; " for each in own.front),
+        "page_closed": "" if own.page else "return 404;",
+        "torchserve": f"{HOST}:{settings.inference_port}",
+        "page": f"{HOST}:{settings.frontend_port}",
+    }
+    template = (SOURCES / "edge.conf").read_text()
+    config = folder / "edge.conf"
+    config.write_text(re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], template))
+    return config
+
+
+def bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _in_flight(folder: Path) -> Path:
+    """Return an empty folder for the files of the requests that TorchServe is working on."""
+    path = folder / "in-flight"
+    path.mkdir(exist_ok=True)
+    for left in path.iterdir():
+        left.unlink()
+    return path
+
+
+def _js_module() -> Path:
+    for folder in MODULES:
+        if (folder / JS_MODULE).exists():
+            return folder / JS_MODULE
+    raise StartError(f"nginx lacks {JS_MODULE}: {INSTALL}.")
+
+
+def _quoted(path: Path) -> str:
+    """Quote a path for nginx; raise StartError."""
+    # nginx cannot escape a dollar sign.
+    if re.search(r'["$\\\n]', str(path)):
+        raise StartError(f"nginx cannot use the path {str(path)!r}: choose a plainer name.")
+    return f'"{path}"'

@@ -1,0 +1,123 @@
+"""The errors of TorchServe's clients, and the translation of TorchServe's answers into them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import requests
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+
+# The handler's own errors, which are the client's fault. The page has a sentence for each.
+INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage")
+
+
+class ServiceError(Exception):
+    """A request failed: HTTP status, type for programs, sentence for the log."""
+
+    # Whether it says something about the version that was asked.
+    about_version = True
+
+    def __init__(self, status: int, type: str, message: str) -> None:
+        super().__init__(message)
+        self.status, self.type, self.message = status, type, message
+
+
+class Unreachable(ServiceError):
+    """Nothing was sent: TorchServe does not run or is not ready."""
+
+    about_version = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "ServiceUnavailable", message)
+
+
+class Disconnected(ServiceError):
+    """TorchServe closed the connection before the end of its answer."""
+
+    about_version = False
+
+    def __init__(self) -> None:
+        super().__init__(503, "ServiceUnavailable", "TorchServe broke the connection.")
+
+
+class WorkerDied(ServiceError):
+    """The worker died with the request."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "ServiceUnavailable", message)
+
+
+class Busy(ServiceError):
+    """The version's queue is full."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, "ServiceBusy", message)
+
+
+class NotServed(ServiceError):
+    """The requested version does not serve."""
+
+    about_version = False
+
+    def __init__(self, version: str | None) -> None:
+        super().__init__(404, "NotServed", f"Version {version} does not serve.")
+
+
+class TokenRefused(ServiceError):
+    """TorchServe refuses its token, also after a wait for a new one."""
+
+    about_version = False
+
+    def __init__(self) -> None:
+        super().__init__(502, "ServiceError", "TorchServe refuses its token.")
+
+
+def document_of(response: requests.Response) -> Any:
+    """Return the JSON of a successful answer; raise ServiceError."""
+    if response.status_code != 200:
+        raise error_of(response)
+    try:
+        return response.json()
+    except ValueError as error:
+        raise ServiceError(502, "ServiceError", "TorchServe's answer is not JSON.") from error
+
+
+def error_of(response: requests.Response) -> ServiceError:
+    """Return what an answer means that is no success: an error of the handler or of TorchServe."""
+    status = response.status_code
+    try:
+        document = json.loads(response.content)
+        kind, message = str(document["type"]), str(document["message"])
+    except (ValueError, KeyError, TypeError):
+        kind, message = "", ""
+    if kind in INPUT_ERRORS:
+        return ServiceError(status, kind, message)
+    if is_token_refused(response):
+        return TokenRefused()
+    if status == 404:
+        return NotServed(response.url.rpartition("/")[2])
+    if status == 413:
+        return ServiceError(413, "ImageTooLarge", "The request is larger than TorchServe accepts.")
+    if status in (500, 507):
+        return WorkerDied(message)
+    if status == 503 and kind == "ServiceUnavailableException":
+        # TorchServe reports a full queue and a version without workers alike.
+        return Busy(message)
+    if status == 503:
+        return ServiceError(503, "ServiceUnavailable", message)
+    return ServiceError(502, "ServiceError", f"TorchServe answered {status} {kind}: {message}")
+
+
+def connection_error_of(error: requests.RequestException) -> ServiceError:
+    """Return what a request means that got no whole answer."""
+    if isinstance(error, requests.ReadTimeout):
+        return ServiceError(504, "ServiceTimeout", "TorchServe took too long.")
+    cause = error.args[0] if error.args else None
+    if isinstance(getattr(cause, "reason", None), (NewConnectionError, ConnectTimeoutError)):
+        return Unreachable("TorchServe cannot be reached.")
+    return Disconnected()
+
+
+def is_token_refused(response: requests.Response) -> bool:
+    return response.status_code == 400 and b"InvalidKeyException" in response.content
