@@ -55,28 +55,28 @@ setup: .venv/run.stamp  ## create the virtual environment
 mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each version
 
 data: .venv/dev.stamp  ## download the images from Kaggle and verify them
-	@$(BIN)/python -m training.data
+	@$(BIN)/python -m training data
 
 train: .venv/dev.stamp  ## train VERSION; with FROM and CELLS: adapt FROM to the cells in a folder
 ifdef CELLS
-	@$(BIN)/python -m training.adapt --from $(FROM) --cells "$(CELLS)" --version $(VERSION)
+	@$(BIN)/python -m training adapt --from "$$FROM" --cells "$$CELLS" --version $(VERSION)
 else
-	@$(BIN)/python -m training.train --version $(VERSION)
-	@$(BIN)/python -m training.crossvalidate --version $(VERSION)
-	@$(BIN)/python -m training.calibrate --version $(VERSION)
+	@$(BIN)/python -m training train --version $(VERSION)
+	@$(BIN)/python -m training crossvalidate --version $(VERSION)
+	@$(BIN)/python -m training calibrate --version $(VERSION)
 endif
 
 sweep: .venv/dev.stamp  ## compare network designs by cross-validation
-	@$(BIN)/python -m training.sweep
+	@$(BIN)/python -m training sweep
 
 evaluate: .venv/dev.stamp  ## evaluate VERSION; write its model card and plots
-	@$(BIN)/python -m training.evaluate --version $(VERSION)
+	@$(BIN)/python -m training evaluate --version $(VERSION)
 
 curve: .venv/dev.stamp  ## measure how many own cells VERSION needs to adapt to a laboratory
-	@$(BIN)/python -m training.adapt --curve --from $(VERSION)
+	@$(BIN)/python -m training curve --version $(VERSION)
 
 served: .venv/dev.stamp  ## evaluate VERSION through the running service
-	@$(BIN)/python -m training.served --version $(VERSION)
+	@$(BIN)/python -m training served --version $(VERSION)
 
 drill: .venv/dev.stamp mar  ## change versions under load; write a report
 	@$(BIN)/python -m benchmarks.drill
