@@ -13,7 +13,7 @@ NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VE
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help run edge stop status deploy promote canary rollback apply doctor setup mar data train \
+.PHONY: help js run edge stop status deploy promote canary rollback apply doctor setup mar data train \
 	sweep curve evaluate served drill bench page test test-all screenshots lint clean audit nodes chaos soak
 
 help:  ## list the commands
@@ -108,15 +108,26 @@ screenshots: .venv/dev.stamp mar  ## take the screenshots for the docs
 page: .venv/dev.stamp mar  ## measure the page: 100 images at once, memory, first load
 	@$(BIN)/python -m benchmarks.page
 
-lint: .venv/dev.stamp  ## check style, types, spelling and links
+lint: .venv/dev.stamp js  ## check style, types, spelling and links
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/codespell
 	@$(BIN)/python -m scripts.check_links
 
-clean: stop  ## remove .venv/, .run/ and the archives
-	rm -rf .venv .run model_store/*.mar model_store/*.mar.sha256
+# ESLint, tsc and node --test, where Node 20.19 or later is installed.
+js:
+	@if command -v npm >/dev/null && node -e '[a, b] = process.versions.node.split("."); process.exit(a > 20 || a == 20 && b > 18 ? 0 : 1)' 2>/dev/null; \
+	then $(MAKE) -s frontend/node_modules/.package-lock.json \
+		&& npm --prefix frontend run --silent lint && npm --prefix frontend run --silent test; \
+	else echo "skipped ESLint, tsc and node --test: they need Node 20.19 or later"; fi
+
+frontend/node_modules/.package-lock.json: frontend/package-lock.json
+	@npm --prefix frontend ci --silent
+	@touch $@
+
+clean: stop  ## remove .venv/, .run/, node_modules and the archives
+	rm -rf .venv .run frontend/node_modules model_store/*.mar model_store/*.mar.sha256
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 to 3.14 is needed: set PYTHON.") if not (3, 11) <= sys.version_info < (3, 15) else None'

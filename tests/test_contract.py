@@ -14,14 +14,11 @@ from serving.settings import ROOT
 from serving.torchserve.process import read_properties
 
 OPENAPI: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
-SCRIPT = (ROOT / "frontend" / "static" / "js" / "collection.js").read_text()
 EDGE = (ROOT / "deploy" / "nginx" / "edge.conf").read_text()
 
 
 def test_every_part_knows_the_same_classes_in_the_same_order() -> None:
     schemas = OPENAPI["components"]["schemas"]
-    [script] = re.findall(r"CLASSES = \[(.*)\]", SCRIPT)
-    assert tuple(re.findall(r"\w+", script)) == CLASSES
     assert tuple(CELLS) == CLASSES
     assert tuple(schemas["Class"]["enum"]) == CLASSES
     assert tuple(schemas["Probabilities"]["required"]) == CLASSES
