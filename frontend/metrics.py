@@ -12,8 +12,7 @@ from time import perf_counter
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Histogram
 
-from handler.metrics import FOLDER, reserve
-from serving.files import atomic_write
+from handler.metrics import FOLDER, make_room
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +35,13 @@ def init_app(app: Flask) -> None:
     """Measure the requests to `app`; where there is no room for that, it serves all the same."""
     if folder := os.environ.get(FOLDER):
         try:
-            make_room(Path(folder))
+            make_room(Path(folder), "histogram", ROOM)
         except OSError as error:
             logger.error("No request is measured: %s", error)
             return
     begin_at_0()
     app.before_request(begin)
     app.after_request(measure)
-
-
-def make_room(folder: Path) -> None:
-    """Make this process's file before it is used, with room on the disk; raise OSError."""
-    path = folder / f"histogram_{os.getpid()}.db"
-    if path.exists():
-        # Of a dead process with the same number: it has its room, and its counts must stay.
-        return
-    # The exporter fails at an empty file, so this one gets its name when it is none.
-    with atomic_write(path) as file:
-        reserve(file, ROOM)
 
 
 def begin_at_0() -> None:

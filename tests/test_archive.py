@@ -16,7 +16,7 @@ import requests
 
 from serving.deployment import archives, known_answers
 from serving.settings import ROOT, Settings
-from serving.torchserve.process import find_java
+from serving.torchserve.java import find_java
 from testing.service import free_ports
 
 ARCHIVE = archives.built(Settings(), "1.0")

@@ -367,7 +367,7 @@ service.set_cl_socket(None)
 value = open(os.path.join(model_dir, "weights.pt"), "rb").read()
 parameters = [{"name": "body", "contentType": "", "value": value}]
 reply = service.predict([{"requestId": b"a", "headers": [], "parameters": parameters}])
-unneeded = {"torchvision", "captum", "matplotlib", "onnx", "prometheus_client"}
+unneeded = {"torchvision", "captum", "matplotlib", "onnx"}
 unneeded |= {"training", "serving", "frontend"}
 foreign = sorted(unneeded & set(sys.modules))
 import handler.attribution

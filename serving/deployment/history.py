@@ -89,7 +89,7 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
     """
     entry: dict[str, Any] = {
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "who": getpass.getuser(),
+        "who": _user(),
         "action": action,
         "version": version,
     }
@@ -111,3 +111,11 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
                 History(settings.deployment).add(entry)
     except Locked as error:
         raise Busy(f"Another change is running: {error}. Try again when it is done.") from error
+
+
+def _user() -> str:
+    """Return who runs this process: the user's name, or the uid where it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
