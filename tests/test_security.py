@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from serving.client import ManagementClient
 from serving.settings import ROOT
-from serving.torchserve.process import read_properties
+from serving.torchserve.config import read_properties
 from serving.torchserve.tokens import HEADER_FILE, KEY_FILE
 from testing.service import Service, run_service
 
