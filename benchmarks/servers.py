@@ -30,7 +30,7 @@ from benchmarks.peers.kernels import FOLDER, WORKERS
 from handler.networks import load_networks
 from serving.deployment import Deployment, VersionSpec, known_answers
 from serving.settings import ROOT
-from serving.torchserve.process import find_java
+from serving.torchserve.java import find_java
 from serving.torchserve.tokens import Tokens
 from testing.service import free_ports, free_settings, run_service
 

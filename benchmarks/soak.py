@@ -11,7 +11,7 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ def summary(samples: Sequence[dict[str, Any]], counts: Counter[str]) -> dict[str
             more = f"{found['mb_per_hour']:g} MB an hour more"
             problems.append(f"{TITLES[kind]}: {more} still in the last third.")
     return {
-        "date": datetime.now(timezone.utc).date().isoformat(),
+        "date": datetime.now(UTC).date().isoformat(),
         "machine": machine(),
         "clients": CLIENTS,
         "minutes": round(minutes, 1),

@@ -12,8 +12,7 @@ from time import perf_counter
 from flask import Flask, Response, g, request
 from prometheus_client import CollectorRegistry, Histogram
 
-from handler.metrics import FOLDER, reserve
-from serving.files import atomic_write
+from handler.metrics import FOLDER, make_room
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +35,13 @@ def init_app(app: Flask) -> None:
     """Measure the requests to `app`. Without disk space it serves unmeasured."""
     if folder := os.environ.get(FOLDER):
         try:
-            make_room(Path(folder))
+            make_room(Path(folder), "histogram", ROOM)
         except OSError as error:
             logger.error("requests are not measured: %s", error)
             return
     begin_at_0()
     app.before_request(begin)
     app.after_request(measure)
-
-
-def make_room(folder: Path) -> None:
-    """Create this process's file with space reserved on the disk; raise OSError."""
-    path = folder / f"histogram_{os.getpid()}.db"
-    if path.exists():
-        # Left by a process with the same number: its space is reserved, its counts must stay.
-        return
-    # The exporter fails on an empty file.
-    with atomic_write(path) as file:
-        reserve(file, ROOM)
 
 
 def begin_at_0() -> None:

@@ -29,7 +29,7 @@ try:
 except RuntimeError as error:
     sys.exit(str(error))
 END
-    echo "The networks in $model are not those of its card.json: \`python -m training.version_files --version $version\` writes them anew from its weights." >&2
+    echo "The networks in $model do not match its card.json: run \`make train VERSION=$version\`." >&2
     exit 1
 }
 

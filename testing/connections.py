@@ -79,7 +79,7 @@ async def _told(asked: Awaitable[str]) -> str:
         return await asyncio.wait_for(asked, PATIENCE)
     except ConnectionRefusedError:
         return "refused"
-    except asyncio.TimeoutError:
+    except TimeoutError:
         return "nothing"
     except OSError:
         return "closed"

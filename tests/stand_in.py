@@ -232,7 +232,7 @@ class World:
     def state(self) -> tuple[Any, ...]:
         """Return all that a change that fails must leave as it was."""
         return (
-            self.desired,
+            self.settings.deployment.read_text(),
             dict(self.management.workers),
             self.management.default(),
             self.routing.read(),

@@ -1,4 +1,4 @@
-"""The class of TorchServe that waits in nanoseconds: the jar's own, but for one constant."""
+"""The patched class of TorchServe: the one in the jar, except for one constant."""
 
 import importlib.util
 import zipfile
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.torchserve.batching import CLASS, JAR, put_impatient_class
+from serving.torchserve.batching import CLASS, JAR, write_patched_class
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def jars() -> Path:
 
 
 def test_only_the_unit_differs(jars: Path, tmp_path: Path) -> None:
-    assert put_impatient_class(jars, tmp_path)
+    assert write_patched_class(jars, tmp_path)
     with zipfile.ZipFile(jars / JAR) as jar:
         original = jar.read(CLASS)
     written = (tmp_path / CLASS).read_bytes()
@@ -31,5 +31,5 @@ def test_only_the_unit_differs(jars: Path, tmp_path: Path) -> None:
 def test_another_torchserve_is_left_alone(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / JAR, "w") as jar:
         jar.writestr(CLASS, b"\xca\xfe\xba\xbe another MILLISECONDS")
-    assert not put_impatient_class(tmp_path, tmp_path / "classes")
+    assert not write_patched_class(tmp_path, tmp_path / "classes")
     assert not (tmp_path / "classes").exists()

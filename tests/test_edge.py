@@ -28,7 +28,7 @@ from stand_in import StandIn
 from serving.edge import certificates, process, status
 from serving.edge.keys import KeyFile
 from serving.settings import ROOT
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 from serving.torchserve.tokens import HEADER_FILE, Tokens, renew
 from testing.service import Service, free_ports, run_edge
 

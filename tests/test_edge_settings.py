@@ -17,7 +17,7 @@ from serving.edge import certificates, configuration
 from serving.edge.keys import KeyFile, KeyFileError
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.settings import ROOT, Settings, SettingsError
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 
 
 class TestKeyFile:

@@ -386,7 +386,7 @@ class TestCommand:
         done = invoke(stand_in.settings, file, folder / "nowhere", "--format", "csv")
         assert done.exit_code == 1
         assert len(done.stdout.splitlines()) == 3
-        assert done.stderr == "error: 1 of 2 images got no answer.\n"
+        assert done.stderr == "error: 1 of 2 images failed.\n"
 
     def test_version_option(self, stand_in: StandIn, folder: Path) -> None:
         (file,) = write_images(folder, "a.png")

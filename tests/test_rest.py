@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import subprocess
+import time
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
 import psutil
 import pytest
-from stand_in import Management
+from stand_in import ROUTING, Management, StandIn
 
-from serving.client import ManagementClient
+from serving.client import InferenceClient, ManagementClient, Unreachable
 from serving.deployment import in_flight
 from serving.rollout import rest
 from serving.rollout.rest import NotAtRest, wait_until_at_rest, worker_state
@@ -141,6 +144,40 @@ class TestInFlight:
         (tmp_path / "in-flight").touch()
         with in_flight.recorded(tmp_path, "2.0"):
             pass
+
+
+class TestClient:
+    @pytest.fixture
+    def client(self, stand_in: StandIn) -> Iterator[InferenceClient]:
+        made = InferenceClient(stand_in.settings, patience=0)
+        yield made
+        made.close()
+
+    def test_records_its_request(self, stand_in: StandIn, client: InferenceClient) -> None:
+        run_dir, seen = stand_in.settings.run_dir, []
+
+        def answer(*_: object) -> tuple[int, bytes]:
+            seen.append(in_flight.describe(run_dir, "1.0"))
+            return 200, b"{}"
+
+        stand_in.answer = answer
+        client.predict(b"image")
+        assert seen == ["a client waits for its answer"]
+        assert in_flight.describe(run_dir, "1.0") is None
+
+    def test_sends_nothing_if_a_pause_began_before_that(
+        self, stand_in: StandIn, client: InferenceClient, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        recorded = in_flight.recorded
+
+        def late(run_dir: Path, version: str) -> contextlib.AbstractContextManager[None]:
+            stand_in.routing.publish(replace(ROUTING, paused={version: time.time() + 10}))
+            return recorded(run_dir, version)
+
+        monkeypatch.setattr(in_flight, "recorded", late)
+        with pytest.raises(Unreachable):
+            client.predict(b"image")
+        assert stand_in.requests == []
 
 
 def ask_forever(run_dir: Path, pipe: Connection) -> None:

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from frontend import samples
+from handler.pipelines import load
 from handler.preprocessing import decode
 from handler.verdict import answer
-from handler.versions import load
 from scripts import draw_cells
 from scripts.draw_cells import FIELD, GALLERY, SIZE
 from serving.settings import ROOT
@@ -34,7 +34,7 @@ def ask() -> Ask:
 
     def answered(name: str) -> dict[str, Any]:
         picture = decode(DRAWN[name].path.read_bytes(), version.fit)
-        return answer("bloodcells", card, version.examine([picture])[0])
+        return answer("bloodcells", card, version.predict([picture])[0])
 
     return answered
 

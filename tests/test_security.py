@@ -23,7 +23,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from serving.client import ManagementClient
 from serving.settings import ROOT
-from serving.torchserve.process import read_properties
+from serving.torchserve.config import read_properties
 from serving.torchserve.tokens import HEADER_FILE, KEY_FILE
 from testing.service import Service, run_service
 
@@ -153,6 +153,7 @@ WITH_MANAGEMENT_TOKEN = {
     "GET /workflows": OK,
     "POST /workflows?url=x.war": (404, "WorkflowNotFoundException"),
     "POST /models/bloodcells/invoke": NO_METHOD,
+    "POST /v1/models/bloodcells:predict": NO_METHOD,
 }
 ELSEWHERE = ("GET /metrics", "GET /admin", "GET //models", "GET /../../etc/passwd", "GET /v2")
 TOKEN = "GET /token?type=inference"

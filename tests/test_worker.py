@@ -1,11 +1,12 @@
-"""Our worker beside TorchServe's own: to the same bytes they must say the same.
+"""Our worker beside TorchServe's own: for the same bytes both must send the same reply.
 
-Both are real processes that load the same small archive, whose handler answers with what it was
-given, or does what a handler may do wrong.
+Both are real processes that load the same small archive. Its handler answers with what it got, or
+fails in each way in which a handler can.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,12 +17,13 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.settings import ROOT
@@ -89,24 +91,6 @@ class Echo:
         return answers
 """
 
-# As the archives had them that torch served.
-TORCH_HANDLER = """
-import torch
-
-
-class Network:
-    def initialize(self, context):
-        weights = context.system_properties["model_dir"] + "/weights.pt"
-        self.network = torch.nn.Linear(3, 2)
-        self.network.load_state_dict(torch.load(weights, weights_only=True))
-        self.network.eval()
-
-    def handle(self, data, context):
-        pixels = torch.tensor([list(row["body"]) for row in data], dtype=torch.float32)
-        with torch.inference_mode():
-            return self.network(pixels).tolist()
-"""
-
 
 def field(value: str | bytes) -> bytes:
     data = value.encode() if isinstance(value, str) else value
@@ -114,6 +98,7 @@ def field(value: str | bytes) -> bytes:
 
 
 END_OF_LIST = struct.pack("!i", END)
+LOAD_FAILED = struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
 
 
 def load_message(folder: Path, batch_size: int = 4, gpu: int = -1) -> bytes:
@@ -168,8 +153,10 @@ class Running:
                 return attempt
             except OSError:
                 attempt.close()
-                assert self.process.poll() is None, self.log.read_text()
-                assert time.monotonic() < until
+                if self.process.poll() is not None or time.monotonic() > until:
+                    self.process.kill()
+                    self.process.wait()
+                    raise AssertionError(self.log.read_text()) from None
                 time.sleep(0.02)
 
     def ask(self, message: bytes) -> bytes:
@@ -190,6 +177,14 @@ class Running:
         """Hang up; return the exit code."""
         self.socket.close()
         return self.process.wait(PATIENCE)
+
+    def __enter__(self) -> Running:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+        self.process.kill()
+        self.process.wait()
 
     def _field(self) -> bytes:
         length = self._some(4)
@@ -224,14 +219,17 @@ def both(
     tmp_path_factory: pytest.TempPathFactory, archive: Path
 ) -> Iterator[tuple[Running, Running]]:
     """Run both workers, the archive loaded."""
-    theirs, ours = (
-        Running(program, tmp_path_factory.mktemp("w"), archive) for program in PROGRAMS.values()
-    )
-    loaded = theirs.ask(load_message(archive))
-    assert ours.ask(load_message(archive)) == loaded
-    assert b"loaded model echo" in loaded
-    yield theirs, ours
-    assert (theirs.end(), ours.end()) == (0, 0)
+    folders = (tmp_path_factory.mktemp("w") for _ in PROGRAMS)
+    with contextlib.ExitStack() as stack:
+        theirs, ours = (
+            stack.enter_context(Running(program, folder, archive))
+            for program, folder in zip(PROGRAMS.values(), folders, strict=True)
+        )
+        loaded = theirs.ask(load_message(archive))
+        assert ours.ask(load_message(archive)) == loaded
+        assert b"loaded model echo" in loaded
+        yield theirs, ours
+        assert (theirs.end(), ours.end()) == (0, 0)
 
 
 def image(data: bytes = b"\xff\xd8\0", kind: str = "image/jpeg") -> Inputs:
@@ -272,13 +270,13 @@ BATCHES = {
 
 
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-def test_it_says_what_torchserves_worker_says(both: tuple[Running, Running], batch: Any) -> None:
+def test_both_send_the_same_reply(both: tuple[Running, Running], batch: Any) -> None:
     theirs, ours = (running.ask(infer_message(*batch)) for running in both)
     assert ours == theirs
     assert b"a secret" not in ours
 
 
-def test_a_model_loaded_anew_has_its_new_settings(
+def test_a_model_loaded_again_has_its_new_settings(
     both: tuple[Running, Running], archive: Path
 ) -> None:
     theirs, ours = (running.ask(load_message(archive, 7, 0)) for running in both)
@@ -290,14 +288,47 @@ def test_a_model_loaded_anew_has_its_new_settings(
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_a_refused_load_is_told_and_ends_the_worker(tmp_path: Path, program: str) -> None:
+def test_a_load_that_fails_is_reported_and_ends_the_worker(tmp_path: Path, program: str) -> None:
     refused = archive_in(tmp_path / "refused", "refuse: true\n")
-    running = Running(PROGRAMS[program], tmp_path, refused)
-    reply = running.ask(load_message(refused))
-    assert reply == struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
-    assert running.end() == 1
+    with Running(PROGRAMS[program], tmp_path, refused) as running:
+        assert running.ask(load_message(refused)) == LOAD_FAILED
+        assert running.end() == 1
     assert "Failed to load model echo, exception refused" in running.log.read_text()
     assert not running.name.exists()
+
+
+def test_it_starts_as_java_expects(
+    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a port as well, with a safe path, without torch, and with few lines of output."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    with Running(PROGRAMS["ours"], tmp_path, archive, *free_ports(1)) as running:
+        assert b"loaded model echo" in running.ask(load_message(archive))
+        for _ in range(3):
+            assert b'"answer": 42' in running.ask(infer_message(*BATCHES["several"]))
+        maps = Path(f"/proc/{running.process.pid}/maps")
+        assert not maps.exists() or "torch" not in maps.read_text()
+        assert running.end() == 0
+    _metrics, pid, started, python = running.log.read_text().splitlines()
+    assert pid == f"[PID]{running.process.pid}"
+    assert started == "Torch worker started."
+    assert python.startswith("Python runtime: 3.")
+
+
+@pytest.fixture
+def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that loads a broken archive in this process, and checks the reply."""
+
+    def load(message: bytes, why: str) -> None:
+        monkeypatch.syspath_prepend(tmp_path / "broken")
+        monkeypatch.delitem(sys.modules, "echo_handler", raising=False)
+        sent: list[bytes] = []
+        with pytest.raises(Exception, match=why):
+            worker.serve(Message(Dribble(message, []).receive), sent.append, SimpleNamespace())
+        assert sent == [LOAD_FAILED]
+
+    yield load
+    sys.modules.pop("echo_handler", None)
 
 
 @pytest.mark.parametrize(
@@ -308,149 +339,52 @@ def test_a_refused_load_is_told_and_ends_the_worker(tmp_path: Path, program: str
         ("MAR-INF/MANIFEST.json", "{", "Expecting property name"),
         ("MAR-INF/MANIFEST.json", None, r"No such file or directory: .*MANIFEST\.json"),
         ("echo_handler.py", "import nowhere", "No module named 'nowhere'"),
-        ("echo_handler.py", "def handle(data, context): ...", "no handler that is a function"),
+        ("echo_handler.py", "def handle(data, context): ...", "a handler that is a function"),
         ("echo_handler.py", "class A:\n def initialize(*_): ...", "no attribute 'handle'"),
+        ("echo_handler.py", "from pathlib import Path", "must define one class, not 0"),
+        ("echo_handler.py", "class A: ...\nclass B: ...", "must define one class, not 2"),
     ],
 )
-def test_what_is_wrong_with_an_archive_is_told_in_a_line(
-    tmp_path: Path, file: str, content: str | None, why: str
+def test_a_broken_archive_is_reported_in_one_line(
+    tmp_path: Path,
+    refuse: Callable[..., None],
+    caplog: pytest.LogCaptureFixture,
+    file: str,
+    content: str | None,
+    why: str,
 ) -> None:
     broken = archive_in(tmp_path / "broken")
     (broken / file).unlink()
     if content is not None:
         (broken / file).write_text(content)
-    running = Running(PROGRAMS["ours"], tmp_path, broken)
-    reply = running.ask(load_message(broken))
-    assert reply == struct.pack("!i", 500) + field("Unknown exception") + END_OF_LIST
-    assert running.end() == 1
-    told = f"^Failed to load model echo, exception .*{why}"
-    assert re.search(told, running.log.read_text(), re.MULTILINE)
+    refuse(load_message(broken), f"(?s){why}")
+    assert re.search(f"^Failed to load model echo, exception .*{why}", caplog.messages[-1])
+    assert "\n" not in caplog.messages[-1]
 
 
-def test_an_envelope_is_refused(tmp_path: Path, archive: Path) -> None:
-    running = Running(PROGRAMS["ours"], tmp_path, archive)
-    message = load_message(archive)
-    running.ask(message[: -len(field("") + b"\1")] + field("kserve") + b"\1")
-    assert running.end() == 1
-    assert "knows no service_envelope" in running.log.read_text()
+def test_an_envelope_is_refused(tmp_path: Path, refuse: Callable[..., None]) -> None:
+    message = load_message(archive_in(tmp_path / "broken"))
+    refuse(message[: -len(field("") + b"\1")] + field("kserve") + b"\1", "service_envelope")
 
 
 @pytest.mark.parametrize(("option", "environment"), [(["--async"], {}), ([], {"LOCAL_RANK": "0"})])
-def test_what_it_does_not_do_it_does_not_begin(
-    tmp_path: Path, option: list[str], environment: dict[str, str]
+def test_unsupported_modes_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    option: list[str],
+    environment: dict[str, str],
 ) -> None:
-    name = tmp_path / "sock.9"
-    command = [sys.executable, PROGRAMS["ours"], "--sock-type", "unix", "--sock-name", name]
-    ended = subprocess.run(
-        [*command, *option],
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert ended.returncode == 1
-    assert ended.stdout.startswith("Error: this worker knows neither --async nor torchrun")
-    assert ended.stdout.count("\n") == 1
-    assert ended.stderr == ""
-    assert not name.exists()
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_java_may_also_ask_for_a_port(tmp_path: Path, archive: Path, program: str) -> None:
-    (port,) = free_ports(1)
-    running = Running(PROGRAMS[program], tmp_path, archive, port)
-    assert b"loaded model echo" in running.ask(load_message(archive))
-    assert b'"answer": 42' in running.ask(infer_message(*BATCHES["one image"]))
-    assert running.end() == 0
-
-
-def test_bodies_are_left_alone_where_java_says_so(
-    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TS_DECODE_INPUT_REQUEST", "false")
-    theirs, ours = both_answer(tmp_path, archive, BATCHES["JSON"] + BATCHES["text"])
-    assert ours == theirs
-    assert ours.count(b'"bytes"') == 2
-
-
-def test_an_archive_from_before_is_served_by_torch(tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    old = archive_in(tmp_path / "old", handler=TORCH_HANDLER)
-    network = torch.nn.Linear(3, 2)
-    torch.save(network.state_dict(), old / "weights.pt")
-    theirs, ours = both_answer(tmp_path, old, [({}, image(b"\1\2\3")), ({}, image(b"\4\5\6"))])
-    assert ours == theirs
-    for answer in network(torch.tensor([[1.0, 2, 3], [4, 5, 6]])).tolist():
-        assert json.dumps(answer, indent=2).encode() in ours
-
-
-def both_answer(folder: Path, archive: Path, batch: Any) -> list[bytes]:
-    """Start both workers, and return what they say to a batch."""
-    answers = []
-    for program in PROGRAMS.values():
-        running = Running(program, folder, archive)
-        assert b"loaded model echo" in running.ask(load_message(archive))
-        answers.append(running.ask(infer_message(*batch)))
-        assert running.end() == 0
-    return answers
-
-
-def test_a_safe_path_is_no_hindrance(
-    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    running = Running(PROGRAMS["ours"], tmp_path, archive)
-    assert b"loaded model echo" in running.ask(load_message(archive))
-    assert running.end() == 0
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-@pytest.mark.parametrize("message", [b"X", infer_message()], ids=["unknown", "before a load"])
-def test_what_makes_no_sense_ends_the_worker(
-    tmp_path: Path, archive: Path, program: str, message: bytes
-) -> None:
-    running = Running(PROGRAMS[program], tmp_path, archive)
-    running.socket.sendall(message)
-    assert running.socket.recv(1) == b""
-    assert running.end() == 1
-    assert "Backend worker process died." in running.log.read_text()
-
-
-def test_it_prints_what_java_waits_for_and_no_more(tmp_path: Path, archive: Path) -> None:
-    running = Running(PROGRAMS["ours"], tmp_path, archive)
-    running.ask(load_message(archive))
-    for _ in range(3):
-        running.ask(infer_message(*BATCHES["several"]))
-    assert running.end() == 0
-    _metrics, pid, started, python = running.log.read_text().splitlines()
-    assert pid == f"[PID]{running.process.pid}"
-    assert started == "Torch worker started."
-    assert python.startswith("Python runtime: 3.")
-
-
-def test_it_leaves_torch_alone(tmp_path: Path, archive: Path) -> None:
-    running = Running(PROGRAMS["ours"], tmp_path, archive)
-    running.ask(load_message(archive))
-    maps = Path(f"/proc/{running.process.pid}/maps")
-    if not maps.exists():
-        pytest.skip("This system does not tell what a process has loaded.")
-    assert "torch" not in maps.read_text()
-    running.end()
-
-
-@pytest.mark.parametrize("classes", ["", "class A: pass\nclass B: pass\n"])
-def test_an_archive_has_one_class(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, classes: str
-) -> None:
-    name = f"handler_of_{len(classes)}"
-    (tmp_path / f"{name}.py").write_text(f"from pathlib import Path\n{classes}")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(RuntimeError, match="must define one class"):
-        worker._entry_class(f"{name}.py")
+    monkeypatch.setattr(sys, "argv", ["worker.py", "--sock-type", "unix", *option])
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert worker.main() == 1
+    assert caplog.messages == [
+        "Error: this worker supports neither --async nor torchrun (LOCAL_RANK)."
+    ]
 
 
 class Dribble:
-    """A connection that hands out its bytes in parts of these sizes."""
+    """A connection that returns its bytes in parts of these sizes."""
 
     def __init__(self, data: bytes, sizes: Sequence[int]) -> None:
         self._data, self._sizes = data, list(sizes)
@@ -484,7 +418,7 @@ REQUESTS = st.lists(
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(REQUESTS, st.lists(st.integers(1, 40), max_size=50))
-def test_messages_are_read_however_they_are_cut(requests: Any, sizes: list[int]) -> None:
+def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> None:
     read = read_all(infer_message(*requests), sizes)
     assert [each.id for each in read] == [f"id-{index}" for index in range(len(requests))]
     for (headers, inputs), request in zip(requests, read, strict=True):
@@ -493,60 +427,45 @@ def test_messages_are_read_however_they_are_cut(requests: Any, sizes: list[int])
         assert request.headers == types | headers
 
 
-def test_what_can_be_no_length_ends_the_worker() -> None:
-    with pytest.raises(ValueError, match="no length"):
-        read_all(infer_message()[:-4] + field("id") + struct.pack("!i", -2), [])
+@pytest.mark.parametrize(
+    ("message", "why"), [(b"X", "not a command"), (infer_message(), "no model is loaded")]
+)
+def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        worker.serve(Message(Dribble(message, []).receive), lambda reply: None, None)
 
 
 @pytest.mark.parametrize(
-    "begun",
-    [field("a header without a value"), END_OF_LIST + field("an input") + field("without a value")],
+    ("request_", "why"),
+    [
+        (struct.pack("!i", -2), "not a length"),
+        (field("a header without a value"), "shorter"),
+        (END_OF_LIST + field("an input") + field("without a value"), "shorter"),
+    ],
 )
-def test_a_list_that_ends_within_an_item_ends_the_worker(begun: bytes) -> None:
-    with pytest.raises(ValueError, match="shorter"):
-        read_all(b"I" + field("id") + begun + 3 * END_OF_LIST, [])
+def test_an_invalid_message_ends_the_worker(request_: bytes, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        read_all(b"I" + field("id") + request_ + 3 * END_OF_LIST, [])
 
 
-def test_two_large_fields_are_read_one_after_the_other() -> None:
-    """Each is longer than what is asked of the socket at once."""
+def test_large_fields_are_read() -> None:
+    """Each is longer than one read of the socket."""
     bodies = [bytes([at]) * (3 * worker.CHUNK + at) for at in range(2)]
     read = read_all(infer_message(*(({}, image(body)) for body in bodies)), [])
     assert [request.row["body"] for request in read] == bodies
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-)
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(JSON)
-@example(2**64)
-@example([{"a": [0, -(2**63) - 1]}])
-@example([{"a": [0.5]}, "\ud800"])
-def test_json_says_what_it_says_to_the_standard_library(document: Any) -> None:
-    for ascii_only in (True, False):
-        text = json.dumps(document, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        try:
-            expected = repr(json.loads(text.decode()))
-        except ValueError:
-            expected = repr(text)
-        assert repr(worker._decoded(text, "application/json")) == expected
-
-
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.text('0123456789+-.eE[]{},:" \\u\x00\ufeffa', max_size=12))
-def test_what_is_no_json_stays_as_it_is(text: str) -> None:
-    try:
-        expected = repr(json.loads(text))
-    except ValueError:
-        expected = repr(text.encode())
-    assert repr(worker._decoded(text.encode(), "application/json")) == expected
+@pytest.mark.parametrize(("kind", "data"), [("application/json", b"{}"), ("text/plain", b"text")])
+def test_bodies_are_not_decoded_where_java_says_so(
+    monkeypatch: pytest.MonkeyPatch, kind: str, data: bytes
+) -> None:
+    assert worker._decoded(data, kind) != data
+    monkeypatch.setattr(worker, "DECODES", False)
+    assert worker._decoded(data, kind) == data
 
 
 @pytest.mark.parametrize("values", ["{},", "[],", "1,", '{"a":[1]},'])
-def test_json_of_too_many_values_is_not_parsed(values: str) -> None:
+def test_json_with_too_many_values_is_not_parsed(values: str) -> None:
     few, many = (f"[{values * count}1]".encode() for count in (4_000, 10_000))
     assert worker._decoded(few, "application/json") == json.loads(few)
     assert worker._decoded(many, "application/json") == many
@@ -554,7 +473,7 @@ def test_json_of_too_many_values_is_not_parsed(values: str) -> None:
 
 @settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.data())
-def test_a_message_that_breaks_off_is_no_message(data: st.DataObject) -> None:
+def test_a_message_that_breaks_off_ends_the_worker(data: st.DataObject) -> None:
     whole = infer_message(({"a": "b"}, image()), ({}, image(b"123456")))
     length = data.draw(st.integers(0, len(whole) - 1))
     with pytest.raises(Hangup):

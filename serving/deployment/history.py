@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,8 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
     Yields the entry, so that the change can add to it.
     """
     entry: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "who": getpass.getuser(),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "who": _user(),
         "action": action,
         "version": version,
     }
@@ -111,3 +111,11 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
                 History(settings.deployment).add(entry)
     except Locked as error:
         raise Busy(f"Another change is running: {error}. Try again when it is done.") from error
+
+
+def _user() -> str:
+    """Return who runs this process: the user's name, or the uid where it has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from serving.edge.settings import EdgeSettings
+from serving.files import atomic_write
 from serving.settings import HOST
 
 # The common name, and the name by which a load balancer verifies the edges behind it.
@@ -42,7 +42,7 @@ def create(certificate: Path, key: Path, names: list[str]) -> None:
     """Write a self-signed certificate for some host names and addresses, and its private key."""
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -60,10 +60,10 @@ def create(certificate: Path, key: Path, names: list[str]) -> None:
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    key.unlink(missing_ok=True)
-    with open(os.open(key, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+    with atomic_write(key, 0o600) as file:
         file.write(pem)
-    certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
+    with atomic_write(certificate, 0o600) as file:
+        file.write(signed.public_bytes(serialization.Encoding.PEM))
 
 
 def expires(certificate: bytes) -> float:
@@ -76,7 +76,7 @@ def _is_due(certificate: Path, names: list[str]) -> bool:
     with contextlib.suppress(FileNotFoundError, ValueError, x509.ExtensionNotFound):
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         has = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        left = found.not_valid_after_utc - datetime.now(timezone.utc)
+        left = found.not_valid_after_utc - datetime.now(UTC)
         return list(has) != [_name(each) for each in names] or left.days < LAST_DAYS
     return True
 

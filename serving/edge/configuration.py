@@ -9,7 +9,7 @@ from pathlib import Path
 
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.settings import HOST, ROOT, Settings
-from serving.torchserve.process import StartError
+from serving.torchserve import StartError
 
 SOURCES = ROOT / "deploy" / "nginx"
 OPENAPI = ROOT / "docs" / "openapi.yaml"

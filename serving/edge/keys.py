@@ -1,7 +1,7 @@
-"""The API keys of the edge's clients: a file of their hashes, outside git, that nginx reads.
+"""The API keys of the edge's clients.
 
-A key is shown once, when it is made. The file holds, by the SHA-256 of a key, whose it is and what
-it may ask; deploy/nginx/edge.js reads it at each request.
+A key is shown once. The file has its SHA-256, its client and what it allows; deploy/nginx/edge.js
+reads it for every request.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.files import Locked, atomic_write, lock
@@ -23,21 +23,21 @@ CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
 class KeyFileError(Exception):
-    """The keys can't be read or changed; the message says why."""
+    """The keys cannot be read or changed; the message explains why."""
 
 
 @dataclass(frozen=True)
 class Key:
-    """Whose a key is, and what it may ask."""
+    """The client of a key, and what it allows."""
 
     client: str
     allow: tuple[str, ...]
-    # When, or None.
+    # An ISO 8601 time.
     revoked: str | None = None
 
 
 class KeyFile:
-    """The keys by their hashes, in a file that only its owner reads."""
+    """A file of keys that only its owner can read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -53,13 +53,13 @@ class KeyFile:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise KeyFileError(f"{self._path} can't be read as keys: {error!r}.") from error
+            raise KeyFileError(f"{self._path} is not a valid file of keys: {error!r}.") from error
 
     def add(self, client: str, allow: Iterable[str] = MAY) -> str:
-        """Make a key for a client, and return it; raise KeyFileError."""
+        """Create a key for a client, and return it; raise KeyFileError."""
         if not CLIENT_NAME.fullmatch(client):
             raise KeyFileError(
-                f"{client!r} is no name: letters, digits, '.', '_' and '-' make one."
+                f"{client!r} is not a valid name: use letters, digits, '.', '_' and '-'."
             )
         key = secrets.token_urlsafe(32)
         with self._changed() as keys:
@@ -67,7 +67,7 @@ class KeyFile:
         return key
 
     def revoke(self, which: str) -> list[str]:
-        """Revoke a client's keys, or the one whose hash begins so; return their hashes.
+        """Revoke all keys of a client, or one by the start of its hash; return their hashes.
 
         Raises KeyFileError if there is none.
         """
@@ -78,26 +78,26 @@ class KeyFile:
                 if not key.revoked and (key.client == which or _names(which, hashed))
             ]
             if not found:
-                raise KeyFileError(f"No valid key is {which}'s, nor is one called so.")
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+                raise KeyFileError(f"{which} has no active key, and no active key starts with it.")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             keys.update({hashed: replace(keys[hashed], revoked=now) for hashed in found})
         return found
 
     @contextlib.contextmanager
     def _changed(self) -> Iterator[dict[str, Key]]:
-        """Yield the keys to be changed, then write them, whole; raise KeyFileError."""
+        """Yield the keys for changes, then write them; raise KeyFileError."""
         try:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with lock(self._path.with_suffix(".lock"), "a key is changed", patience=10):
+            with lock(self._path.with_suffix(".lock"), "A key is being changed", patience=10):
                 keys = self.read()
                 yield keys
                 document = {hashed: _document(key) for hashed, key in keys.items()}
                 with atomic_write(self._path, 0o600) as file:
                     file.write(json.dumps(document).encode())
         except Locked as error:
-            raise KeyFileError(f"{self._path} is being changed by another: try again.") from error
+            raise KeyFileError(f"Another process is changing {self._path}: try again.") from error
         except OSError as error:
-            raise KeyFileError(f"{self._path} can't be written: {error.strerror}.") from error
+            raise KeyFileError(f"{self._path} cannot be written: {error.strerror}.") from error
 
 
 def _names(which: str, hashed: str) -> bool:

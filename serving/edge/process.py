@@ -20,7 +20,9 @@ from serving.edge.configuration import bracketed
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.files import Locked, lock
 from serving.settings import HOST, Settings
-from serving.torchserve.process import StartError, die_with_parent, why_closed
+from serving.torchserve import StartError
+from serving.torchserve.ports import why_closed
+from serving.torchserve.process import die_with_parent
 
 START_TIMEOUT = 60.0
 # Seconds between two looks at the certificate.

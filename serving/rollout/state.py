@@ -33,7 +33,9 @@ def differences(
     default = management.default()
     if default != desired.default:
         found.append(f"the default version is {default}, not {desired.default}")
-    if routed and replace(routed, paused={}) != Routing.of(desired):
+    if routed and desired.canary and not routed.canary:
+        found.append(f"the canary {desired.canary.version} was stopped and gets no traffic")
+    elif routed and replace(routed, paused={}) != Routing.of(desired):
         found.append("clients are routed differently")
     return found
 

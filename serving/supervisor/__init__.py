@@ -1,1 +1,5 @@
 """The running service: start, watch, restart and stop its processes, and export its metrics."""
+
+
+class Ended(Exception):
+    """A part of the service exited during its start; the message says which, and how."""

@@ -1,8 +1,9 @@
-"""The service's metrics on one port, as Prometheus reads them.
+"""Export the service's metrics to Prometheus, on one port.
 
-Four kinds: what workers and page have written to RUN_DIR/metrics (handler/metrics.py), added up
-over their processes; the state of the service, looked up at each scrape; TorchServe's own metrics,
-which it tells on loopback alone; and whether the edge lives, where one runs beside the service.
+There are four sources: what workers and page count in files in RUN_DIR/metrics
+(handler/metrics.py), added up over their processes; the state of the service, looked up at each
+scrape; TorchServe's own metrics, which it serves on loopback only; and the edge, if one runs beside
+the service.
 """
 
 from __future__ import annotations
@@ -18,34 +19,41 @@ from typing import Any
 
 import psutil
 import requests
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.mmap_dict import MmapedDict
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
-from handler.metrics import FOLDER
+from handler.metrics import FOLDER, make_room
 from serving import deployment
 from serving.client import ManagementClient, ServiceError
 from serving.deployment import Deployment, DeploymentError
-from serving.edge import status as edge_watch
+from serving.edge import status as edge_status
 from serving.http import local_session
 from serving.settings import HOST, ROOT, Settings
 from serving.torchserve.tokens import KINDS, TokenError, Tokens
 
 # Prometheus waits 10 s for an answer.
 TIMEOUT = (1.0, 4.0)
+# In place of a process id: the counts of all processes that have ended.
+ENDED = "ended"
+# Much more than the counts of all versions take.
+ROOM = 1 << 20
 
 Descriptions = Mapping[str, Mapping[str, Any]]
+# A WSGI application.
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return what tells workers and page where to write what they count."""
+    """Return the environment variables that tell workers and page where to count."""
     return {FOLDER: str(settings.metrics)}
 
 
 def clear(settings: Settings) -> None:
-    """Begin to count anew, as a service does at its start."""
+    """Reset all counts, as at the start of a service."""
     shutil.rmtree(settings.metrics, ignore_errors=True)
     settings.metrics.mkdir(mode=0o700, parents=True)
 
@@ -56,16 +64,20 @@ def exported(
     restarts: Mapping[str, int],
     processes: Callable[[], Mapping[str, int]],
 ) -> Iterator[None]:
-    """Answer Prometheus meanwhile; OSError if the port can't be used.
+    """Answer Prometheus meanwhile; raise OSError if the port can't be used.
 
-    `restarts` tells how often each part was started again, `processes` what each runs as.
+    `restarts` holds how often each part was restarted; `processes` returns their process ids.
     """
     registry = CollectorRegistry()
-    MultiProcessCollector(registry, path=str(settings.metrics))
-    registry.register(State(settings, restarts, processes))
-    registry.register(TorchServe(settings))
-    registry.register(Edge(settings))
+    for collector in (
+        Counts(settings.metrics),
+        State(settings, restarts, processes),
+        TorchServe(settings),
+        Edge(settings),
+    ):
+        registry.register(collector)
     server, thread = start_http_server(settings.exporter_port, settings.exporter_host, registry)
+    server.set_app(with_liveness(make_wsgi_app(registry)))
     try:
         yield
     finally:
@@ -74,8 +86,60 @@ def exported(
         thread.join()
 
 
-class State(Collector):
-    """How the service is: versions, workers, queues, tokens, memory, and what to expect of it."""
+def with_liveness(metrics: Application) -> Application:
+    """Answer GET /livez beside the metrics.
+
+    Each request has its own thread, so neither uploads nor scrapes delay the answer.
+    """
+
+    def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if environ["PATH_INFO"] != "/livez":
+            return metrics(environ, start_response)
+        start_response("200 OK", [("Content-Type", "text/plain; charset=utf-8")])
+        return [b"ok\n"]
+
+    return app
+
+
+class Lookup(Collector):
+    """A collector that looks its metrics up at each scrape."""
+
+    def describe(self) -> list[Metric]:
+        """Return nothing, so that registering this looks nothing up."""
+        return []
+
+
+class Counts(Lookup):
+    """What workers and page have counted, added up over their processes."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._lock = threading.Lock()
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            merge_ended(self._folder)
+            yield from MultiProcessCollector(None, path=str(self._folder)).collect()
+
+
+def merge_ended(folder: Path) -> None:
+    """Add the counts of processes that have ended to one file, and remove theirs."""
+    for path in folder.glob("*_[0-9]*.db"):
+        kind, _, process = path.stem.partition("_")
+        if psutil.pid_exists(int(process)):
+            continue
+        with contextlib.suppress(OSError):
+            # A full disk has no room: try again at the next scrape.
+            make_room(folder, kind, ROOM, ENDED)
+            total = MmapedDict(str(folder / f"{kind}_{ENDED}.db"))
+            for name, value, _, _ in list(MmapedDict.read_all_values_from_file(str(path))):
+                total.write_value(name, total.read_value(name)[0] + value, 0.0)
+            total.close()
+            path.unlink()
+
+
+class State(Lookup):
+    """The state of the service: versions, workers, queues, tokens, memory, expected answers."""
 
     def __init__(
         self,
@@ -88,24 +152,20 @@ class State(Collector):
         self._models = models
         self._tokens = Tokens(settings.run_dir)
         self._management = ManagementClient(settings, TIMEOUT)
-        # One scrape at a time: neither tokens nor clients need be asked twice at once.
+        # One scrape at a time: the clients are not made for threads.
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        """Look everything up; what can't be is left out."""
+        """Look everything up, and leave out what can't be found."""
         with self._lock:
             described = self._described()
-            up = GaugeMetricFamily("bloodcells_up", "Whether TorchServe answers.")
-            up.add_metric([], described is not None)
-            yield up
+            yield GaugeMetricFamily(
+                "bloodcells_up", "Whether TorchServe answers.", described is not None
+            )
             yield from self._of_versions(described or {})
             yield self._token_life()
             yield self._restarted()
             yield self._memory()
-
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that to register this looks nothing up."""
-        return []
 
     def _described(self) -> Descriptions | None:
         try:
@@ -115,20 +175,23 @@ class State(Collector):
 
     def _of_versions(self, described: Descriptions) -> Iterator[Metric]:
         wanted = self._wanted()
-        yield _readable(wanted)
-        # While nobody knows which are wanted, those that TorchServe has.
+        yield GaugeMetricFamily(
+            "bloodcells_deployment_readable",
+            "Whether deployment.yaml can be read.",
+            wanted is not None,
+        )
+        # Without a deployment, count the workers of the versions that TorchServe has.
         yield _ready(wanted.versions if wanted else described, described)
         yield from _queues(described)
         if wanted:
             yield _roles(wanted)
-            yield _asked(wanted)
+            yield _wanted_workers(wanted)
             yield from _expected(wanted, self._models)
 
     def _wanted(self) -> Deployment | None:
         try:
             return deployment.load(self._settings.deployment)
         except DeploymentError:
-            # Someone is editing it, or it is broken.
             return None
 
     def _token_life(self) -> Metric:
@@ -142,7 +205,7 @@ class State(Collector):
 
     def _restarted(self) -> Metric:
         restarts = CounterMetricFamily(
-            "bloodcells_restarts", "How often a part was started again.", labels=["part"]
+            "bloodcells_restarts", "How often a part was restarted.", labels=["part"]
         )
         for part, count in self._restarts.items():
             restarts.add_metric([part], count)
@@ -161,41 +224,29 @@ class State(Collector):
         return memory
 
 
-class TorchServe(Collector):
-    """What TorchServe counts itself: requests, their status codes, their time in its queue."""
+class TorchServe(Lookup):
+    """TorchServe's own counts: requests, their status codes, their time in its queue."""
 
     def __init__(self, settings: Settings) -> None:
         self._url = f"http://{HOST}:{settings.metrics_port}/metrics"
 
     def collect(self) -> Iterator[Metric]:
-        """Hand its metrics on, each counter with a name in `_total`; none while it is away."""
+        """Forward its metrics, each counter with a name in `_total`; none while it is down."""
         with contextlib.suppress(requests.RequestException, ValueError), local_session() as session:
             response = session.get(self._url, timeout=TIMEOUT)
             response.raise_for_status()
             yield from text_string_to_metric_families(response.text)
 
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that to register this asks nothing."""
-        return []
 
-
-def _readable(wanted: Deployment | None) -> Metric:
-    readable = GaugeMetricFamily(
-        "bloodcells_deployment_readable", "Whether deployment.yaml can be read."
-    )
-    readable.add_metric([], wanted is not None)
-    return readable
-
-
-class Edge(Collector):
-    """The edge that runs beside the service, from its start until it is told to close."""
+class Edge(Lookup):
+    """The edge that runs beside the service, from its start until it is stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self._note = settings.edge_note
 
     def collect(self) -> Iterator[Metric]:
-        """Ask it whether it lives; tell nothing where there is none."""
-        seen = edge_watch.look(self._note)
+        """Ask it whether it is up; return nothing if there is none."""
+        seen = edge_status.look(self._note)
         if seen is None:
             return
         yield GaugeMetricFamily("bloodcells_edge_up", "Whether the edge answers.", seen.answers)
@@ -211,14 +262,10 @@ class Edge(Collector):
                 seen.expires - time.time(),
             )
 
-    def describe(self) -> list[Metric]:
-        """Return nothing, so that to register this asks nothing."""
-        return []
-
 
 def _roles(wanted: Deployment) -> Metric:
     info = GaugeMetricFamily(
-        "bloodcells_version_info", "1 for each version, and its role.", labels=["version", "role"]
+        "bloodcells_version_info", "1 for each version and its role.", labels=["version", "role"]
     )
     canary = wanted.canary and wanted.canary.version
     for version in wanted.versions:
@@ -227,20 +274,18 @@ def _roles(wanted: Deployment) -> Metric:
     return info
 
 
-def _asked(wanted: Deployment) -> Metric:
-    asked = GaugeMetricFamily(
-        "bloodcells_workers_wanted", "Workers by deployment.yaml.", labels=["version"]
+def _wanted_workers(wanted: Deployment) -> Metric:
+    workers = GaugeMetricFamily(
+        "bloodcells_workers_wanted", "Workers according to deployment.yaml.", labels=["version"]
     )
     for version, each in wanted.versions.items():
-        asked.add_metric([version], each.workers)
-    return asked
+        workers.add_metric([version], each.workers)
+    return workers
 
 
 def _ready(versions: Iterable[str], described: Descriptions) -> Metric:
-    """Count each version's workers that are ready; 0 for a version that is not described."""
-    ready = GaugeMetricFamily(
-        "bloodcells_workers_ready", "Workers that are ready.", labels=["version"]
-    )
+    """Count each version's ready workers; 0 for a version that TorchServe does not have."""
+    ready = GaugeMetricFamily("bloodcells_workers_ready", "Ready workers.", labels=["version"])
     for version in versions:
         workers = described.get(version, {}).get("workers", [])
         ready.add_metric([version], sum(worker["status"] == "READY" for worker in workers))
@@ -249,10 +294,10 @@ def _ready(versions: Iterable[str], described: Descriptions) -> Metric:
 
 def _queues(described: Descriptions) -> Iterator[Metric]:
     waiting = GaugeMetricFamily(
-        "bloodcells_queue_waiting", "Requests that wait for a worker.", labels=["version"]
+        "bloodcells_queue_waiting", "Requests in the queue.", labels=["version"]
     )
     room = GaugeMetricFamily(
-        "bloodcells_queue_room", "Requests that may wait besides.", labels=["version"]
+        "bloodcells_queue_room", "Free places in the queue.", labels=["version"]
     )
     for version, each in described.items():
         queue = each["jobQueueStatus"]
@@ -262,15 +307,15 @@ def _queues(described: Descriptions) -> Iterator[Metric]:
 
 
 def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
-    """Return what each version said of the images of its card; none where that is not measured."""
+    """Return how each version answered the test images of its card, where that is measured."""
     share = GaugeMetricFamily(
         "bloodcells_expected_share",
-        "Share of a label among the answers to the card's TEST images.",
+        "Share of a label among the answers to the card's test images.",
         labels=["version", "label"],
     )
     doubt = GaugeMetricFamily(
         "bloodcells_expected_doubt",
-        "Share of answers to the card's TEST images that were not confident.",
+        "Share of answers to the card's test images that were not confident.",
         labels=["version"],
     )
     for version in wanted.versions:

@@ -1,6 +1,6 @@
-"""The whole service in one process: TorchServe and the page, started, watched and stopped.
+"""Run the whole service: start TorchServe and the page, restart what exits, and stop both.
 
-What ends by itself is started again; what keeps ending ends the service, with the reason.
+A part that keeps exiting ends the service, with the reason.
 """
 
 from __future__ import annotations
@@ -8,54 +8,50 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-import requests
-
 from serving import deployment
-from serving.deployment import Busy, Deployment, DeploymentError, archives
+from serving.deployment import Deployment, DeploymentError, archives
 from serving.deployment.archives import BadArchive
-from serving.deployment.canary import Watch
 from serving.deployment.history import LOCK
-from serving.deployment.routing import Routing, RoutingFile
+from serving.deployment.routing import RoutingFile
 from serving.files import Locked, lock, lock_holder
-from serving.http import local_session
-from serving.rollout.changes import Refused, Rollout
 from serving.rollout.readiness import NeverReady, WorkerLog, wait_until_ready
-from serving.settings import MODEL, ROOT, Settings
-from serving.supervisor import exporter
-from serving.torchserve.process import (
-    StartError,
-    TorchServe,
-    check_ports,
-    die_with_parent,
-    remove_leftovers,
-    token_life,
+from serving.settings import MODEL, Settings
+from serving.supervisor import Ended, exporter
+from serving.supervisor.background import repeat, say
+from serving.supervisor.canary_watch import CanaryWatch, routing_of
+from serving.supervisor.page import Page
+from serving.torchserve import StartError
+from serving.torchserve.config import token_life
+from serving.torchserve.ports import check_ports
+from serving.torchserve.process import TorchServe, remove_leftovers
+from serving.torchserve.tokens import (
+    HEADER_FILE,
+    KINDS,
+    Tokens,
+    correct_header,
+    renew_if_due,
+    write_header,
 )
-from serving.torchserve.tokens import HEADER_FILE, Tokens, keep_fresh, write_header
 
 PATIENCE = 30.0
-# So many ends within so many seconds are no accident.
-ENDS, WITHIN = 4, 120.0
+# Give up after so many exits within so many seconds.
+EXITS, WITHIN = 4, 120.0
 
 
 class Stopped(BaseException):
-    """Someone asked the service to stop; no handler of errors may swallow that."""
-
-
-class Ended(Exception):
-    """A part of the service ended by itself; the message says which, and how."""
+    """A signal asks the service to stop; handlers of errors must not catch this."""
 
 
 def run(settings: Settings) -> None:
-    """Start everything, serve until told to stop, and stop everything; raise StartError."""
-    # What is written from here on is for its owner alone.
+    """Start everything, serve until a signal arrives, and stop everything; raise StartError."""
+    # All files written from here on are for their owner only.
     os.umask(0o077)
     settings.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     close_to_others(settings.run_dir)
@@ -66,11 +62,11 @@ def run(settings: Settings) -> None:
             check_ports(settings)
             Service(settings).run()
     except Stopped:
-        print("stopped", flush=True)
+        say("stopped")
 
 
 def stop(settings: Settings) -> None:
-    """Stop the service that runs in the same folder, if one does; raise StartError."""
+    """Stop the service that runs in this folder, if there is one; raise StartError."""
     pid = running(settings.run_dir)
     if pid is None:
         remove_leftovers(settings.run_dir)
@@ -78,17 +74,17 @@ def stop(settings: Settings) -> None:
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    # The page may take its time to finish what is in flight, and TorchServe then its own.
+    # The page may take its time to finish what is in flight, and then TorchServe.
     deadline = time.monotonic() + 2 * PATIENCE
     while running(settings.run_dir) is not None:
         if time.monotonic() > deadline:
-            raise StartError(f"Process {pid} does not stop: look at it, or `kill -9 {pid}`.")
+            raise StartError(f"Process {pid} does not stop: inspect it, or `kill -9 {pid}`.")
         time.sleep(0.1)
     print("stopped")
 
 
 def running(run_dir: Path) -> int | None:
-    """Return the process of the service that runs in this folder, if one does."""
+    """Return the process id of the service that runs in this folder, or None."""
     try:
         return int(lock_holder(run_dir / "pid") or "")
     except ValueError:
@@ -96,9 +92,9 @@ def running(run_dir: Path) -> int | None:
 
 
 def close_to_others(run_dir: Path) -> None:
-    """Let nobody else write where code and tokens will lie; raise StartError if we can't.
+    """Let no other user write where code and tokens will be; raise StartError if that fails.
 
-    A folder of root's, as a container is given one, is left as it is.
+    A folder that belongs to root, as in a container, is left as it is.
     """
     found = run_dir.stat()
     if found.st_uid == os.geteuid():
@@ -108,33 +104,38 @@ def close_to_others(run_dir: Path) -> None:
 
 
 class Service:
-    """TorchServe, the page, the keeper of the tokens and the watch over the canary."""
+    """TorchServe, the page, the metrics exporter and the background work."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.routing = RoutingFile(settings.run_dir)
         self.tokens = Tokens(settings.run_dir)
-        # What it was started with last.
+        # That of the last start.
         self._deployment: Deployment | None = None
         self._server: TorchServe | None = None
-        self._page: subprocess.Popen[bytes] | None = None
+        self._page: Page | None = None
         self._restarts = Counter(torchserve=0, page=0)
         self._ending = threading.Event()
+        life = token_life(settings.config)
+        renewals = {
+            f"renewing the {kind} token": partial(renew_if_due, settings, self.tokens, kind, life)
+            for kind in KINDS
+        }
+        header = {"writing the token": partial(correct_header, settings.run_dir, self.tokens)}
+        watch = {"watching the canary": CanaryWatch(settings).check}
         self._threads = [
-            threading.Thread(target=each, args=arguments, daemon=True)
-            for each, arguments in (
-                (keep_fresh, (settings, self.tokens, token_life(settings.config), self._ending)),
-                (watch_canary, (settings, self._ending)),
-            )
+            threading.Thread(target=repeat, args=(steps, seconds, self._ending), daemon=True)
+            # Often, as our clock stops while the machine is suspended, and that of tokens does not.
+            for steps, seconds in ((renewals | header, min(1.0, life / 20)), (watch, 1.0))
         ]
 
     def run(self) -> None:
-        """Serve until told to stop; raise StartError."""
+        """Serve until a signal arrives; raise StartError."""
         started = time.monotonic()
         exporter.clear(self.settings)
         try:
             with exporter.exported(self.settings, self._restarts, self._processes):
-                print("starting TorchServe ...", flush=True)
+                say("starting TorchServe ...")
                 wanted = self._start_torchserve()
                 self._start_page()
                 _greet(self.settings, wanted, time.monotonic() - started)
@@ -145,50 +146,52 @@ class Service:
             self._stop()
 
     def _start_torchserve(self) -> Deployment:
-        """Start TorchServe, and let clients in once it is ready; return what it serves.
+        """Start TorchServe, admit clients once it is ready, and return what it serves.
 
         Raises StartError, Ended, BadArchive or DeploymentError.
         """
         with contextlib.ExitStack() as stack:
             try:
-                # A change that was at work when TorchServe ended must have written its end.
+                # A change that was in progress when TorchServe exited must finish first.
                 held = lock(self.settings.run_dir / LOCK, "the service starts", PATIENCE)
                 stack.enter_context(held)
             except Locked as change:
-                print(f"{change} does not end: starting all the same", flush=True)
+                say(f"{change} does not finish: starting without waiting for it")
             wanted = self._wanted()
             self._serve(wanted)
         return wanted
 
     def _wanted(self) -> Deployment:
-        """Return what is to be served, its archives at hand; raise DeploymentError, BadArchive."""
+        """Return what to serve, with its archives in place; raise DeploymentError, BadArchive."""
         before = self._deployment
         try:
             wanted = deployment.load(self.settings.deployment)
         except DeploymentError as error:
             if before is None:
                 raise
-            print(f"{error} It starts as it was.", flush=True)
+            say(f"{error} Restarting with the previous deployment.")
             wanted = before
         for version, each in wanted.versions.items():
-            # What served until just now is not exchanged for a newer build.
+            # A restart must not replace an archive with a newer build.
             if before is None or not archives.deployed(self.settings, version).is_file():
                 archives.provide(self.settings, version, each.sha256)
         self._deployment = wanted
         return wanted
 
     def _serve(self, wanted: Deployment) -> None:
-        server = self._server = TorchServe(self.settings, wanted)
+        server = self._server = TorchServe(
+            self.settings, wanted, exporter.environment(self.settings)
+        )
         log = WorkerLog(self.settings)
         server.start()
         for thread in self._threads:
-            # Already now: to be ready may take longer than a token lives.
+            # Before the service is ready: that may take longer than a token lives.
             if thread.ident is None:
                 thread.start()
 
         def hopeless(version: str, error: Exception) -> str | None:
             if server.exit_code() is not None:
-                raise Ended(f"TorchServe ended with exit code {server.exit_code()}.")
+                raise Ended(f"TorchServe exited with code {server.exit_code()}.")
             if reason := log.failure(version):
                 return f"A worker can't start: {reason}."
             return None
@@ -200,60 +203,41 @@ class Service:
             kind = Ended if isinstance(error, Ended) else StartError
             raise kind(f"{error} See {server.log.parent}.") from error
         write_header(self.settings.run_dir, self.tokens)
-        self.routing.publish(Routing.of(wanted))
+        self.routing.publish(routing_of(self.settings, wanted))
 
     def _start_page(self) -> None:
         """Start the page and wait for it; raise StartError or Ended."""
-        page = self._page = subprocess.Popen(
-            [sys.executable, "-m", "frontend"],
-            cwd=ROOT,
-            env=os.environ | exporter.environment(self.settings),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-        deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if page.poll() is not None:
-                raise Ended(f"The page ended with exit code {page.returncode}.")
-            try:
-                with local_session() as session:
-                    session.get(
-                        f"{self.settings.frontend_url}/readyz", timeout=5
-                    ).raise_for_status()
-                return
-            except requests.RequestException:
-                time.sleep(0.1)
-        raise StartError("The page is not ready in time.")
+        self._page = Page(self.settings, exporter.environment(self.settings))
+        self._page.wait_until_ready()
 
     def _watch(self) -> None:
-        """Start again what ends; raise StartError when it keeps ending, Stopped when told to."""
-        ends: deque[float] = deque(maxlen=ENDS)
+        """Restart what exits; raise StartError if that happens too often, Stopped on a signal."""
+        exits: deque[float] = deque(maxlen=EXITS)
         while True:
             time.sleep(0.2)
-            ended = self._ended()
-            if not ended:
+            exited = self._exited()
+            if not exited:
                 continue
-            ends.append(time.monotonic())
-            if len(ends) == ENDS and ends[-1] - ends[0] < WITHIN:
-                raise StartError(f"{ended} That was the last of {ENDS} times.")
-            print(f"{ended} Starting it again ...", flush=True)
-            # If it ends while it starts, the next look finds it so.
+            exits.append(time.monotonic())
+            if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
+                raise StartError(f"{exited} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
+            say(f"{exited} Restarting ...")
+            # If it exits during its start, the next look finds that.
             with contextlib.suppress(Ended):
-                self._revive()
-                print(f"ready again after {time.monotonic() - ends[-1]:.1f} s", flush=True)
+                self._restart()
+                say(f"ready again after {time.monotonic() - exits[-1]:.1f} s")
 
-    def _ended(self) -> str | None:
-        """Return what has ended by itself, and how, or None."""
+    def _exited(self) -> str | None:
+        """Return which part has exited by itself, and with which code, or None."""
         assert self._server
         assert self._page
         if (code := self._server.exit_code()) is not None:
-            return f"TorchServe ended by itself (exit code {code}, see {self._server.log.parent})."
-        if (code := self._page.poll()) is not None:
-            return f"The page ended by itself (exit code {code})."
+            return f"TorchServe exited with code {code} (see {self._server.log.parent})."
+        if (code := self._page.exit_code()) is not None:
+            return f"The page exited with code {code}."
         return None
 
-    def _revive(self) -> None:
+    def _restart(self) -> None:
         assert self._server
         assert self._page
         if self._server.exit_code() is not None:
@@ -261,12 +245,12 @@ class Service:
             self.routing.withdraw()
             self._server.stop()
             self._start_torchserve()
-        if self._page.poll() is not None:
+        if self._page.exit_code() is not None:
             self._restarts["page"] += 1
             self._start_page()
 
     def _processes(self) -> dict[str, int]:
-        """Return what runs as which process."""
+        """Return the process id of each part that runs."""
         parts = {"supervisor": os.getpid()}
         if self._server and (pid := self._server.pid):
             parts["torchserve"] = pid
@@ -275,10 +259,10 @@ class Service:
         return parts
 
     def _stop(self) -> None:
-        print("stopping ...", flush=True)
+        say("stopping ...")
         self._ending.set()
         if self._page:
-            _stop_page(self._page)
+            self._page.stop()
         for thread in self._threads:
             if thread.is_alive():
                 thread.join(PATIENCE)
@@ -286,49 +270,10 @@ class Service:
             self._server.stop()
 
 
-def watch_canary(settings: Settings, ending: threading.Event) -> None:
-    """Take back a canary that breaks its bounds, until told to end."""
-    watch, seen = Watch(settings.run_dir), None
-    pause = 1.0
-    while not ending.wait(pause):
-        pause = 1.0
-        try:
-            wanted = deployment.load(settings.deployment)
-        except DeploymentError:
-            # Someone is editing it.
-            continue
-        canary = wanted.canary
-        if canary != seen:
-            watch.forget()
-            seen = canary
-        if canary is None:
-            continue
-        watch.read()
-        if why := watch.verdict(canary, wanted.default):
-            rollout = Rollout(settings)
-            try:
-                rollout.end_canary(canary.version, why)
-                print(f"the canary {canary.version} goes back: {why}", flush=True)
-            except (Refused, Busy) as error:
-                print(f"the canary {canary.version} can't go back, trying on: {error}", flush=True)
-                pause = 10.0
-            finally:
-                rollout.close()
-
-
-def _stop_page(page: subprocess.Popen[bytes]) -> None:
-    page.terminate()
-    try:
-        page.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        page.kill()
-        page.wait()
-
-
 def _greet(settings: Settings, wanted: Deployment, seconds: float) -> None:
     header = Path(os.path.relpath(settings.run_dir / HEADER_FILE))
     others = "".join(f", {name}" for name in sorted(wanted.versions.keys() - {wanted.default}))
-    print(
+    say(
         f"""ready after {seconds:.1f} s, version {wanted.default}{others}
 
   page       {settings.frontend_url}
@@ -338,14 +283,13 @@ def _greet(settings: Settings, wanted: Deployment, seconds: float) -> None:
        --data-binary @serving/samples/neutrophil.png \\
        {settings.inference_url}/predictions/{MODEL}
 
-Ctrl-C stops everything.""",
-        flush=True,
+Ctrl-C stops everything."""
     )
 
 
 @contextlib.contextmanager
 def _pid_file(run_dir: Path) -> Iterator[None]:
-    """Hold the folder; raise StartError if another service does."""
+    """Lock the folder; raise StartError if another service runs in it."""
     try:
         with lock(run_dir / "pid", str(os.getpid())):
             yield
@@ -356,7 +300,7 @@ def _pid_file(run_dir: Path) -> Iterator[None]:
 
 
 def _raise_stopped(*_: object) -> None:
-    # The first one counts: a second must not break off the cleaning up.
+    # A second signal must not interrupt the clean-up.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     raise Stopped
