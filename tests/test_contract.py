@@ -11,7 +11,7 @@ import yaml
 from frontend.languages import CELLS
 from handler.contract import CLASSES, KINDS, MAX_BYTES, kind_of
 from serving.settings import ROOT
-from serving.torchserve.process import read_properties
+from serving.torchserve.config import read_properties
 
 OPENAPI: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
 EDGE = (ROOT / "deploy" / "nginx" / "edge.conf").read_text()
