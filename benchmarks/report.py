@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from datetime import date
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def rounded(value: Any) -> Any:
 
 def about() -> Document:
     """Return when and on what machine a report is measured."""
-    return {"date": date.today().isoformat(), "machine": machine()}
+    return {"date": datetime.now(UTC).date().isoformat(), "machine": machine()}
 
 
 def measured_on(document: Document) -> str:

@@ -1,6 +1,6 @@
-"""The page for people: choose an image, see which white blood cell the model takes it for.
+"""The web page: choose images and see which white blood cells the model finds in them.
 
-It holds no model and stores nothing: an upload lives in memory for as long as its request does.
+It holds no model and stores nothing: an upload stays in memory for the time of its request.
 """
 
 import os
@@ -12,16 +12,19 @@ from flask import Flask, Request
 from flask_bootstrap import Bootstrap5
 from flask_wtf import CSRFProtect
 
+from handler.contract import KINDS, MAX_BYTES
 from serving.client import InferenceClient
 from serving.settings import Settings
 
-from . import api, errors, headers, languages, limits, metrics, models, versions, views
+from . import api, errors, headers, languages, limits, metrics, models, readiness, versions, views
 
 FORM_ALLOWANCE = 64 * 1024
+# By suffix, too: some browsers do not know all the media types.
+ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]
 
 
 class MemoryRequest(Request):
-    """A request whose uploaded files never reach the disk."""
+    """A request that never writes an uploaded file to the disk."""
 
     def _get_file_stream(
         self,
@@ -30,7 +33,7 @@ class MemoryRequest(Request):
         filename: str | None = None,
         content_length: int | None = None,
     ) -> IO[bytes]:
-        # Werkzeug would spool a large part to a temporary file. MAX_CONTENT_LENGTH bounds this one.
+        # Werkzeug would write a large file to the disk. MAX_CONTENT_LENGTH bounds the memory.
         return BytesIO()
 
 
@@ -41,34 +44,36 @@ class Page(Flask):
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
-    """Build the page, from the environment and then from `config`."""
+    """Build the page; `config` overrides the environment."""
     app = Page(__name__)
     app.config.from_mapping(
         SECRET_KEY=os.environ.get("FRONTEND_SECRET_KEY") or secrets.token_hex(32),
         SESSION_COOKIE_NAME="page",
         SESSION_COOKIE_SAMESITE="Lax",
-        MAX_IMAGE_BYTES=8 * 1024 * 1024,
+        MAX_IMAGE_BYTES=MAX_BYTES,
+        ACCEPT=",".join(ACCEPT),
         MAX_FORM_PARTS=8,
         MAX_IMAGES=1000,
         RATE_LIMIT=os.environ.get("FRONTEND_RATE_LIMIT") or "3000 per minute",
-        # A token lasts as long as its session: a page left open overnight still works.
+        # Tokens last as long as their session: a page left open overnight still works.
         WTF_CSRF_TIME_LIMIT=None,
         BOOTSTRAP_SERVE_LOCAL=True,
     )
     app.config.update(config or {})
-    # The image and the rest of its form, so that an image of exactly the limit gets through.
+    # The image and the rest of its form: an image of exactly the limit is accepted.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_IMAGE_BYTES"] + FORM_ALLOWANCE
     if "CLIENT" not in app.config:
         app.config["CLIENT"] = InferenceClient(Settings.from_environment())
 
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
-    # First, so that it measures also what the others refuse.
+    # First, to measure also the requests that the others refuse.
     metrics.init_app(app)
     limits.init_app(app)
     CSRFProtect(app)
     Bootstrap5(app)
     languages.init_app(app)
     versions.init_app(app)
+    readiness.init_app(app)
     errors.init_app(app)
     headers.init_app(app)
     app.register_blueprint(views.bp)

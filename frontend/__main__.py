@@ -15,18 +15,18 @@ from serving.settings import HOST, Settings, SettingsError
 
 from . import create_app
 
-# Bodies up to this are read, so that a too large image gets a friendly page; above it, waitress
-# answers in plain text. Times CONNECTIONS, it is the most memory that uploads can take.
+# Larger bodies get waitress's own 413 in plain text; smaller ones that exceed the limit get a page
+# that explains it. MAX_BODY times CONNECTIONS bounds the memory that uploads can take.
 MAX_BODY = 24 * 1024 * 1024
 CONNECTIONS = 50
-# Longer than the client of the service waits for an answer.
+# Longer than the client waits for the service.
 GRACE_SECONDS = 25
 
 logger = logging.getLogger("frontend")
 
 
 def main() -> None:
-    """Serve the page on the port of the settings."""
+    """Serve the page on the configured port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     try:
         port = Settings.from_environment().frontend_port
@@ -36,12 +36,14 @@ def main() -> None:
     try:
         server = bind(app, port)
     except OSError as error:
-        sys.exit(f"Cannot listen on {HOST}:{port}: {error.strerror}. Set FRONTEND_PORT to another.")
+        sys.exit(
+            f"Cannot listen on {HOST}:{port}: {error.strerror}. Set FRONTEND_PORT to another port."
+        )
     run(server)
 
 
 def bind(app: Flask, port: int) -> Any:
-    """Return a waitress server for `app` that keeps every request and answer in memory."""
+    """Return a waitress server for `app` that keeps requests and answers in memory."""
     return create_server(
         app,
         host=HOST,
@@ -49,7 +51,7 @@ def bind(app: Flask, port: int) -> Any:
         threads=8,
         connection_limit=CONNECTIONS,
         max_request_body_size=MAX_BODY,
-        # Above these sizes waitress would write to temporary files.
+        # Above these sizes waitress writes temporary files.
         inbuf_overflow=2 * MAX_BODY,
         outbuf_overflow=2 * MAX_BODY,
         ident=None,
@@ -57,7 +59,7 @@ def bind(app: Flask, port: int) -> Any:
 
 
 def run(server: Any) -> None:
-    """Serve until a signal asks to stop, then finish what is in flight."""
+    """Serve until SIGTERM or SIGINT, then finish the open requests."""
     stopping = False
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -75,9 +77,9 @@ def run(server: Any) -> None:
 
 
 def drain(server: Any) -> None:
-    """Stop listening, and wait for the open requests, but not for ever.
+    """Stop listening, then wait up to GRACE_SECONDS for the open requests.
 
-    waitress's own shutdown drops what is queued and what its threads have not sent yet.
+    waitress's own shutdown drops queued requests and unsent answers.
     """
     wasyncore.dispatcher.close(server)
     deadline = time.monotonic() + GRACE_SECONDS
@@ -88,7 +90,7 @@ def drain(server: Any) -> None:
 
 
 def in_flight(channel: Any) -> bool:
-    """Return whether a connection still receives, computes or sends."""
+    """Return whether a connection still receives, processes or sends."""
     return bool(channel.request or channel.requests or channel.total_outbufs_len)
 
 

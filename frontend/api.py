@@ -1,4 +1,4 @@
-"""What the page's script asks for, image by image: answers as JSON, errors by their type."""
+"""The requests of the page's script, one image each: answers as JSON, errors by their type."""
 
 from typing import Any
 
@@ -12,21 +12,21 @@ bp = Blueprint("api", __name__, url_prefix="/api")
 
 @bp.post("/predictions")
 def predict() -> ResponseReturnValue:
-    """Answer one image: its version and its cells, and a picture if a browser can't show it."""
+    """Return the version and the cells of an image, and a picture if a browser can't show it."""
     upload = uploads.read()
     answer = uploads.predict(upload.image)
-    said: dict[str, Any] = {
+    result: dict[str, Any] = {
         "version": answer.version,
         "cells": [cell._asdict() for cell in answer.cells],
     }
     if images.media_type(upload.image) is None:
         shown = images.shown(upload.image)
-        said |= {"picture": shown.address, "size": shown.size}
-    return said, answer.headers
+        result |= {"picture": shown.address, "size": shown.size}
+    return result, answer.headers
 
 
 @bp.post("/explanations")
 def explain() -> ResponseReturnValue:
-    """Tell where a version looked: a heat map to lay over the image."""
+    """Return a heat map to lay over the image."""
     answer = uploads.explain(uploads.read().image)
     return {"heat_map": f"data:image/png;base64,{answer.heat_map}"}, answer.headers

@@ -1,4 +1,4 @@
-"""Everything that can go wrong, each with its status and its own sentence for a person."""
+"""The errors of the page: their status codes and messages."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException
 
 
 class Problem(NamedTuple):
-    """A status and what to tell a person about it."""
+    """A status code and the message for the visitor."""
 
     status: int
     title: Any
@@ -18,23 +18,23 @@ class Problem(NamedTuple):
 
 
 class UploadError(Exception):
-    """An upload got no answer: one of the kinds in UPLOAD."""
+    """An upload failed, for one of the reasons in UPLOAD."""
 
     def __init__(self, kind: str) -> None:
         super().__init__(kind)
         self.kind = kind if kind in UPLOAD else "ServiceError"
 
 
-# What can be wrong with an upload: the types of ServiceError, and those of the page itself.
+# The types of ServiceError, and those of the page itself.
 UPLOAD = {
-    "NoImage": Problem(400, _l("No image was chosen"), _l("Choose an image first, then send it.")),
+    "NoImage": Problem(400, _l("No image chosen"), _l("Choose an image and send it.")),
     "ExpiredForm": Problem(
         400,
-        _l("This page was no longer valid"),
-        _l("It has been renewed. Choose the image again and send it."),
+        _l("This page has expired"),
+        _l("It is valid again now. Choose the image again and send it."),
     ),
     "EmptyImage": Problem(
-        400, _l("The file is empty"), _l("There is nothing in it. Choose another image.")
+        400, _l("The file is empty"), _l("It contains no data. Choose another image.")
     ),
     "CorruptImage": Problem(
         400,
@@ -44,27 +44,30 @@ UPLOAD = {
     "ImageTooLarge": Problem(
         413,
         _l("The image is too large"),
-        _l("Send a smaller one: at most %(limit)s MB, and not too many pixels."),
+        _l(
+            "Send an image of at most %(limit)s MB. "
+            "An image with too many pixels is not accepted either."
+        ),
     ),
     "UnsupportedImage": Problem(
         415,
-        _l("This kind of file is not supported"),
-        _l("Send an image of one of these kinds: JPEG, PNG, BMP, TIFF or WebP."),
+        _l("This file type is not supported"),
+        _l("Send a JPEG, PNG, BMP, TIFF or WebP image."),
     ),
     "NotServed": Problem(
         409,
-        _l("This version no longer answers"),
-        _l("Send the image again: unless you choose another one, the recommended version answers."),
+        _l("This version is no longer available"),
+        _l("Send the image again to the recommended version, or choose another one."),
     ),
     "TooManyRequests": Problem(
         429,
-        _l("Too many images at once"),
+        _l("Too many images in a short time"),
         _l("Wait a minute, then send the next one."),
     ),
     "ServiceUnavailable": Problem(
         503,
         _l("The model is not available at the moment"),
-        _l("This has nothing to do with your image. Try again in a minute."),
+        _l("Your image is not the cause. Try again in a minute."),
     ),
     "ServiceBusy": Problem(
         503,
@@ -78,36 +81,32 @@ UPLOAD = {
     ),
     "PageUnreachable": Problem(
         503,
-        _l("The server of this page cannot be reached"),
-        _l("Check the connection, then try again. What is answered already stays."),
+        _l("The server cannot be reached"),
+        _l("Check your connection and try again. The results so far are kept."),
     ),
     "ServiceError": Problem(
         502,
-        _l("The model gave no usable answer"),
-        _l("The fault is ours. Try again in a minute."),
+        _l("The model did not return a valid answer"),
+        _l("This is an error on our side. Try again in a minute."),
     ),
 }
 
 PAGES = {
-    404: Problem(
-        404, _l("There is no such page"), _l("The address may be mistyped or out of date.")
-    ),
+    404: Problem(404, _l("Page not found"), _l("The address may be mistyped or out of date.")),
     405: Problem(
         405,
-        _l("This page cannot be used like that"),
-        _l("Start again from the first page."),
+        _l("Request not allowed"),
+        _l("Start again from the home page."),
     ),
     500: Problem(
-        500, _l("Something went wrong here"), _l("The fault is ours. Try again in a minute.")
+        500, _l("Something went wrong"), _l("This is an error on our side. Try again in a minute.")
     ),
 }
-BAD_REQUEST = Problem(
-    400, _l("The request could not be understood"), _l("Start again from the first page.")
-)
+BAD_REQUEST = Problem(400, _l("The request is not valid"), _l("Start again from the home page."))
 
 
 def init_app(app: Flask) -> None:
-    """Show a friendly page for each error of `app`."""
+    """Show a page with advice for each error of `app`."""
     app.register_error_handler(UploadError, lambda error: upload_problem(error.kind))
     app.register_error_handler(CSRFError, lambda error: upload_problem("ExpiredForm"))
     app.register_error_handler(413, lambda error: upload_problem("ImageTooLarge"))
@@ -115,9 +114,9 @@ def init_app(app: Flask) -> None:
 
 
 def upload_problem(kind: str, seconds: int = 5) -> ResponseReturnValue:
-    """Return what was wrong with an upload: its kind for the script, else the form under it.
+    """Return the error of an upload: its type for the script, else a page with the form.
 
-    What may go better after some seconds says so.
+    Errors that may pass carry Retry-After, in `seconds`.
     """
     current_app.logger.info("refused an upload: %s", kind)
     problem = UPLOAD[kind]
@@ -128,12 +127,12 @@ def upload_problem(kind: str, seconds: int = 5) -> ResponseReturnValue:
 
 
 def error_page(error: HTTPException) -> ResponseReturnValue:
-    """Return a page for an error outside the form."""
+    """Return the page of any other error."""
     response = error.get_response()
     if response.status_code < 400:
         return error
     fallback = PAGES[500] if response.status_code >= 500 else BAD_REQUEST
     problem = PAGES.get(response.status_code, fallback)
-    # The headers of the error stay: a 405 says which methods are allowed.
+    # Keep the headers of the error, such as Allow of a 405.
     kept = {k: v for k, v in response.headers.items() if not k.startswith("Content-")}
     return render_template("error.html", problem=problem), response.status_code, kept

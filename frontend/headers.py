@@ -1,4 +1,4 @@
-"""What every answer tells the browser to refuse."""
+"""Security headers of every response."""
 
 from flask import Flask, Response, request
 
@@ -27,12 +27,12 @@ HEADERS = {
 
 
 def init_app(app: Flask) -> None:
-    """Add the headers to every answer of `app`."""
+    """Add the headers to every response of `app`."""
     app.after_request(add_headers)
 
 
 def add_headers(response: Response) -> Response:
-    """Lock the answer down, and keep everything but static files out of caches."""
+    """Add the security headers; forbid caching of all but static files."""
     response.headers.update(HEADERS)
     if not (request.endpoint or "").endswith("static"):
         response.headers["Cache-Control"] = "no-store"

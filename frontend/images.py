@@ -1,26 +1,28 @@
-"""What of an upload a browser may show: told by its first bytes, never by what its sender says."""
+"""How a browser shows an upload, by its first bytes and never by its name or declared type."""
 
 from base64 import b64encode
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import ExifTags, Image
+
+from handler.contract import KINDS, kind_of
 
 MAX_PIXELS = 16_000_000
 SIDE = 640
-# EXIF's orientations from here on lie on their side.
-ORIENTATION, LYING = 0x0112, 5
+# EXIF orientations from here on are rotated by 90 degrees.
+ROTATED = 5
 
 
 class Shown(NamedTuple):
-    """The address of a picture, None if there is none, and the upright upload's size in pixels."""
+    """The address of a picture, or None, and the size of the upright upload in pixels."""
 
     address: str | None
     size: tuple[int, int] | None
 
 
 def shown(image: bytes) -> Shown:
-    """Return how a browser shows an upload that the service has read."""
+    """Return the picture and the size of an upload that the service has classified."""
     kind = media_type(image)
     picture = image if kind else thumbnail(image)
     address = data_uri(picture, kind or "image/png") if picture else None
@@ -28,38 +30,34 @@ def shown(image: bytes) -> Shown:
 
 
 def media_type(image: bytes) -> str | None:
-    """Return the type of an image that a browser shows, or None."""
-    if image.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if image.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if image.startswith(b"RIFF") and image[8:12] == b"WEBP":
-        return "image/webp"
-    if image.startswith(b"BM"):
-        return "image/bmp"
-    return None
+    """Return the media type of an image that browsers show, or None."""
+    kind = kind_of(image)
+    return KINDS[kind].media_type if kind not in (None, "TIFF") else None
 
 
 def data_uri(image: bytes, kind: str) -> str:
-    """Return an image as an address that holds all of it."""
+    """Return an image as a data URI."""
     return f"data:{kind};base64,{b64encode(image).decode('ascii')}"
 
 
 def upright_size(image: bytes) -> tuple[int, int] | None:
-    """Return width and height as the image is shown, from its header alone; None if unreadable."""
+    """Return the width and height as shown, from the header alone, or None if unreadable."""
     try:
-        with Image.open(BytesIO(image), formats=["JPEG", "PNG", "WEBP", "BMP", "TIFF"]) as header:
-            lying = header.format != "TIFF" and header.getexif().get(ORIENTATION, 1) >= LYING
+        with Image.open(BytesIO(image), formats=list(KINDS)) as header:
+            rotated = (
+                header.format != "TIFF"
+                and header.getexif().get(ExifTags.Base.Orientation, 1) >= ROTATED
+            )
             width, height = header.size
-            return (height, width) if lying else (width, height)
+            return (height, width) if rotated else (width, height)
     except Exception:
-        # As with thumbnails: the answer matters, the outlines on its picture do not.
+        # As in thumbnail(): the outlines are optional.
         return None
 
 
 def thumbnail(image: bytes) -> bytes | None:
-    """Return a TIFF as a small PNG, or None when that is not possible or not cheap."""
-    if not image.startswith((b"II*\x00", b"MM\x00*")):
+    """Return a TIFF as a small PNG, or None if that is impossible or expensive."""
+    if kind_of(image) != "TIFF":
         return None
     try:
         with Image.open(BytesIO(image), formats=["TIFF"]) as tiff:
@@ -70,7 +68,7 @@ def thumbnail(image: bytes) -> bytes | None:
                 return None
             picture = tiff.convert("RGB")
     except Exception:
-        # A decoder of a hostile file may raise anything. The answer matters, its picture does not.
+        # A decoder may raise anything on a hostile file, and the picture is optional.
         return None
     picture.thumbnail((SIDE, SIDE))
     png = BytesIO()

@@ -1,18 +1,16 @@
-"""Which language a person reads, and what the cells are called in it."""
+"""The language of the page, and the names of the cells in it."""
 
 from flask import Flask, request
 from flask_babel import Babel, format_percent, get_locale
 from flask_babel import lazy_gettext as _l
 
+from handler.contract import CLASSES
+
 LANGUAGES = {"en": "English", "pt_BR": "Português"}
 COOKIE = "language"
 
-CELLS = {
-    "EOSINOPHIL": _l("Eosinophil"),
-    "LYMPHOCYTE": _l("Lymphocyte"),
-    "MONOCYTE": _l("Monocyte"),
-    "NEUTROPHIL": _l("Neutrophil"),
-}
+NAMES = (_l("Eosinophil"), _l("Lymphocyte"), _l("Monocyte"), _l("Neutrophil"))
+CELLS = dict(zip(CLASSES, NAMES, strict=True))
 
 
 def init_app(app: Flask) -> None:
@@ -24,7 +22,7 @@ def init_app(app: Flask) -> None:
 
 
 def choose() -> str:
-    """Return the language chosen by the switch, or else by the browser."""
+    """Return the language that the visitor chose, or else the browser's."""
     chosen = request.cookies.get(COOKIE)
     if chosen in LANGUAGES:
         return chosen
@@ -41,7 +39,7 @@ def current() -> str:
 
 
 def html_tag(language: str) -> str:
-    """Return a language as HTML and HTTP write it.
+    """Return a language tag for HTML and HTTP.
 
     >>> html_tag("pt_BR")
     'pt-BR'
@@ -50,5 +48,5 @@ def html_tag(language: str) -> str:
 
 
 def percent(share: float) -> str:
-    """Return a share as a percentage with one decimal, as this language writes it."""
+    """Return a share as a percentage with one decimal, in the format of the language."""
     return str(format_percent(share, "#,##0.0%"))

@@ -1,5 +1,6 @@
-"""How fast one address may ask."""
+"""How many uploads one address may send."""
 
+import math
 import time
 
 from flask import Flask, request
@@ -11,9 +12,9 @@ from .errors import upload_problem
 
 
 def init_app(app: Flask) -> None:
-    """Limit the POST requests of each address to RATE_LIMIT; one more is answered 429."""
+    """Limit the POST requests of each address to RATE_LIMIT; further ones get 429."""
     limiter = Limiter(
-        visitor,
+        address,
         app=app,
         application_limits=[app.config["RATE_LIMIT"]],
         application_limits_exempt_when=lambda: request.method != "POST",
@@ -23,15 +24,16 @@ def init_app(app: Flask) -> None:
 
     def too_many(error: Exception) -> ResponseReturnValue:
         limit = limiter.current_limit
-        seconds = int(limit.reset_at - time.time()) + 1 if limit else 1
-        return upload_problem("TooManyRequests", seconds)
+        # Not limit.reset_at: it rounds up by a whole second.
+        wait = limit.window.reset_time - time.time() if limit else 0
+        return upload_problem("TooManyRequests", max(1, math.ceil(wait)))
 
     app.register_error_handler(429, too_many)
 
 
-def visitor() -> str:
-    """Return the address of who asks: behind the edge, the one that it tells.
+def address() -> str:
+    """Return the address of the visitor: behind the edge, the one that the edge reports.
 
-    Where the page is asked directly, which is on loopback only, anyone may claim one.
+    Direct requests come from loopback only, where a client may claim any address.
     """
     return request.headers.get("X-Real-IP") or get_remote_address()

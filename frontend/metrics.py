@@ -1,7 +1,7 @@
 """How long the page takes to answer, for Prometheus.
 
-Where PROMETHEUS_MULTIPROC_DIR is set, the numbers go to a file that
-serving/supervisor/exporter.py reads.
+If PROMETHEUS_MULTIPROC_DIR is set, the metrics go to a file that the exporter
+(serving/supervisor/exporter.py) reads.
 """
 
 import logging
@@ -17,10 +17,10 @@ from handler.metrics import FOLDER, make_room
 logger = logging.getLogger(__name__)
 
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
-# What asks the service, and the ways in which that fails.
+# The endpoints that ask the service, and the statuses of its failures.
 ASKING = ("api.predict", "api.explain", "page.classify")
 FAILURES = (500, 502, 503, 504)
-# More than all endpoints with all their statuses take.
+# More than all endpoints with all their statuses need.
 ROOM = 1 << 20
 SECONDS = Histogram(
     "bloodcells_page_request_seconds",
@@ -32,12 +32,12 @@ SECONDS = Histogram(
 
 
 def init_app(app: Flask) -> None:
-    """Measure the requests to `app`; where there is no room for that, it serves all the same."""
+    """Measure the requests to `app`. Without disk space it serves unmeasured."""
     if folder := os.environ.get(FOLDER):
         try:
             make_room(Path(folder), "histogram", ROOM)
         except OSError as error:
-            logger.error("No request is measured: %s", error)
+            logger.error("requests are not measured: %s", error)
             return
     begin_at_0()
     app.before_request(begin)
@@ -45,7 +45,7 @@ def init_app(app: Flask) -> None:
 
 
 def begin_at_0() -> None:
-    """Let the failures be there before the first of them: a rate needs to see them at 0."""
+    """Start the counts of failures at 0, so that a rate sees the first failure."""
     for endpoint in ASKING:
         for status in FAILURES:
             SECONDS.labels(endpoint, "POST", status)
@@ -56,7 +56,7 @@ def begin() -> None:
 
 
 def measure(response: Response) -> Response:
-    """Count the request by what it was for: never by its path, which anyone may choose."""
+    """Record the request by its endpoint, never by its path, which clients choose freely."""
     SECONDS.labels(
         request.endpoint or "none",
         request.method if request.method in METHODS else "other",

@@ -1,4 +1,4 @@
-"""The model's own pages: what each version is, how good it is, whether it serves."""
+"""The pages about the model: what each version is, how accurate it is, whether it serves."""
 
 import json
 import logging
@@ -6,27 +6,28 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flask import Blueprint, abort, current_app, render_template
+from flask import Blueprint, abort, current_app, render_template, send_file
+from flask.typing import ResponseReturnValue
 
-from serving.client import ServiceError
 from serving.deployment.routing import Routing
 from serving.settings import ROOT
 
-from . import charts
+from . import readiness
 from .versions import age
 
 bp = Blueprint("models", __name__, url_prefix="/models")
 logger = logging.getLogger(__name__)
 
-# In the card and the figures; the others are there for some versions only.
-NEEDED = ("card", "metrics")
+REQUIRED = ("card", "metrics")
+# Only some versions have these.
 OPTIONAL = ("history", "served", "locator")
+PLOTS = ("reliability", "training")
 
 
 class Model(NamedTuple):
-    """A version's files as training and evaluation wrote them; {} for one that is not there."""
+    """A version's files as training and evaluation wrote them; {} for a missing one."""
 
-    version: str
+    folder: Path
     weights_bytes: int
     card: dict[str, Any]
     metrics: dict[str, Any]
@@ -34,73 +35,67 @@ class Model(NamedTuple):
     served: dict[str, Any]
     locator: dict[str, Any]
 
+    @property
+    def version(self) -> str:
+        return self.folder.name
+
+    @property
+    def plots(self) -> dict[str, Path]:
+        """Return the plots that this version has, by name."""
+        paths = {name: self.folder / "plots" / f"{name}.png" for name in PLOTS}
+        return {name: path for name, path in paths.items() if path.is_file()}
+
 
 @bp.get("")
 def index() -> str:
     """List the versions, newest first."""
-    return render_template("models/index.html", models=found(), routing=routing(), ready=is_ready())
+    return render_template("models/index.html", models=found(), **serving())
 
 
 @bp.get("/<version>")
 def version(version: str) -> str:
     """Show one version."""
-    # Only what was found is opened: a name from outside never becomes a path.
-    model = next((each for each in found() if each.version == version), None)
-    if model is None:
-        abort(404)
-    return render_template(
-        "models/version.html",
-        model=model,
-        routing=routing(),
-        ready=is_ready(),
-        training=charts.training(model.history) if model.history else {},
-        reliability=reliability(model),
-        frame=charts,
-    )
+    return render_template("models/version.html", model=find(version), **serving())
+
+
+@bp.get("/<version>/plots/<name>.png")
+def plot(version: str, name: str) -> ResponseReturnValue:
+    """Return a plot of a version."""
+    path = find(version).plots.get(name)
+    return send_file(path) if path else abort(404)
+
+
+def serving() -> dict[str, Any]:
+    """Return the routing, None while the service is not ready, and whether it answers."""
+    routing: Routing | None = current_app.config["CLIENT"].routing.read()
+    error = readiness.error()
+    if error:
+        logger.info("the service is not ready: %s", error)
+    return {"routing": routing, "ready": error is None}
+
+
+def find(version: str) -> Model:
+    """Return a version; answer 404 if there is no such version."""
+    # Compared with the names of the folders: text from a request never becomes a path.
+    return next((each for each in found() if each.version == version), None) or abort(404)
 
 
 def found() -> list[Model]:
-    """Return the finished versions, newest first; one whose files are broken is left out."""
+    """Return the finished versions, newest first, without those whose files are broken."""
     folder = Path(current_app.config.get("MODELS_DIR") or ROOT / "models")
-    # Written last: a version without it is not finished.
+    # Training writes golden.json last: a version without it is not finished.
     finished = sorted(folder.glob("*/golden.json"), key=lambda path: age(path.parent.name))
     models = [_read(path.parent) for path in reversed(finished)]
     return [model for model in models if model]
 
 
-def routing() -> Routing | None:
-    """Return who answers whom; None while the service is not ready."""
-    current: Routing | None = current_app.config["CLIENT"].routing.read()
-    return current
-
-
-def is_ready() -> bool:
-    """Tell whether the service answers a known image rightly."""
-    try:
-        current_app.config["CLIENT"].check_ready()
-    except ServiceError as error:
-        logger.info("the service is not ready: %s", error)
-        return False
-    return True
-
-
-def reliability(model: Model) -> dict[str, charts.Chart]:
-    """Return the charts before and after calibration; none for a version without them."""
-    calibration = model.metrics.get("calibration", {})
-    return {
-        when: charts.reliability(calibration[when]["bins"])
-        for when in ("before", "after")
-        if calibration.get(when, {}).get("bins")
-    }
-
-
 def _read(folder: Path) -> Model | None:
     try:
-        files = {name: _load(folder / f"{name}.json") for name in NEEDED}
+        files = {name: _load(folder / f"{name}.json") for name in REQUIRED}
         for name in OPTIONAL:
             path = folder / f"{name}.json"
             files[name] = _load(path) if path.exists() else {}
-        return Model(folder.name, (folder / "weights.pt").stat().st_size, **files)
+        return Model(folder, (folder / "weights.pt").stat().st_size, **files)
     except (OSError, ValueError) as error:
         logger.warning("left out version %s: %s", folder.name, error)
         return None

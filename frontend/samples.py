@@ -1,7 +1,7 @@
-"""Images for those who have none at hand: drawn by the project, and TEST's where the data set is.
+"""Sample images: drawings and, if the data set is installed, images of TEST.
 
-The drawings are written by scripts/draw_cells.py. Of the data set (BLOOD_CELLS_DATA) each class
-gives a few images of TEST, every one made from a photograph of its own.
+scripts/draw_cells.py writes the drawings. From the data set (BLOOD_CELLS_DATA) come a few TEST
+images of each class, each made from a different photograph.
 """
 
 import csv
@@ -23,7 +23,7 @@ EACH = 3
 
 
 class Sample(NamedTuple):
-    """An image to try: `label` is what it shows, None if that is not one cell of the four."""
+    """An image to try: `label` is its class, None if it does not show exactly one cell."""
 
     name: str
     path: Path
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
     @property
     def address(self) -> str:
-        """Return where a browser finds it."""
+        """Return the URL of the image."""
         if self.path.parent == DRAWN:
             return url_for("static", filename=f"samples/{self.name}")
         return url_for("page.sample", name=self.name)
@@ -39,7 +39,7 @@ class Sample(NamedTuple):
 
 @cache
 def drawn() -> list[Sample]:
-    """List the drawings: files named for the cell that they show, and a number."""
+    """Return the drawings; a file's name is its class and a number."""
     return [
         Sample(path.name, path, label if (label := path.stem[:-2].upper()) in CELLS else None)
         for path in sorted(DRAWN.iterdir())
@@ -48,7 +48,7 @@ def drawn() -> list[Sample]:
 
 @cache
 def photographs() -> list[Sample]:
-    """List images of TEST; none without the data set."""
+    """Return images of TEST; none without the data set."""
     folder = _test_folder()
     return list(_some_of_test(folder)) if folder else []
 
@@ -59,7 +59,7 @@ def find(name: str) -> Sample | None:
 
 
 def _test_folder() -> Path | None:
-    # Kaggle's download has the outer folder twice.
+    # Kaggle's download nests the folder in one of the same name.
     outer = Path(os.environ.get("BLOOD_CELLS_DATA") or os.devnull) / "dataset2-master"
     folders = [each / "images" / "TEST" for each in (outer / "dataset2-master", outer)]
     return next((folder for folder in folders if folder.is_dir()), None)

@@ -1,4 +1,4 @@
-"""An upload: read from its form, bounded, and asked about; the answer is checked."""
+"""Uploads: read and bound them, ask the service, check its answer."""
 
 import math
 from collections.abc import Callable
@@ -17,17 +17,17 @@ VERDICTS = ("confident", "uncertain", "rejected")
 
 
 class Upload(NamedTuple):
-    """The bytes of an image and the name that its sender gave it."""
+    """The bytes of an image and its file name."""
 
     image: bytes
     name: str
 
 
 class Cell(NamedTuple):
-    """What the model said of one cell: `label` is None where it is none of the four.
+    """The answer for one cell: `label` is None if it is rejected.
 
-    `box` is (left, top, right, bottom) in pixels of the upright upload; None for a version that
-    reads the field as a whole. Not `found` means that no cell was: the rest is the field's.
+    `box` is (left, top, right, bottom) in pixels of the upright upload, or None if the version
+    classifies the whole field. Without a cell, `found` is False and the rest is the field's.
     """
 
     label: str | None
@@ -38,7 +38,7 @@ class Cell(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What the model said of an image: of its most certain cell, and of each that it found."""
+    """The answer for an image: its most certain cell, and all cells."""
 
     model: str
     version: str
@@ -48,13 +48,13 @@ class Answer(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Return the header that names the version."""
+        """Return the response header that names the version."""
         named = VERSION_NAME.fullmatch(self.version)
         return {"X-Model-Version": self.version} if named else {}
 
 
 def read() -> Upload:
-    """Return the image of this request's form, or the sample that it names; raise UploadError."""
+    """Return the uploaded image, or the sample that the form names; raise UploadError."""
     if name := request.form.get("sample"):
         sample = samples.find(name)
         if sample is None:
@@ -72,13 +72,13 @@ def read() -> Upload:
 
 
 def predict(image: bytes) -> Answer:
-    """Ask the version that this request names, or the routing's; raise UploadError."""
+    """Classify an image with the version of the form, or the routing's; raise UploadError."""
     client, version = current_app.config["CLIENT"], _version()
     return _ask(lambda: client.predict(image, version=version, client=versions.visitor_id()))
 
 
 def explain(image: bytes) -> Answer:
-    """Ask the version that this request names where it looked; raise UploadError."""
+    """Explain an answer of the version that the form names; raise UploadError."""
     client, version = current_app.config["CLIENT"], _version()
     if version is None:
         raise UploadError("NotServed")
@@ -102,14 +102,14 @@ def _ask(question: Callable[[], dict[str, Any]]) -> Answer:
         current_app.logger.warning("no answer: %s %s", error.status, error.type)
         raise UploadError(error.type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        current_app.logger.exception("the service answered out of contract")
+        current_app.logger.exception("the service broke its contract")
         raise UploadError("ServiceError") from error
 
 
 def parse(answer: dict[str, Any]) -> Answer:
-    """Return the service's answer; raise one of the errors of a wrong type if it is none."""
+    """Check the service's answer; raise KeyError, TypeError, ValueError or AttributeError."""
     heat_map = answer.get("heat_map")
-    # A version that does not look for cells apart lists none.
+    # A version that classifies the whole field sends no list of cells.
     best = _cell(answer)._replace(found=answer.get("cells") != [])
     return Answer(
         model=str(answer["model"]),
@@ -120,16 +120,16 @@ def parse(answer: dict[str, Any]) -> Answer:
     )
 
 
-def _cell(said: dict[str, Any]) -> Cell:
-    verdict, label = said["verdict"], said["label"]
+def _cell(answer: dict[str, Any]) -> Cell:
+    verdict, label = answer["verdict"], answer["label"]
     if verdict not in VERDICTS or (verdict != "rejected" and label not in CELLS):
         raise ValueError(f"verdict {verdict!r} of {label!r}")
-    probabilities = {name: float(share) for name, share in said["probabilities"].items()}
+    probabilities = {name: float(share) for name, share in answer["probabilities"].items()}
     if set(probabilities) != set(CELLS) or any(
         not 0 <= each <= 1 for each in probabilities.values()
     ):
         raise ValueError(f"probabilities {probabilities}")
-    box = tuple(float(side) for side in said["box"]) if "box" in said else None
+    box = tuple(float(side) for side in answer["box"]) if "box" in answer else None
     if box and not (len(box) == 4 and all(map(math.isfinite, box))):
         raise ValueError(f"box {box}")
     return Cell(None if verdict == "rejected" else label, verdict, probabilities, box)

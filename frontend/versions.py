@@ -1,4 +1,4 @@
-"""Which version answers a person: one of their choice, or the one that the routing gives them."""
+"""Which version answers: the one that the visitor chose, or the routing's."""
 
 import re
 import secrets
@@ -8,18 +8,18 @@ from werkzeug.exceptions import RequestEntityTooLarge
 
 
 def init_app(app: Flask) -> None:
-    """Let the form of `app` offer the versions."""
+    """Offer the versions in the form of `app`."""
     app.jinja_env.globals.update(serving_versions=serving, chosen_version=chosen)
 
 
 def serving() -> list[str]:
-    """Return the versions that answer, newest first; none while the service is not ready."""
+    """Return the serving versions, newest first; none while the service is not ready."""
     routing = current_app.config["CLIENT"].routing.read()
     return sorted(routing.versions, key=age, reverse=True) if routing else []
 
 
 def age(version: str) -> list[int | str]:
-    """Return what orders versions by their numbers.
+    """Return a sort key that orders versions by their numbers.
 
     >>> sorted(["10.0", "2.1", "2.0"], key=age)
     ['2.0', '2.1', '10.0']
@@ -28,17 +28,17 @@ def age(version: str) -> list[int | str]:
 
 
 def chosen() -> str:
-    """Return the version that the form asks for; empty where the routing is to decide."""
+    """Return the version that the form names, or "" to leave the choice to the routing."""
     try:
         return request.form.get("version", "")
     except RequestEntityTooLarge:
-        # The page about that shows the form, too.
+        # The page of that error shows the form again.
         return ""
 
 
 def visitor_id() -> str:
-    """Return the name by which the routing knows this browser, and nobody else does."""
+    """Return a random id of this browser, by which the routing keeps it on one version."""
     if "visitor_id" not in session:
         session["visitor_id"] = secrets.token_hex(8)
-    name: str = session["visitor_id"]
-    return name
+    visitor: str = session["visitor_id"]
+    return visitor

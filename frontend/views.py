@@ -1,11 +1,10 @@
-"""The addresses of the page."""
+"""The routes of the page."""
 
 from typing import Any
 
 from flask import (
     Blueprint,
     abort,
-    current_app,
     redirect,
     render_template,
     request,
@@ -14,9 +13,7 @@ from flask import (
 )
 from flask.typing import ResponseReturnValue
 
-from serving.client import ServiceError
-
-from . import images, samples, texts, uploads
+from . import images, readiness, samples, texts, uploads
 from .languages import COOKIE, LANGUAGES
 
 bp = Blueprint("page", __name__)
@@ -26,7 +23,7 @@ YEAR = 365 * 24 * 3600
 
 @bp.app_context_processor
 def words() -> dict[str, Any]:
-    """Give the templates the samples and what is said of answers."""
+    """Pass the samples and the texts to the templates."""
     return {"samples": samples, "texts": texts}
 
 
@@ -38,7 +35,7 @@ def index() -> str:
 
 @bp.post("/")
 def classify() -> ResponseReturnValue:
-    """Ask the model about the uploaded image and show its answer beside it."""
+    """Show an uploaded image and the model's answer."""
     upload = uploads.read()
     answer = uploads.predict(upload.image)
     page = render_template(
@@ -52,7 +49,7 @@ def classify() -> ResponseReturnValue:
 
 @bp.get("/samples/<name>")
 def sample(name: str) -> ResponseReturnValue:
-    """Return an image of the data set that the gallery offers."""
+    """Return a sample image of the data set."""
     found = samples.find(name)
     if found is None:
         abort(404)
@@ -61,7 +58,7 @@ def sample(name: str) -> ResponseReturnValue:
 
 @bp.get("/language/<code>")
 def language(code: str) -> ResponseReturnValue:
-    """Remember a language and return to the page that the reader came from."""
+    """Store the language in a cookie and redirect to the page that the visitor came from."""
     if code not in LANGUAGES:
         abort(404)
     response = redirect(came_from(), 303)
@@ -70,7 +67,7 @@ def language(code: str) -> ResponseReturnValue:
 
 
 def came_from() -> str:
-    """Return the address of a page of this application: never one that the request spells out."""
+    """Return the URL of one of our pages, never a URL from the request."""
     version = request.args.get("version")
     match request.args.get("to"):
         case "models.index":
@@ -82,15 +79,13 @@ def came_from() -> str:
 
 @bp.get("/healthz")
 def healthz() -> dict[str, str]:
-    """Tell that this process lives."""
+    """Report that the process runs."""
     return {"status": "ok"}
 
 
 @bp.get("/readyz")
 def readyz() -> ResponseReturnValue:
-    """Tell whether the service behind the page can answer."""
-    try:
-        current_app.config["CLIENT"].check_ready()
-    except ServiceError as error:
+    """Report whether the service behind the page answers."""
+    if error := readiness.error():
         return {"status": "unavailable", "type": error.type}, 503
     return {"status": "ok"}

@@ -1,1 +1,1 @@
-"""What goes into a model archive: image bytes in, class probabilities out."""
+"""The code of a model archive: image bytes in, class probabilities out."""

@@ -1,10 +1,9 @@
-"""Where a network looked, by its gradients. Loads torch and captum, for who asks for it.
+"""Heat maps of the evidence for a class, by integrated gradients. Imports torch and captum.
 
-A map divides a class's logit among the places of the last convolution by integrated gradients
-(captum's; Sundararajan et al. 2017): by how the logit changes from a blank picture of the image's
-own mean colour to the image. Grad-CAM gives a channel one weight for all places, which suits
-networks that average over the places before they decide; there the two do equally well. One that
-does not, as version 1.0, it explains wrongly: covering what it marks changes the answer little.
+Integrated gradients (Sundararajan et al. 2017) distribute a class's logit over the places of the
+last convolution, as the input goes from the image's mean colour to the image. Grad-CAM is cheaper,
+and as good for networks that pool over all places. For version 1.0, which does not, its maps are
+wrong: covering what they mark hardly changes the answer (tests/test_explanation.py measures it).
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from torch.nn import functional as F
 from handler.networks import BloodCellNet, CellNet
 from handler.preprocessing import HEIGHT, WIDTH, Floats
 
-# From blank to image; more steps change nothing to see.
+# Steps of the integral; more make no visible difference.
 STEPS = 8
-# Max-pooling hands its gradient to single pixels. Averaged over this many, twice, maps agree
-# better with what covering parts of an image does to the answer.
+# Side of the mean filter in pixels, applied twice. Max-pooling passes its gradient to single
+# pixels; smoothed maps agree better with occlusion.
 BLUR = 13
-# What a place adds to the logit; less is rounding, and all that a blank picture has.
+# A smaller share of the logit is rounding error.
 MIN_SHARE = 1e-5
 
 
 def attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[int]) -> Floats:
-    """Map N inputs (N, 3, 60, 80) and a class for each to what spoke for it (N, 60, 80)."""
+    """Return a heat map (N, 60, 80) in [0, 1] for each input (N, 3, 60, 80) and its class."""
     device = next(network.parameters()).device
-    seen = torch.from_numpy(inputs).to(device)
-    maps = heat_maps(network, network.last_convolution, seen, torch.tensor(labels))
+    images = torch.from_numpy(inputs).to(device)
+    maps = heat_maps(network, network.last_convolution, images, torch.tensor(labels))
     heat: Floats = maps.cpu().numpy()
     return heat
 
@@ -41,10 +40,10 @@ def attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[
 def heat_maps(
     network: nn.Module, layer: nn.Module, inputs: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Map N inputs (N, 3, 60, 80) and a class for each (N,) to what spoke for it (N, 60, 80).
+    """Return a heat map (N, 60, 80) for each input (N, 3, 60, 80) and its class, targets (N,).
 
-    Each map is divided by its own maximum, and 0 if nothing spoke for the class. The network runs,
-    forth and back, on eight times N inputs at once.
+    Each map has a maximum of 1, or is 0 if there is no evidence for the class. The network runs
+    forward and backward on 8 N inputs at once.
     """
     targets = targets.to(inputs.device)
     blank = inputs.mean((2, 3), keepdim=True).expand_as(inputs)

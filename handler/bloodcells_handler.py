@@ -1,7 +1,7 @@
-"""TorchServe's entry point: batches of requests in, an answer for each of them out.
+"""TorchServe's entry point: a batch of requests in, one JSON answer for each out.
 
-A request can't harm its neighbours: whatever is wrong with it becomes its own error. TorchServe
-wants exactly one class here; what it needs stands in the package `handler` beside it.
+TorchServe expects exactly one class in this file; the rest is in the package `handler` beside it.
+An error in one request never affects the others of its batch.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from handler import metrics
 from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
-from handler.preprocessing import InputError, Picture, decode_all
+from handler.pipelines import load
+from handler.preprocessing import DecodedImage, InputError, decode_all
 from handler.verdict import Answer, answer
-from handler.versions import load
 
 
 class BloodCellHandler:
-    """Serve one version: `initialize` once for each worker, then `handle` for each batch."""
+    """Serve one version: TorchServe calls `initialize` once a worker, then `handle` for a batch."""
 
     def initialize(self, context: Any) -> None:
-        """Load the version and run it at every batch size, so that no request waits for that.
+        """Load the version and warm it up at every batch size.
 
-        Raises RuntimeError, which TorchServe reports as a failed load, if the weights are not
-        the ones that the card names, or if there is no GPU where one is wanted.
+        Raises RuntimeError, which TorchServe reports as a failed load, if a file's hash differs
+        from the card's, or if the version is configured for a GPU and there is none.
         """
-        # Java takes every line apart. Where an archive runs under TorchServe's own worker, that one
-        # would print some for each batch, and for each body that is no JSON after all.
+        # Java parses every line of a worker. TorchServe's own worker program logs each batch, and
+        # each body that is not JSON.
         logging.getLogger().setLevel(logging.ERROR)
         logging.getLogger("ts.service").setLevel(logging.WARNING)
         properties = context.system_properties
@@ -45,20 +45,20 @@ class BloodCellHandler:
         self.card = json.loads((model_dir / "card.json").read_text())
         gpu = properties.get("gpu_id")
         if context.model_yaml_config.get("deviceType") == "gpu" and gpu is None:
-            # TorchServe sees no GPU, and would do with the cores and not say so.
+            # TorchServe would silently fall back to the CPU.
             raise RuntimeError(f"deviceType is gpu, but TorchServe finds none. {CURE}")
-        self.version = load(
+        self.pipeline = load(
             model_dir,
             self.card,
             batch_size=int(properties.get("batch_size") or 1),
             threads=context.model_yaml_config["handler"]["threads"],
             gpu=gpu,
         )
-        self.version.warm_up()
+        self.pipeline.warm_up()
         self.metrics = metrics.start(self.card["version"])
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
-        """Answer a batch: one JSON document for each row of data, in its order."""
+        """Answer a batch: one JSON document for each row of data, in order."""
         for index in range(len(data)):
             context.set_response_header(index, "X-Model-Version", self.card["version"])
         headers = [context.get_all_request_header(index) for index in range(len(data))]
@@ -69,21 +69,21 @@ class BloodCellHandler:
         self.metrics.decoded(len(data), perf_counter() - started)
         answers = self._answer(
             [
-                (picture, explained)
-                for pictures, _many, explained in requests
-                for picture in pictures
-                if isinstance(picture, Picture)
+                (image, explain)
+                for images, _many, explain in requests
+                for image in images
+                if isinstance(image, DecodedImage)
             ]
         )
         answered = [
             [image if isinstance(image, InputError) else next(answers) for image in images]
-            for images, _many, _explained in requests
+            for images, _many, _explain in requests
         ]
         self.metrics.answered(
             chain.from_iterable(
                 each
                 for each, header in zip(answered, headers, strict=True)
-                # Sent to see whether the service is well, such an image says nothing of its work.
+                # Health checks send these: they are no work of the service.
                 if header.get("X-Known-Image") != "true"
             )
         )
@@ -94,36 +94,35 @@ class BloodCellHandler:
 
     def _read(
         self, row: Mapping[str, Any], header: Mapping[str, Any]
-    ) -> tuple[Sequence[Picture | InputError], bool, bool]:
-        """Decode one request's images; tell if it wants a list for an answer, and explanations."""
-        # Set by TorchServe for /explanations, or by the caller: it concerns this request alone.
-        explained = header.get("explain") == "True"
+    ) -> tuple[Sequence[DecodedImage | InputError], bool, bool]:
+        """Return one request's images, whether it gets a list, and whether it gets heat maps."""
+        # TorchServe sets this header for /explanations; a client may set it too.
+        explain = header.get("explain") == "True"
         try:
             payload = parse(row, header)
         except InputError as error:
-            return [error], False, explained
-        return decode_all(payload.images, self.version.fit), payload.many, explained
+            return [error], False, explain
+        return decode_all(payload.images, self.pipeline.fit), payload.many, explain
 
-    def _answer(self, asked: Sequence[tuple[Picture, bool]]) -> Iterator[Answer | InputError]:
-        """Answer pictures in their order; those to be explained get a heat map, too."""
-        plain = [picture for picture, explained in asked if not explained]
+    def _answer(self, images: Sequence[tuple[DecodedImage, bool]]) -> Iterator[Answer | InputError]:
+        """Yield the answer to each image, with a heat map where the flag beside it is set."""
+        plain = [image for image, explain in images if not explain]
         started = perf_counter()
-        examinations = iter(self.version.examine(plain))
+        predictions = iter(self.pipeline.predict(plain))
         if plain:
             self.metrics.examined(perf_counter() - started)
-        for picture, explained in asked:
-            if explained:
-                yield self._explain(picture)
+        for image, explain in images:
+            if explain:
+                yield self._explain(image)
             else:
-                yield answer(self.model_name, self.card, next(examinations))
+                yield answer(self.model_name, self.card, next(predictions))
 
-    def _explain(self, picture: Picture) -> Answer | InputError:
-        """Answer a picture with a heat map, or say that there is none now."""
+    def _explain(self, image: DecodedImage) -> Answer | InputError:
+        """Answer one image with a heat map; return an error if the explanation fails."""
         try:
-            examination, heat = self.version.explain(picture)
-            said = answer(self.model_name, self.card, examination)
-            return {**said, "heat_map": to_png(heat)}
-        # It needs torch, and much memory. Where they fail, the neighbours need not.
+            prediction, heat = self.pipeline.explain(image)
+            return {**answer(self.model_name, self.card, prediction), "heat_map": to_png(heat)}
+        # Explanations need torch and much memory; their failure must not fail the batch.
         except Exception:
             logging.exception("An explanation failed.")
             message = "The answer can't be explained now; /predictions gives it without."
@@ -131,9 +130,9 @@ class BloodCellHandler:
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:
-    # TorchServe asks for the card with this header, alone in its batch and without a body. A caller
-    # may send the header, too, but what comes as a prediction bears an `explain`. By an older route
-    # (/invocations) it does not: then a caller without an image gets the card, and harms nobody.
+    # TorchServe requests the card with this header, alone in a batch and without a body. If a
+    # client sends the header, the request also has `explain`. The older route /invocations does
+    # not set that: a client without an image gets the card there, which is harmless.
     return (
         len(data) == 1
         and not data[0]
@@ -143,7 +142,7 @@ def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[st
 
 
 def _respond(answers: Sequence[Answer | InputError], many: bool, index: int, context: Any) -> bytes:
-    """Encode the answers to one request, and set its status."""
+    """Encode the answers to one request and set its HTTP status."""
     documents = [vars(answer) if isinstance(answer, InputError) else answer for answer in answers]
     status = HTTPStatus.OK
     if not many and isinstance(answers[0], InputError):

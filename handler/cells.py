@@ -1,8 +1,6 @@
-"""One cell at a time: cut it out, at a size of its own, and tell which it is.
+"""Cell crops: an 80x60 window around each located cell, converted to amounts of dye.
 
-A window of 80x60 lies around each cell found, so that the cell fills three quarters of its height
-however far the microscope was zoomed. The network sees amounts of dye (handler/stains.py), not
-colours.
+The window is scaled so that a cell fills three quarters of its height at any magnification.
 """
 
 from __future__ import annotations
@@ -13,16 +11,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from handler.locator import CANVAS, Located, to_canvas
-from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Pixels, cut
+from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Pixels, cut, normalized
 from handler.stains import amounts, measure
 
-# The window's height in units of the cell's longer side.
+# Window height divided by the longer side of the cell's box.
 ZOOM = 1.35
 
 
 @dataclass
 class Cutout:
-    """One cell: its window (60, 80, 3) and the light and dyes around it (3, 3)."""
+    """One cell: its window (60, 80, 3), and the stains around it (3, 3), as `measure` has them."""
 
     pixels: Pixels
     stains: Floats
@@ -34,7 +32,7 @@ def cut_out(
     size: tuple[int, int] = (WIDTH, HEIGHT),
     zoom: float = ZOOM,
 ) -> list[Cutout]:
-    """Cut every located cell out of its field (H, W, 3)."""
+    """Cut each located cell out of its field (H, W, 3); size is (width, height)."""
     thumbnail, scale = to_canvas(field), CANVAS / max(field.shape)
     boxes = [_scaled(cell.box, scale) for cell in located]
     return [
@@ -44,7 +42,7 @@ def cut_out(
 
 
 def window(box: Box, zoom: float = ZOOM, proportions: float = WIDTH / HEIGHT) -> Box:
-    """Return the window around a cell's box; it may reach beyond the picture."""
+    """Return the window around a cell's box; it may extend beyond the image."""
     left, top, right, bottom = box
     down = max(right - left, bottom - top) * zoom / 2
     across = down * proportions
@@ -53,10 +51,10 @@ def window(box: Box, zoom: float = ZOOM, proportions: float = WIDTH / HEIGHT) ->
 
 
 def to_amounts(cutouts: Sequence[Cutout]) -> Floats:
-    """Stack N cutouts to the network's input: amounts of dye (N, 3, 60, 80)."""
-    pixels = np.stack([cutout.pixels for cutout in cutouts]).transpose(0, 3, 1, 2)
+    """Stack N cutouts to a network's input: amounts of dye (N, 3, 60, 80)."""
+    pixels = np.stack([cutout.pixels for cutout in cutouts])
     stains = np.stack([cutout.stains for cutout in cutouts])
-    return amounts(pixels / np.float32(255), stains)
+    return amounts(normalized(pixels), stains)
 
 
 def _scaled(box: Box, scale: float) -> Box:

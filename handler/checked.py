@@ -1,4 +1,4 @@
-"""The files of a version, held against its card, which names them by their SHA-256."""
+"""Files of a version, verified by the SHA-256 in its card."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 
 
 def read_checked(folder: Path, card: Mapping[str, Any], name: str) -> bytes:
-    """Read a file; raise RuntimeError if it can't be read, or is not the one of the card."""
+    """Read a file; raise RuntimeError if it is unreadable or differs from its hash in the card."""
     try:
         content = (folder / name).read_bytes()
     except OSError as error:
         raise RuntimeError(f"{name} can't be read: {error.strerror}.") from error
     if hashlib.sha256(content).hexdigest() != card.get("sha256", {}).get(name):
-        raise RuntimeError(f"{name} is not the file that card.json names: build it anew.")
+        raise RuntimeError(f"{name} is not the file that card.json names: build the version again.")
     return content

@@ -1,7 +1,7 @@
-"""What runs the networks: ONNX Runtime.
+"""Networks in ONNX Runtime.
 
-On one image it takes a third of eager torch's time, and the worker, which so needs no torch, a
-third of the memory; it starts in a second (benchmarks/README.md has the figures).
+On one image it takes a third of the time of eager torch, and a worker without torch takes a third
+of the memory and starts in a second (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ CURE = (
     "set deviceType to cpu in model-config.yaml."
 )
 
-# From N inputs to N outputs.
+# N inputs in, N outputs out.
 Network = Callable[[Pixels | Floats], Floats]
 
 
 class Engine:
-    """A network in ONNX, ready to be called with an array of inputs."""
+    """An ONNX network; call it with an array of N inputs."""
 
     def __init__(self, model: bytes, threads: int, gpu: int | None, batch_size: int = 1) -> None:
-        """Load a network for the CPU, or for a GPU; RuntimeError if there is no way to use that.
+        """Load a network on the CPU or on a GPU; raise RuntimeError if the GPU can't be used.
 
-        A GPU works on multiples of `batch_size` inputs: it would plan anew for each other number,
-        which takes it far longer than the inputs that fill up a batch.
+        On a GPU, batches are padded to a multiple of `batch_size`: CUDA plans each new batch size,
+        which takes far longer than the padding.
         """
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Threads that spin while they wait take the cores from the other workers.
+        # Spinning threads take the cores from other workers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # Each line of a worker is taken apart by Java: none but of errors.
+        # Errors only: Java parses every line that a worker logs.
         options.log_severity_level = 3
         self._session = onnxruntime.InferenceSession(model, options, _providers(gpu))
-        # Without a driver, or with another one, it would do with the CPU and not say so.
+        # With a missing or wrong driver, ONNX Runtime silently falls back to the CPU.
         if gpu is not None and GPU not in self._session.get_providers():
             raise RuntimeError(f"deviceType is gpu, but ONNX Runtime can't use GPU {gpu}. {CURE}")
         [inputs] = self._session.get_inputs()
@@ -59,10 +59,12 @@ def _providers(gpu: int | None) -> list[Any]:
     if gpu is None:
         return ["CPUExecutionProvider"]
     if GPU not in onnxruntime.get_available_providers():
-        raise RuntimeError(f"deviceType is gpu, but this ONNX Runtime knows none. {CURE}")
-    # It warns of what is not in use.
+        raise RuntimeError(
+            f"deviceType is gpu, but this build of ONNX Runtime supports none. {CURE}"
+        )
+    # Its warnings are about providers that are not used here.
     onnxruntime.set_default_logger_severity(3)
-    # CUDA and cuDNN may lie in packages of Python's, where the loader does not look.
+    # CUDA and cuDNN may be in Python packages, where the loader does not look.
     onnxruntime.preload_dlls()
-    # With float32 as it is, as the known answers are compared with.
+    # Full float32, as for the known answers.
     return [(GPU, {"device_id": gpu, "use_tf32": 0}), "CPUExecutionProvider"]

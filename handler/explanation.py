@@ -1,4 +1,4 @@
-"""Heat maps to lay over the upload: where a network looked (handler/attribution.py), as a PNG."""
+"""Heat maps (handler/attribution.py) as PNG images to overlay on the upload."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from PIL import Image
 
 from handler.preprocessing import Box, Floats, Size
 
-# The longer side of what is laid over the upload. Maps are smooth: a page can stretch them.
+# Longer side of the overlay in pixels. Maps are smooth: a page can stretch them.
 CANVAS = 640
 
-# Yellow to red, which stands out from violet, in steps that look alike (in OKLab).
+# Yellow to red, which contrasts with violet stains, in perceptually even steps (OKLab).
 RAMP = ((255, 240, 90), (251, 197, 76), (243, 153, 62), (231, 107, 49), (216, 50, 36))
 MAX_ALPHA = 200
-# So few that the PNG is small, so many that no edges show.
+# Few enough for a small PNG, enough to show no edges.
 LEVELS = 32
 
 
 def canvas_size(size: Size) -> Size:
-    """Return a size of the upload's proportions, at most 640 on the longer side and no larger."""
+    """Return the overlay's size: the upload's, scaled down to at most 640 on the longer side."""
     shrink = min(1.0, CANVAS / max(size))
     return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
 
 
 def place(heat: Floats, window: Box, size: Size) -> Floats:
-    """Put a map that covers a window of the upload, in its pixels, onto a canvas (h, w).
+    """Draw a map of a window of the upload, in pixels of it, on an overlay (h, w) of zeros.
 
-    The window may reach beyond the upload; outside the window there is no heat.
+    The window may extend beyond the upload.
     """
     left, top, right, bottom = window
-    # The upload's corners, in pixels of the map.
+    # Corners of the upload in pixels of the map.
     across, down = heat.shape[1] / (right - left), heat.shape[0] / (bottom - top)
     corners = (-left * across, -top * down, (size[0] - left) * across, (size[1] - top) * down)
     placed = Image.fromarray(heat).transform(
@@ -42,9 +42,9 @@ def place(heat: Floats, window: Box, size: Size) -> Floats:
 
 
 def to_png(heat: Floats) -> str:
-    """Colour heat (h, w) in [0, 1] as a PNG in base64: the hotter the redder and less transparent.
+    """Return heat (h, w) in [0, 1] as a base64 PNG: hotter is redder and less transparent.
 
-    It has a palette with alpha, half the size of RGBA.
+    A palette with alpha takes half the bytes of RGBA.
     """
     levels = np.linspace(0, 1, LEVELS)
     stops = np.linspace(0, 1, len(RAMP))

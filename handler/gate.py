@@ -1,6 +1,6 @@
-"""What the gate looks at, before any network: is there a stained nucleus in this picture?
+"""The input of the gate, which checks whether an image shows a stained nucleus.
 
-How it tells stands in training/gate.py: it serves as a graph, as the networks do.
+The gate itself is an ONNX graph like the networks (training/gate.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from PIL import Image
 
 from handler.preprocessing import Pixels
 
-# So small that the noise of single pixels cancels, and that it costs next to nothing; the smallest
-# nuclei are still some pixels wide.
+# Width and height: small enough to average out pixel noise and to cost next to nothing, large
+# enough that the smallest nuclei are still some pixels wide.
 SIZE = (40, 30)
 
 
 def shrink(pixels: Pixels) -> Pixels:
-    """Scale a picture to what the gate looks at: (30, 40, 3)."""
-    # The gap of 1 averages whole pixels first, which is quicker and no worse here.
+    """Scale an image (H, W, 3) to the gate's input (30, 40, 3)."""
+    # A reducing gap of 1 averages whole pixels first: faster, and as good here.
     return np.asarray(Image.fromarray(pixels).resize(SIZE, Image.Resampling.BOX, reducing_gap=1))

@@ -1,7 +1,6 @@
-"""Where the white cells are: what a small network's marks of centres and sizes mean.
+"""Locate white cells: decode the locator network's centres and sizes to boxes.
 
-The network (handler/networks.py) sees the field within 128x128; what is said here is in pixels of
-the field.
+The network (networks.Locator) gets the field scaled into 128x128, the canvas.
 """
 
 from __future__ import annotations
@@ -17,27 +16,26 @@ from handler.engine import Network
 from handler.preprocessing import Box, Floats, Pixels
 
 CANVAS = 128
-# Pixels of the canvas between two places where a centre can be.
+# Canvas pixels between two neighbouring cells of the network's output.
 STRIDE = 4
-# A cell whose size the network calls 0 (it answers in logarithms), in pixels of the canvas.
+# Side in canvas pixels of a box whose logarithmic size is 0.
 UNIT = 32.0
 MAX_CELLS = 32
-# Peaks lower than this are no cells; of two boxes that overlap by more (intersection over union),
-# the lower is dropped.
+# Lowest score of a cell, and highest overlap (intersection over union) with a cell of higher score.
 MIN_SCORE = 0.3
 MAX_OVERLAP = 0.4
 
 
 @dataclass(frozen=True)
 class Located:
-    """A white cell in a field: its box in pixels of the field, and how sure that is, to 1."""
+    """A white cell: its box in pixels of the field, and the score of the detection in [0, 1]."""
 
     box: Box
     score: float
 
 
 def locate(locator: Network, fields: Sequence[Pixels]) -> list[list[Located]]:
-    """Find the white cells in each field (H, W, 3), the surest first, at most MAX_CELLS."""
+    """Return the white cells of each field (H, W, 3), by descending score, at most MAX_CELLS."""
     output = locator(np.stack([to_canvas(field) for field in fields]))
     return [
         _within(each, field, CANVAS / max(field.shape))
@@ -46,7 +44,7 @@ def locate(locator: Network, fields: Sequence[Pixels]) -> list[list[Located]]:
 
 
 def to_canvas(field: Pixels) -> Pixels:
-    """Scale a field to lie in the upper left of 128x128, with black beside it."""
+    """Scale a field (H, W, 3) into the upper left of 128x128; the rest is black."""
     scale = CANVAS / max(field.shape)
     height, width = (max(1, round(side * scale)) for side in field.shape[:2])
     canvas = np.zeros((CANVAS, CANVAS, 3), np.uint8)
@@ -56,10 +54,10 @@ def to_canvas(field: Pixels) -> Pixels:
 
 
 def decode(output: Floats) -> list[list[Located]]:
-    """Read the locator's output (N, 5, 32, 32): for each canvas its cells, in its pixels."""
+    """Decode the locator's output (N, 5, 32, 32) to the cells of each canvas, in canvas pixels."""
     with np.errstate(over="ignore"):
         heat: Floats = np.reciprocal(1 + np.exp(-output[:, 0]))
-    peaks = np.where(_highest_around(heat) == heat, heat, 0)
+    peaks = np.where(_neighbourhood_maximum(heat) == heat, heat, 0)
     return [_cells(*each) for each in zip(peaks, output[:, 1:], strict=True)]
 
 
@@ -75,8 +73,8 @@ def area(box: Box) -> float:
     return (box[2] - box[0]) * (box[3] - box[1])
 
 
-def _highest_around(heat: Floats) -> Floats:
-    """Return, for each place of heat (N, H, W), the highest of it and its eight neighbours."""
+def _neighbourhood_maximum(heat: Floats) -> Floats:
+    """Return the maximum over the 3x3 neighbourhood of each place of heat (N, H, W)."""
     for axis in (1, 2):
         padded = np.pad(heat, [(int(each == axis),) * 2 for each in range(3)])
         before, here, after = (
@@ -87,7 +85,7 @@ def _highest_around(heat: Floats) -> Floats:
 
 
 def _cells(peaks: Floats, shapes: Floats) -> list[Located]:
-    """Return the cells of peaks (H, W) with shapes (4, H, W), the surest first."""
+    """Return the cells at peaks (H, W) with shapes (4, H, W), by descending score."""
     places = np.flatnonzero(peaks >= MIN_SCORE)
     surest = places[np.argsort(-peaks.flat[places], kind="stable")][:MAX_CELLS]
     cells: list[Located] = []
@@ -100,13 +98,13 @@ def _cells(peaks: Floats, shapes: Floats) -> list[Located]:
 
 def _box(right: int, down: int, shape: Sequence[float]) -> Box:
     x, y = (right + 0.5 + shape[0]) * STRIDE, (down + 0.5 + shape[1]) * STRIDE
-    # No cell is larger than three canvases or smaller than a pixel, whatever a wild number says.
+    # Bounds a box to between a pixel and three canvases, whatever the network returns.
     width, height = (math.exp(max(-2.5, min(side, 2.5))) * UNIT / 2 for side in shape[2:])
     return x - width, y - height, x + width, y + height
 
 
 def _within(cells: Sequence[Located], field: Pixels, scale: float) -> list[Located]:
-    """Return boxes of the canvas as boxes of the field, without what reaches beyond it."""
+    """Convert boxes from canvas to field pixels, clipped to the field."""
     height, width = field.shape[:2]
     inside = []
     for cell in cells:

@@ -1,7 +1,7 @@
-"""The networks in torch: the field's reader, the cells' locator and reader.
+"""The networks in torch: the classifiers of fields and of cells, and the locator of cells.
 
-What serves is the same in ONNX (training/export.py, handler/engine.py). There, torch is loaded only
-by the first who wants an explanation, which needs gradients.
+The service runs their ONNX exports (training/export.py, handler/engine.py) and imports this module
+only for explanations, which need gradients.
 """
 
 from __future__ import annotations
@@ -16,20 +16,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from handler.contract import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
-from handler.verdict import CLASSES
 
-# Bring the images to about unit variance.
+# Scale the images to about unit variance.
 FIELD_CONTRAST, LOCATOR_CONTRAST = 5.0, 4.0
 
 
 class BloodCellNet(nn.Module):
-    """Version 1.0: map images (N, 3, 60, 80) in [0, 1] to logits (N, 4), in the order of CLASSES.
+    """Version 1.0: classify whole fields, (N, 3, 60, 80) in [0, 1], as logits (N, 4) of CLASSES.
 
-    The seed's network: two 3x3 convolutions, dropout, two linear layers. It looks at the whole
-    80x60 field, less its mean colour. It is not a detector: it does not know where the cell is.
-    The channels of the two convolutions, the max-pooling after each (1: none) and the width of
-    the hidden layer are free; the rest is the seed's.
+    The original project's network: two 3x3 convolutions, dropout, two linear layers. Channels,
+    the max-pooling after each convolution (1: none) and the hidden width are configurable. It does
+    not locate the cell.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class BloodCellNet(nn.Module):
         dropout: Sequence[float],
     ) -> None:
         super().__init__()
-        # ReLU and max-pooling commute; pooling first leaves ReLU a quarter of the work or less.
+        # ReLU and max-pooling commute; pooling first leaves ReLU fewer values.
         self.features = nn.Sequential(
             nn.Conv2d(3, channels[0], 3, padding=1),
             nn.MaxPool2d(pools[0]),
@@ -61,21 +60,21 @@ class BloodCellNet(nn.Module):
 
     @property
     def last_convolution(self) -> nn.Module:
-        """Return the layer that a heat map is of."""
+        """Return the layer that heat maps are computed at."""
         return self.features[3]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        # Less its own mean colour, so that lamp, exposure and white balance matter less.
+        # Without the mean colour, lamp, exposure and white balance matter less.
         images = (images - images.mean((2, 3), keepdim=True)) * FIELD_CONTRAST
         logits: torch.Tensor = self.classifier(self.features(images))
         return logits
 
 
 class Locator(nn.Module):
-    """Map canvases (N, 3, 128, 128) in [0, 1] to (N, 5, 32, 32): see the names of `channels`.
+    """Locate cells: map canvases (N, 3, 128, 128) in [0, 1] to (N, 5, 32, 32), see `channels`.
 
-    A feature pyramid with a heat map of centres and, at each, the box's size (CenterNet: Zhou et
-    al. 2019).
+    A feature pyramid that predicts a heat map of centres and a box at each (CenterNet: Zhou et al.
+    2019).
     """
 
     channels = ("centre's logit", "shift right", "shift down", "log width", "log height")
@@ -94,7 +93,7 @@ class Locator(nn.Module):
         self.head.bias = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
 
     def forward(self, canvases: torch.Tensor) -> torch.Tensor:
-        # Less its own mean colour, so that lamp, exposure and white balance matter less.
+        # Without the mean colour, lamp, exposure and white balance matter less.
         canvases = (canvases - canvases.mean((2, 3), keepdim=True)) * LOCATOR_CONTRAST
         quarter = self.down4(canvases)
         eighth = self.down8(quarter)
@@ -106,10 +105,10 @@ class Locator(nn.Module):
 
 
 class CellNet(nn.Module):
-    """Map amounts of dye (N, 3, 60, 80) to logits (N, 5): CLASSES, and none of them.
+    """Classify cells: map amounts of dye (N, 3, 60, 80) to logits (N, 5) of CLASSES and other.
 
-    A small residual network (He et al. 2016) with GroupNorm, which does not remember the training
-    laboratory; its features are pooled by mean and by maximum.
+    A small residual network (He et al. 2016) with mean and maximum pooling. GroupNorm stores no
+    statistics of the training laboratory, as BatchNorm would.
     """
 
     def __init__(self, channels: Sequence[int], dropout: float) -> None:
@@ -125,7 +124,7 @@ class CellNet(nn.Module):
 
     @property
     def last_convolution(self) -> nn.Module:
-        """Return the layer that a heat map is of."""
+        """Return the layer that heat maps are computed at."""
         return self.features[-1]
 
     def forward(self, dyes: torch.Tensor) -> torch.Tensor:
@@ -136,9 +135,9 @@ class CellNet(nn.Module):
 
 
 def flip_averaged_logits(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
-    """Return the logits (N, 5) of amounts of dye: the mean over each cell as it is and turned.
+    """Return the logits (N, 5) of amounts of dye, averaged over each cell and its half turn.
 
-    Held-out cells, and those of a laboratory never seen, are told rightly a little more often so.
+    This is slightly more accurate on held-out cells and on unseen laboratories.
     """
     upright, turned = network(torch.cat([dyes, dyes.flip(2, 3)])).chunk(2)
     logits: torch.Tensor = (upright + turned) / 2
@@ -151,7 +150,7 @@ def to_input(images: Iterable[Pixels]) -> torch.Tensor:
 
 
 def to_planes(pixels: Pixels) -> torch.Tensor:
-    """View (N, H, W, 3) as (N, 3, H, W); in memory it stays channels last, the faster way."""
+    """View (N, H, W, 3) as (N, 3, H, W); memory stays channels last, which is faster."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
@@ -161,9 +160,9 @@ def scale(planes: torch.Tensor) -> torch.Tensor:
 
 
 def load_networks(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
-    """Load a version's networks from its weights.pt, by name: "network", and its "locator" if any.
+    """Load "network", and "locator" if the version has one, from a version's weights.pt.
 
-    Raises OSError, and RuntimeError if the weights are not those of the card's networks.
+    Raises OSError, or RuntimeError if the weights do not fit the networks in the card.
     """
     weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
     reader = CellNet if card["finds_cells"] else BloodCellNet
@@ -187,8 +186,7 @@ class _Residual(nn.Module):
         )
         self.shortcut = nn.Sequential()
         if stride > 1:
-            # A window that reaches over the edge is the mean of what it holds. Torch does so in any
-            # case; the ONNX Runtime of Python 3.10 only where padding is told not to count.
+            # A window that reaches over the edge averages only what lies inside.
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
                 nn.Conv2d(inputs, outputs, 1, bias=False),
@@ -199,7 +197,6 @@ class _Residual(nn.Module):
 
 
 def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    # GroupNorm does not remember the training laboratory's colours, as BatchNorm would.
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
         nn.GroupNorm(outputs // 8, outputs),

@@ -1,6 +1,6 @@
-"""The body of one request, as TorchServe hands it over, to the images that it holds.
+"""Parse one request body, as TorchServe passes it, into images.
 
-Three shapes are known: the bytes of one image; multipart, each field one image; and KServe v1 JSON,
+It is the bytes of one image, multipart with an image in each field, or KServe v1 JSON:
 `{"instances": [{"b64": "..."}, ...]}`.
 """
 
@@ -13,31 +13,32 @@ from typing import Any
 
 import pybase64
 
-from handler.preprocessing import MAX_BYTES, InputError, empty, too_large, unsupported
+from handler.contract import MAX_BYTES
+from handler.preprocessing import InputError, empty, too_large, unsupported
 
 MAX_IMAGES = 128
 
 
 @dataclass
 class Payload:
-    """The images of one request, each its bytes or the error in its place."""
+    """The images of one request: the bytes of each, or the error in its place."""
 
     images: list[bytes | InputError]
-    # A list of images is answered by a list, also if it holds only one.
+    # The answer is a list, even of one image.
     many: bool
 
 
 def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
-    """Read one row of TorchServe's batch; raise InputError if the whole request is of no use.
+    """Parse one row of TorchServe's batch; raise InputError if the request as a whole is invalid.
 
-    TorchServe's rows are `{"body": value}` for a plain body and `{field: value, ...}` for
-    multipart; a value is bytes, or str for text, or what JSON said. The header tells the type of
-    each field: `{field: {"content-type": type}}`.
+    A row is `{"body": value}` for a plain body and `{field: value, ...}` for multipart; a value is
+    bytes, str for text, or parsed JSON. `header` has the type of each field:
+    `{field: {"content-type": type}}`.
     """
     body = row.get("body")
     if isinstance(body, dict) or header.get("body") == {"content-type": "application/json"}:
         return Payload([_instance(each) for each in _instances(body)], many=True)
-    # Fields of a form that are no files come in the same row; they have no type.
+    # Form fields that are not files have no content type.
     values = [
         value
         for name, value in row.items()
@@ -70,7 +71,7 @@ def _instance(instance: Any) -> bytes | InputError:
 
 
 def _image(value: Any) -> bytes | InputError:
-    # TorchServe decodes what calls itself text or JSON; an image never does.
+    # TorchServe has decoded bodies of type text or JSON, which are not images.
     return bytes(value) if isinstance(value, (bytes, bytearray)) else unsupported()
 
 

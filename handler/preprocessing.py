@@ -1,9 +1,8 @@
-"""Image bytes to the networks' input: the one preprocessing of training, evaluation and serving.
+"""Decode image bytes to RGB pixels: the one preprocessing of training, evaluation and serving.
 
-The bytes are untrusted: their number is bounded before they are opened and their pixels before
-they are decoded. Whatever the kind, mode or orientation, the whole field comes out upright, in RGB
-and in the size that a version wants: squashed to 80x60, or within 320x320 in its own proportions,
-from which the cells are then cut.
+The bytes are untrusted: their number is checked before they are opened, the number of pixels before
+they are decoded. Any kind, mode or orientation becomes upright RGB of the size that a version
+needs: 80x60 whatever the proportions, or within 320x320 with the proportions kept.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ import numpy.typing as npt
 import simplejpeg
 from PIL import Image
 
+from handler.contract import KINDS, MAX_BYTES, kind_of
+
 WIDTH, HEIGHT = 80, 60
-# The longer side of a field that cells are cut from.
+# Longest side of a field that cells are cut from.
 FIELD = 320
-MAX_BYTES = 8 * 1024 * 1024
 MAX_PIXELS = 30_000_000
-# Keeps a request of many bombs, each just within its own bound, from holding a worker for long.
+# Bounds the time that a request of many large images holds a worker.
 MAX_PIXELS_PER_REQUEST = 100_000_000
-# Progressive JPEGs have about ten. Each goes over all pixels again, and may take only some bytes.
+# Progressive JPEGs have about ten scans. A scan of a few bytes can pass over all pixels.
 MAX_SCANS = 100
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,13 +34,6 @@ Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Box = tuple[float, float, float, float]
 
-_SIGNATURES = {
-    "JPEG": (b"\xff\xd8\xff",),
-    "PNG": (b"\x89PNG\r\n\x1a\n",),
-    "BMP": (b"BM",),
-    "TIFF": (b"II*\x00", b"MM\x00*"),
-    "WEBP": (b"RIFF",),
-}
 _START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
@@ -56,8 +49,8 @@ _TRANSPOSE = {
 
 
 @dataclass
-class Picture:
-    """A decoded upload: pixels (H, W, 3) uint8 RGB, and the size of the upright upload."""
+class DecodedImage:
+    """A decoded upload: RGB pixels (H, W, 3), and the upright upload's width and height."""
 
     pixels: Pixels
     width: int
@@ -66,7 +59,7 @@ class Picture:
 
 @dataclass
 class InputError(Exception):
-    """Input that can't be answered: HTTP status, type for machines, sentence for people."""
+    """An invalid input: HTTP status, machine-readable type, message."""
 
     code: int
     type: str
@@ -85,7 +78,7 @@ def corrupt() -> InputError:
 
 
 def unsupported() -> InputError:
-    kinds = ", ".join(_SIGNATURES)
+    kinds = ", ".join(KINDS)
     return InputError(415, "UnsupportedImage", f"This is not an image of a known kind ({kinds}).")
 
 
@@ -99,17 +92,17 @@ def squashed(_size: Size) -> Size:
 
 
 def within_field(size: Size) -> Size:
-    """Return a size of the same proportions within 320x320; small images keep theirs."""
+    """Return the size scaled down to fit within 320x320, with its proportions."""
     shrink = min(1.0, FIELD / max(size))
     return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))
 
 
-def decode(data: bytes, fit: Callable[[Size], Size] = squashed) -> Picture:
-    """Decode one image to the size that `fit` makes of its own; raise InputError if it can't be.
+def decode(data: bytes, fit: Callable[[Size], Size] = squashed) -> DecodedImage:
+    """Decode one image to the size that `fit` returns for its own; raise InputError on failure.
 
-    JPEG is scaled by its decoder (1/2, 1/4 or 1/8 while no smaller than that), the rest by
-    area averaging, which is what the decoder's scaling amounts to. Transparency lies on white.
-    Grey of more than 8 bits is scaled to 8. Of several frames or pages the first is taken.
+    Images are scaled by area averaging, JPEGs first by their decoder (1/2, 1/4 or 1/8), which
+    amounts to the same. Transparent parts become white, grey of more than 8 bits is scaled to 8,
+    and only the first frame or page is read.
     """
     return _common_jpeg(data, fit, MAX_PIXELS) or _shrink(_open(data, MAX_PIXELS), fit)
 
@@ -118,32 +111,32 @@ def decode_all(
     images: Iterable[bytes | InputError],
     fit: Callable[[Size], Size] = squashed,
     max_pixels: int = MAX_PIXELS_PER_REQUEST,
-) -> list[Picture | InputError]:
-    """Decode the images of one request, which share a budget of pixels; errors stay in place."""
-    decoded: list[Picture | InputError] = []
+) -> list[DecodedImage | InputError]:
+    """Decode the images of one request, at most `max_pixels` together; errors stay in place."""
+    decoded: list[DecodedImage | InputError] = []
     for data in images:
         try:
             if isinstance(data, InputError):
                 raise data
             bound = min(MAX_PIXELS, max_pixels)
-            if picture := _common_jpeg(data, fit, bound):
-                max_pixels -= picture.width * picture.height
+            if image := _common_jpeg(data, fit, bound):
+                max_pixels -= image.width * image.height
             else:
-                image = _open(data, bound)
-                max_pixels -= _pixels(image)
-                picture = _shrink(image, fit)
-            decoded.append(picture)
+                opened = _open(data, bound)
+                max_pixels -= _pixels(opened)
+                image = _shrink(opened, fit)
+            decoded.append(image)
         except InputError as error:
-            # A traceback holds the frames, and so the pixels, of what failed.
+            # A traceback keeps the pixels of the failed image in memory.
             error.__cause__ = error.__context__ = None
             decoded.append(error.with_traceback(None))
     return decoded
 
 
 def cut(pixels: Pixels, window: Box, size: Size) -> Pixels:
-    """Cut a window (left, top, right, bottom) out and scale it to a size: (height, width, 3).
+    """Cut out a window (left, top, right, bottom) and scale it to a size: (height, width, 3).
 
-    What lies outside the image is black.
+    Parts outside the image are black.
     """
     left, top = int(np.floor(window[0])), int(np.floor(window[1]))
     right, bottom = int(np.ceil(window[2])) + 1, int(np.ceil(window[3])) + 1
@@ -152,17 +145,23 @@ def cut(pixels: Pixels, window: Box, size: Size) -> Pixels:
     return np.asarray(part.resize(size, Image.Resampling.BILINEAR, box))
 
 
-def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> Picture | None:
-    """Decode a JPEG as most are, in half the time that Pillow takes, to the very same pixels.
+def normalized(pixels: Pixels) -> Floats:
+    """Scale pixels (N, H, W, 3) to a network's input: (N, 3, H, W) float32 in [0, 1]."""
+    planes: Floats = np.divide(pixels.transpose(0, 3, 1, 2), 255, dtype=np.float32)
+    return planes
 
-    None is for Pillow to read, or to say what is wrong with it: another kind of image, one that is
-    too large, other colours, a note of how to turn it, or the slightest damage.
+
+def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> DecodedImage | None:
+    """Decode an ordinary JPEG to the same pixels as Pillow, in half the time.
+
+    Returns None for Pillow to decode or refuse: another kind of image, too many bytes or pixels,
+    other colour spaces, an orientation, or any damage.
     """
-    if not data.startswith(_SIGNATURES["JPEG"]) or len(data) > MAX_BYTES:
+    if kind_of(data) != "JPEG" or len(data) > MAX_BYTES:
         return None
     if data.count(_START_OF_SCAN) > MAX_SCANS:
         return None
-    # In EXIF, or in XMP. Pillow decides what the notes say.
+    # The orientation is in EXIF or in XMP.
     if data.find(b"Exif\0\0") >= 0 or data.find(b"tiff:Orientation") >= 0:
         return None
     try:
@@ -172,7 +171,7 @@ def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> P
         size = fit((width, height))
         scale = _decoder_scale((width, height), size)
         scaled = -(-width // scale), -(-height // scale)
-        # Of all scales in eighths it takes the smallest that reaches these: ours.
+        # It takes the smallest scale, in eighths, that reaches these: ours.
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=scaled[0], min_height=scaled[1])
     except (ValueError, MemoryError):
         return None
@@ -180,40 +179,35 @@ def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> P
         return None
     if scaled != size:
         pixels = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-    return Picture(pixels, width, height)
+    return DecodedImage(pixels, width, height)
 
 
 def _decoder_scale(size: Size, wanted: Size) -> int:
-    """Return by what Pillow has a JPEG's decoder divide a size that is wanted smaller."""
+    """Return the divisor that Pillow passes to the JPEG decoder for a smaller size."""
     most = min(size[0] // wanted[0], size[1] // wanted[1])
     return next((scale for scale in (8, 4, 2) if scale <= most), 1)
 
 
-def _kind(data: bytes) -> str:
-    for kind, signatures in _SIGNATURES.items():
-        if data.startswith(signatures) and (kind != "WEBP" or data[8:12] == b"WEBP"):
-            return kind
-    raise unsupported()
-
-
 def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the head of an image, not yet its pixels."""
+    """Read the header of an image, not its pixels."""
     if not data:
         raise empty()
     if len(data) > MAX_BYTES:
         raise too_large("bytes")
-    kind = _kind(data)
+    kind = kind_of(data)
+    if not kind:
+        raise unsupported()
     if kind == "JPEG" and data.count(_START_OF_SCAN) > MAX_SCANS:
         raise too_large("scans")
     try:
         with warnings.catch_warnings():
-            # Damaged metadata is no matter, and Pillow's bound on pixels is laxer than ours below.
+            # Damaged metadata does not matter, and Pillow's pixel limit is above ours.
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=[kind])
         pixels = _pixels(image)
     except (Image.DecompressionBombError, MemoryError) as error:
         raise too_large("pixels") from error
-    # Pillow's plugins answer hostile bytes with almost any exception; each means the same here.
+    # Pillow's plugins raise almost any exception on hostile bytes.
     except Exception as error:
         raise corrupt() from error
     if pixels > max_pixels:
@@ -222,21 +216,21 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _pixels(image: Image.Image) -> int:
-    """Return how many pixels will be decoded: a TIFF's tile is, whole, however small the image."""
+    """Return the number of pixels to decode: a TIFF decodes a whole tile even of a small image."""
     tags = getattr(image, "tag_v2", {})
     tile: int = tags.get(_TILE_WIDTH_TAG, 0) * tags.get(_TILE_HEIGHT_TAG, 0)
     return max(image.width * image.height, tile)
 
 
-def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> Picture:
-    """Decode an opened image, upright, to the size that `fit` wants."""
+def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> DecodedImage:
+    """Decode an opened image, upright, to the size that `fit` returns."""
     try:
         if image.format == "PNG":
-            # Pillow loads it to look for EXIF, where damage would be passed over.
+            # Else getexif loads it and ignores damage.
             image.load()
         orientation = _orientation(image)
         if image.format == "TIFF":
-            # Pillow turns it upright as it loads, and swaps its size.
+            # Pillow rotates a TIFF when it loads it, and swaps its size.
             image.load()
             orientation = 1
         across = orientation >= 5
@@ -248,7 +242,7 @@ def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> Picture:
             image = image.resize(size, Image.Resampling.BOX)
         if orientation > 1:
             image = image.transpose(_TRANSPOSE[orientation])
-        return Picture(np.asarray(image), *upright)
+        return DecodedImage(np.asarray(image), *upright)
     except MemoryError as error:
         raise too_large("pixels") from error
     except Exception as error:
@@ -257,7 +251,7 @@ def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> Picture:
 
 def _orientation(image: Image.Image) -> int:
     orientation = 1
-    # A picture with damaged EXIF is still a picture.
+    # Damaged EXIF does not make an image invalid.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         orientation = image.getexif().get(_ORIENTATION_TAG, 1)
@@ -276,7 +270,7 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale grey of more than 8 bits: floats up to 1 by 255, 16 bits by 1/257, 8 bits by 1."""
+    """Scale grey to 8 bits: floats up to 1 by 255, values above 255 as 16 bits by 1/257."""
     grey = np.nan_to_num(np.asarray(image, dtype=np.float32))
     top = grey.max(initial=0)
     if image.mode.startswith("I;16") or top > 255:

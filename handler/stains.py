@@ -1,11 +1,10 @@
-"""From colours to dyes: the same input whatever the laboratory's stain, lamp and camera.
+"""Colour deconvolution: amounts of dye, independent of a laboratory's stain, lamp and camera.
 
-A smear is stained by two dyes: azure, which nuclei take up most, and eosin, which red cells and
-the granules of eosinophils do. By Beer and Lambert's law the optical densities of dyes add up, so
-that a pixel's density is a mixture of the two dyes' colours (as in Macenko et al. 2009). Both
-colours are measured in each picture: azure's in the nucleus of the cell in question, eosin's in the
-red cells around. What the network sees are amounts: azure is 1 in the nucleus, eosin 1 in the red
-cells.
+A smear is stained with azure, strongest in nuclei, and eosin, in red cells and the granules of
+eosinophils. By the Beer-Lambert law the optical densities of dyes add up, so a pixel's density is
+a linear mixture of the two dyes' colours (as in Macenko et al. 2009). Both colours are measured in
+each image: azure in the nucleus of the cell, eosin in the red cells around it. The amounts are
+relative to these: azure is 1 in the nucleus, eosin is 1 in red cells.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ import numpy.typing as npt
 
 from handler.preprocessing import Box, Floats, Pixels
 
-# Of a colour, what a lamp and camera can tell from black.
+# Intensities (of 255) below this are noise.
 DARKEST = 4.0
-# Pixels darker than this, of 3 x 255, are the black beside a turned or padded picture.
+# Pixels of a lower sum (of 3 x 255) are the black border of a rotated or padded image.
 BLACK = 60
-# What red cells are in a picture that shows none, beside a nucleus of density 1: the mean of the
-# photographs that training has.
+# Defaults where a dye can't be measured: means over the training photographs. Eosin is relative to
+# azure of norm 1.
 EOSIN_BESIDE_AZURE = np.array([0.11, 0.22, 0.18], np.float32)
 AZURE = np.array([0.8, 1.1, 0.5], np.float32)
-# The share of a picture that must be red cells if their colour is to be trusted.
+# Least share of an image that red cells must cover for their colour to be used.
 MIN_RED_CELLS = 0.01
-# How far around a cell's box there may still be some of it, in shares of its sides.
+# The cell may extend beyond its box by this share of the box's sides.
 MARGIN = 0.15
 MIN_PIXELS = 12
-# Amounts beyond these say nothing more.
+# Amounts are clipped to this range.
 AMOUNTS = (-0.5, 2.0)
-# The cosine of two dyes' colours above which they can't be told from each other.
+# Cosine of two dyes' colours above which they can't be separated.
 MAX_ALIKE = 0.985
 
 
 def measure(thumbnail: Pixels, boxes: Sequence[Box]) -> list[Floats]:
-    """Measure the light and dyes around each cell: (3, 3), rows background, azure, eosin.
+    """Measure the stains around each cell: (3, 3), rows background, azure, eosin; columns RGB.
 
-    The background is in units of the pixels, 0 to 255, the dyes in densities by channel.
+    The background is an intensity, 0 to 255; the dyes are optical densities.
     """
-    # Background and red cells are all over the picture: every other pixel will do.
+    # Background and red cells are everywhere: a quarter of the pixels is enough.
     coarse = thumbnail[::2, ::2].reshape(-1, 3)
     lit = coarse.sum(1, dtype=np.int32) > BLACK
     background = _background(coarse[lit])
@@ -52,9 +51,9 @@ def measure(thumbnail: Pixels, boxes: Sequence[Box]) -> list[Floats]:
 
 
 def amounts(crops: Floats, stains: Floats) -> Floats:
-    """Map crops (N, 3, H, W) in [0, 1] to amounts of azure, eosin and neither: (N, 3, H, W).
+    """Unmix crops (N, 3, H, W) in [0, 1] to amounts of azure, eosin and neither: (N, 3, H, W).
 
-    The stains (N, 3, 3) are as `measure` returns them: never so alike that they can't be told.
+    `measure` returns the stains (N, 3, 3), always different enough to be separated.
     """
     background, azure, eosin = stains.swapaxes(0, 1)
     light = np.maximum(crops * np.float32(255), np.float32(DARKEST))
@@ -74,7 +73,7 @@ def _length(vectors: Floats) -> Floats:
 
 
 def _background(lit: Pixels) -> Floats:
-    """Return the colour of light that passed through nothing: bright, but no speck of dust."""
+    """Return the colour (3,) of the empty background: bright, but not the brightest specks."""
     if not len(lit):
         return np.full(3, 255, np.float32)
     place = int(0.85 * (len(lit) - 1))
@@ -88,18 +87,18 @@ def _density(pixels: Pixels, background: Floats) -> Floats:
 
 
 def _azure(inner: Pixels, background: Floats) -> Floats:
-    """Return the nucleus's density: the median of what absorbs red light in the cell's box."""
+    """Return the nucleus's density (3,): the median of the pixels in the box that absorb red."""
     density = _density(inner[inner.sum(1, dtype=np.int32) > BLACK], background)
     if len(density) < MIN_PIXELS:
         return AZURE
     red = density[:, 0]
     azure: Floats = np.median(density[red > _otsu(red)], axis=0)
-    # A nucleus absorbs red and green light; what does not is none.
+    # A nucleus absorbs red and green light.
     return azure if azure[0] > 0.05 and azure[1] > 0.05 else AZURE
 
 
 def _eosin(outer: Floats, pixels: int) -> Floats | None:
-    """Return the red cells' density: the median of what absorbs blue more than red around cells."""
+    """Return the red cells' density (3,): the median of pixels that absorb blue more than red."""
     mean = outer.mean(1)
     red_cells = (mean > 0.12) & (outer[:, 2] > outer[:, 0])
     if red_cells.sum() < max(MIN_PIXELS, MIN_RED_CELLS * pixels):
@@ -110,7 +109,7 @@ def _eosin(outer: Floats, pixels: int) -> Floats | None:
 
 
 def _stains(background: Floats, azure: Floats, eosin: Floats | None) -> Floats:
-    """Stack what was measured, with guesses where there is no eosin or it looks like azure."""
+    """Stack the stains, with defaults where eosin is missing or too similar to azure."""
     if eosin is None or _alike(azure, eosin):
         eosin = EOSIN_BESIDE_AZURE * np.linalg.norm(azure)
     if _alike(azure, eosin):
@@ -129,7 +128,7 @@ def _part(thumbnail: Pixels, box: Box) -> Pixels:
 
 
 def _inside(shape: tuple[int, ...], boxes: Sequence[Box]) -> npt.NDArray[np.bool_]:
-    """Mark the pixels in any of the boxes, each widened by a share of its sides."""
+    """Return a mask (H, W) of the pixels in any of the boxes, each widened by MARGIN."""
     marked = np.zeros(shape[:2], bool)
     for left, top, right, bottom in boxes:
         across, down = (right - left) * MARGIN, (bottom - top) * MARGIN
@@ -140,7 +139,7 @@ def _inside(shape: tuple[int, ...], boxes: Sequence[Box]) -> npt.NDArray[np.bool
 
 
 def _otsu(values: Floats) -> float:
-    """Return the threshold that parts values into the two most compact halves (Otsu 1979)."""
+    """Return the threshold that maximises the variance between two classes (Otsu 1979)."""
     counts, edges = np.histogram(values, 64)
     centres = (edges[1:] + edges[:-1]) / 2
     below = np.cumsum(counts)

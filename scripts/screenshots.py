@@ -1,6 +1,6 @@
-"""Photograph every state of the page for the docs: `make screenshots`, to docs/screenshots/.
+"""Take screenshots of the page for the docs: `make screenshots`, to docs/screenshots/.
 
-It runs a service of its own, and shows it drawn cells only.
+It starts its own service and uploads only drawn cells.
 """
 
 from __future__ import annotations
@@ -24,35 +24,34 @@ from testing.service import deployed
 TARGET = ROOT / "docs" / "screenshots"
 SAMPLES = ROOT / "frontend" / "static" / "samples"
 DESK, PHONE = {"width": 1280, "height": 860}, {"width": 390, "height": 844}
-# Of each class; the seeds of the drawings.
-MANY = 9
+# Drawings of each class; the seed is the number of the drawing.
+MANY = {"NEUTROPHIL": 9, "LYMPHOCYTE": 6, "MONOCYTE": 3, "EOSINOPHIL": 2}
 
 
 def main() -> int:
-    """Photograph every state; return the exit code."""
+    """Take all screenshots; return the exit code."""
     program = chromium.find()
     if not program:
         print(f"error: {chromium.MISSING}.", file=sys.stderr)
         return 1
-    # With the data set, the page would offer its photographs.
+    # With the data set, the page offers its photographs.
     os.environ.pop("BLOOD_CELLS_DATA", None)
     TARGET.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         cells = draw_many(Path(scratch))
         with deployed(Path(scratch)) as service, sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-            for name in photograph(browser, service.frontend_url, cells):
+            for name in take(browser, service.frontend_url, cells):
                 print(f"wrote {TARGET / name}.jpg")
     return 0
 
 
 def draw_many(folder: Path) -> list[Path]:
-    """Draw many cells, and one file that is no image."""
+    """Draw many cells, and write one damaged file."""
     paths: list[Path] = []
-    for seed in tqdm(range(MANY), desc="drawing cells", unit="field"):
+    for seed in tqdm(range(max(MANY.values())), desc="drawing cells", unit="field"):
         for label in NATURAL_CELLS:
-            # More of the cells that blood has more of.
-            if seed < {"NEUTROPHIL": 9, "LYMPHOCYTE": 6, "MONOCYTE": 3, "EOSINOPHIL": 2}[label]:
+            if seed < MANY[label]:
                 path = folder / f"slide-{len(paths) + 1:02}.png"
                 picture = draw_field([(label, 0.5, 0.5)], seed, (320, 240), NATURAL_CELLS, GREY)
                 picture.save(path)
@@ -62,8 +61,8 @@ def draw_many(folder: Path) -> list[Path]:
     return [*paths[:7], broken, *paths[7:], SAMPLES / "field-1.jpg", SAMPLES / "red-cells-1.jpg"]
 
 
-def photograph(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
-    """Bring the page into each state, save what it shows, and yield the state's name."""
+def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
+    """Bring the page into each state, save a screenshot, and yield its name."""
     one, field, none = (SAMPLES / f"{name}-1.jpg" for name in ("neutrophil", "field", "red-cells"))
 
     @contextmanager
@@ -75,7 +74,7 @@ def photograph(browser: Browser, address: str, cells: list[Path]) -> Iterator[st
         context.close()
 
     def save(page: Page, name: str, whole: bool = True) -> str:
-        # Whatever moves comes to rest.
+        # No hover, and transitions at their end.
         page.mouse.move(0, 0)
         if whole:
             page.evaluate("window.scrollTo(0, 0)")
@@ -96,10 +95,10 @@ def photograph(browser: Browser, address: str, cells: list[Path]) -> Iterator[st
     with opened() as page:
         page.select_option("#version", "1.0")
         ask(page, SAMPLES / "eosinophil-1.jpg")
-        yield save(page, "doubtful")
+        yield save(page, "uncertain")
     with opened() as page:
         ask(page, none)
-        yield save(page, "none-of-the-four")
+        yield save(page, "rejected")
     with opened() as page:
         ask(page, *cells, field)
         page.select_option("#version", "1.0")

@@ -26,8 +26,6 @@ class ServiceError(Exception):
 class Unreachable(ServiceError):
     """Nothing was sent: TorchServe does not run or is not ready."""
 
-    about_version = False
-
     def __init__(self, message: str) -> None:
         super().__init__(503, "ServiceUnavailable", message)
 

@@ -24,12 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from handler.contract import CLASSES, MAX_BYTES, SUFFIXES
 from serving.client import InferenceClient, NotServed, ServiceError, Unreachable
 
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"))
-# The handler's limit; the handler itself is not to be imported here.
-MAX_BYTES = 8 * 1024 * 1024
-CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
 # Images per job that may be sent before the next answer is written.
 AHEAD = 4
 # Seconds between retries while the queue is full.

@@ -25,7 +25,7 @@ from testing.service import Service, run_service
 from training import data
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, ConsoleMessage, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 DEPLOYMENT = deployment.load(ROOT / "deployment.yaml")
 # The versions that the service loads: the first answers by default.
@@ -170,10 +170,16 @@ def open_address(browser: Browser) -> Iterator[Open]:
     hosts: set[str] = set()
     own: set[str] = set()
     contexts = []
+    dropped: list[str] = []
 
     def note(message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and not message.text.startswith(STATUS_LINE):
             complaints.append(message.text)
+
+    def note_failure(request: Request) -> None:
+        # Chromium drops all requests when a network interface comes or goes on this machine.
+        if request.failure == "net::ERR_NETWORK_CHANGED":
+            dropped.append(request.url)
 
     def open_one(address: str, locale: str = "en-US", **options: Any) -> Page:
         context = browser.new_context(locale=locale, **options)
@@ -183,7 +189,11 @@ def open_address(browser: Browser) -> Iterator[Open]:
         page.on("console", note)
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
+        page.on("requestfailed", note_failure)
         page.goto(address)
+        while dropped:
+            dropped.clear()
+            page.reload()
         own.add(urlsplit(address).netloc)
         return page
 

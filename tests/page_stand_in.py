@@ -1,24 +1,32 @@
-"""What stands in for the service behind the page, and what its tests send."""
+"""Stands in for the service behind the page: answers or fails as a test asks."""
 
+from __future__ import annotations
+
+import base64
 import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask
 from PIL import Image
 from waitress import wasyncore
 from werkzeug.test import encode_multipart
 
+from frontend import create_app, samples
 from frontend.__main__ import bind
+from handler.verdict import CLASSES
 from serving.client import ServiceError
 from serving.deployment.routing import Routing
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 SECRET = "upstream said: /srv/secret/model.py line 7"
-HEAT_MAP = "aGVhdA=="
 
 CONFIDENT = {
     "model": "bloodcells",
@@ -35,7 +43,7 @@ CONFIDENT = {
 
 
 class StandIn:
-    """A client of the inference service that answers what it is told to."""
+    """A client of the inference service that gives the answer that a test sets."""
 
     def __init__(self) -> None:
         self.answer: dict[str, Any] = dict(CONFIDENT)
@@ -43,6 +51,7 @@ class StandIn:
         self.images: list[bytes] = []
         self.versions: list[str | None] = []
         self.clients: list[str | None] = []
+        self.checks = 0
         self.serves: Routing | None = Routing("1.0", ("1.0",))
         self.routing = SimpleNamespace(read=lambda: self.serves)
 
@@ -63,12 +72,46 @@ class StandIn:
 
     def check_ready(self) -> None:
         """Raise the error, if any."""
+        self.checks += 1
         if self.error:
             raise self.error
 
 
+class DrawingsStandIn(StandIn):
+    """A service that knows the drawings: a cell each, four in the field, none among red cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.serves = Routing("2.0", ("1.0", "2.0"))
+
+    def predict(
+        self, image: bytes, version: str | None = None, client: str | None = None
+    ) -> dict[str, Any]:
+        """Return the answer for a drawing; raise the error of a file that is no image."""
+        super().predict(image, version, client)
+        drawing = {each.path.read_bytes(): each for each in samples.drawn()}.get(image)
+        if drawing is None:
+            raise failure("UnsupportedImage")
+        several = CLASSES if drawing.name.startswith("field") else ()
+        labels = [drawing.label] if drawing.label else several
+        cells = [
+            cell(label, 0.9 - 0.1 * index, [100 + 100 * index, 60, 180 + 100 * index, 140])
+            for index, label in enumerate(labels)
+        ]
+        best = cells[0] if cells else cell(None, 0.4)
+        return {"model": "bloodcells", "version": version or "2.0", **best, "cells": cells}
+
+
+def cell(label: str | None, top: float, box: list[int] | None = None) -> dict[str, Any]:
+    """Return a cell of an answer: uncertain below 0.65, rejected without a label."""
+    verdict = "rejected" if label is None else "confident" if top > 0.65 else "uncertain"
+    shares = dict.fromkeys(CLASSES, (1 - top) / 3) | {label or CLASSES[0]: top}
+    found = {"label": label, "verdict": verdict, "probabilities": shares}
+    return found | {"box": box} if box else found
+
+
 def failure(kind: str) -> ServiceError:
-    """Return an error of a kind, whose status and message must never reach a person."""
+    """Return an error of a kind, whose status and message must never reach a visitor."""
     return ServiceError(599, kind, SECRET)
 
 
@@ -77,6 +120,9 @@ def picture(kind: str = "PNG", size: tuple[int, int] = (80, 60)) -> bytes:
     file = BytesIO()
     Image.new("RGB", size, (200, 170, 190)).save(file, kind)
     return file.getvalue()
+
+
+HEAT_MAP = base64.b64encode(picture()).decode()
 
 
 def token(page: str) -> str:
@@ -99,7 +145,26 @@ def serving(app: Flask) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}"
-    # By the thread that waits on these connections: it would fail if another closed them.
+    # In the thread that polls these connections: it would fail if another closed them.
     server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))
-    thread.join(timeout=30)
+    thread.join(timeout=60)
     server.task_dispatcher.shutdown()
+
+
+@contextmanager
+def serving_drawings() -> Iterator[tuple[str, DrawingsStandIn]]:
+    """Serve a page whose service knows the drawings; yield its address and that service."""
+    service = DrawingsStandIn()
+    with serving(create_app({"CLIENT": service})) as address:
+        yield address, service
+
+
+def choose(page: Page, *images: Path) -> None:
+    """Choose images in the browser; where the page has no script, send the form, too."""
+    send = page.locator("button[type=submit]")
+    without_script = send.is_visible()
+    if not without_script:
+        page.wait_for_selector("#image[multiple]", state="attached")
+    page.locator("#image").set_input_files(list(images))
+    if without_script:
+        send.click()

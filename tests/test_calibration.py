@@ -1,24 +1,25 @@
-"""From what networks said of images they had not seen to a card's temperature and thresholds."""
+"""Calibration: from out-of-fold predictions to a card's temperature and thresholds."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from handler.networks import CellNet, Locator
-from handler.preprocessing import Picture, within_field
-from handler.verdict import CLASSES, Cell, Examination, answer, other_probability
+from handler.preprocessing import DecodedImage, within_field
+from handler.verdict import CLASSES, Cell, Prediction, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
+from training.__main__ import main
 from training.calibrate import (
-    KEPT,
     calibration,
     choose,
     confident_from,
@@ -27,8 +28,10 @@ from training.calibrate import (
     stain_from,
     temperature,
 )
-from training.crossvalidate import Judged, join, judge
+from training.crossvalidate import predict
 from training.data import OTHER, Sample
+from training.out_of_fold import OutOfFold
+from training.protocol import KEPT
 
 SAME = np.ones
 
@@ -49,12 +52,12 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("sharp", [0.5, 1.0, 2.5])
-def test_the_temperature_takes_back_how_much_too_sure_logits_are(sharp: float) -> None:
-    logits, labels = drawn(4000, 0, sharp)
-    assert temperature(*tensors(logits, labels, SAME(4000))) == pytest.approx(sharp, rel=0.06)
+def test_the_temperature_corrects_overconfident_logits(sharp: float) -> None:
+    logits, labels = drawn(2000, 0, sharp)
+    assert temperature(*tensors(logits, labels, SAME(2000))) == pytest.approx(sharp, rel=0.06)
 
 
-def test_the_temperature_is_that_of_what_has_weight() -> None:
+def test_the_temperature_is_weighted() -> None:
     one, other = drawn(3000, 0, 1.0), drawn(3000, 1, 3.0)
     logits, labels = (np.concatenate(pair) for pair in zip(one, other, strict=True))
     for weights, expected in (((1, 0), 1.0), ((0, 1), 3.0)):
@@ -65,20 +68,8 @@ def test_the_temperature_is_that_of_what_has_weight() -> None:
 # How well calibrated probabilities are
 
 
-def test_probabilities_that_come_true_are_calibrated() -> None:
-    logits, labels = drawn(6000, 0)
-    measured = calibration(*tensors(torch.from_numpy(logits).softmax(1).numpy(), labels))
-    assert measured["ece"] < 0.02
-    assert sum(each["count"] for each in measured["bins"]) == 6000
-    assert all(
-        abs(each["confidence"] - each["accuracy"]) < 0.1
-        for each in measured["bins"]
-        if each["count"] > 200
-    )
-
-
 def sure(share: float, right: int, of: int) -> list[torch.Tensor]:
-    """Say EOSINOPHIL with this probability of so many images, of which so many are that."""
+    """Predict EOSINOPHIL with this probability for `of` images, `right` of which are."""
     probabilities = np.full((of, 4), (1 - share) / 3)
     probabilities[:, 0] = share
     return tensors(probabilities, np.repeat([0, 1], [right, of - right]))
@@ -87,7 +78,7 @@ def sure(share: float, right: int, of: int) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("share", "right", "error"), [(0.9, 6, 0.3), (0.6, 6, 0.0), (0.5, 10, 0.5), (0.97, 0, 0.97)]
 )
-def test_the_error_is_how_far_confidence_and_accuracy_are_apart(
+def test_ece_is_the_gap_between_confidence_and_accuracy(
     share: float, right: int, error: float
 ) -> None:
     measured = calibration(*sure(share, right, 10))
@@ -109,25 +100,7 @@ def test_likelihood_and_brier_score_of_a_known_case() -> None:
     assert measured["brier"] == pytest.approx((0.12 + 0.49 + 0.81 + 0.02) / 2, abs=1e-4)
 
 
-def test_a_class_ruled_out_that_comes_true_costs_much_but_not_everything() -> None:
-    measured = calibration(*sure(1.0, 0, 4))
-    assert np.isfinite(measured["nll"])
-    assert (measured["ece"], measured["brier"]) == (1, 2)
-
-
 # Thresholds
-
-
-@pytest.mark.parametrize(("kept", "expected"), [(1.0, 0), (0.985, 1), (0.905, 9), (0.505, 49)])
-def test_lowest_keeps_the_share_of_the_scores(kept: float, expected: int) -> None:
-    scores = np.random.default_rng(0).permutation(100).astype(float)
-    assert lowest(scores, SAME(100), kept) == expected
-
-
-def test_lowest_counts_by_weight() -> None:
-    scores, weights = np.array([3.0, 1.0, 2.0, 4.0]), np.array([0.2, 0.1, 0.4, 0.3])
-    chosen = [lowest(scores, weights, kept) for kept in (0.95, 0.85, 0.55, 0.45, 0.25)]
-    assert chosen == [1, 2, 2, 3, 4]
 
 
 TOP, RIGHT = np.array([0.6, 0.9, 0.7, 0.8]), np.array([True, True, False, True])
@@ -145,21 +118,19 @@ def test_confident_from_counts_by_weight() -> None:
     assert confident_from(TOP, RIGHT, np.array([1, 1, 9.0, 1]), 0.75) == 0.8
 
 
-def test_where_no_answers_are_right_enough_none_is_confident() -> None:
-    assert confident_from(TOP, ~RIGHT, SAME(4), 0.97) == 1.0
-
-
 # Everything that a card needs
 
 
-def judged(count: int, seed: int = 0, laboratory: str = "here", sharp: float = 2.0) -> Judged:
-    """Make images of the four, some said to be foreign, and a tenth that are none of them."""
+def predictions(
+    count: int, seed: int = 0, laboratory: str = "here", sharp: float = 2.0
+) -> OutOfFold:
+    """Make predictions for the four classes, and for a tenth of other cells."""
     logits, labels = drawn(count, seed, sharp)
     random = np.random.default_rng(seed + 100)
     labels[random.random(count) < 0.1] = OTHER
     fifth = random.normal(-3, 2, count) + 8 * (labels == OTHER)
     names = np.array([f"{laboratory}-{at}" for at in range(count)])
-    return Judged(
+    return OutOfFold(
         names,
         np.full(count, laboratory),
         np.array([*CLASSES, "OTHER"])[labels],
@@ -175,81 +146,86 @@ def numbers(chosen: dict[str, Any]) -> list[float]:
     return [chosen["temperature"], *chosen["thresholds"].values()]
 
 
-def test_a_card_gets_temperature_and_thresholds() -> None:
-    chosen = choose(judged(4000))
-    assert list(chosen) == ["temperature", "thresholds"]
-    assert set(chosen["thresholds"]) == {"foreign", "confident"}
-    assert chosen["temperature"] == pytest.approx(2, rel=0.06)
-    json.dumps(chosen)
-
-
-def test_what_is_chosen_keeps_what_it_promises() -> None:
-    """As the service judges, not only as the choice was made."""
-    images = judged(4000)
+def test_the_thresholds_reject_and_confirm_the_intended_shares() -> None:
+    """In the answers of the service."""
+    images = predictions(2000)
     chosen = choose(images)
     card = chosen | {"version": "9.0", "finds_cells": True}
     card["thresholds"]["stain"] = 0.0
     rejected: dict[bool, list[bool]] = {True: [], False: []}
     confident = []
+    assert chosen["temperature"] == pytest.approx(2, rel=0.06)
     for logits, label in zip(images.logits.tolist(), images.labels.tolist(), strict=True):
-        said = answer("m", card, Examination(1.0, [Cell(logits, (0, 0, 1, 1))]))
+        said = answer("m", card, Prediction(1.0, [Cell(logits, (0, 0, 1, 1))]))
         rejected[label < OTHER].append(said["label"] is None)
         if label < OTHER and max(said["probabilities"].values()) >= card["thresholds"]["confident"]:
             confident.append(max(said["probabilities"], key=said["probabilities"].get))
     assert np.mean(rejected[True]) == pytest.approx(1 - KEPT["foreign"], abs=0.01)
     assert np.mean(rejected[False]) > 0.5
-    assert len(confident) > 400
+    assert len(confident) > 150
 
 
-def test_laboratories_count_alike() -> None:
+def test_laboratories_have_the_same_weight() -> None:
     """Ten times the images of one laboratory change nothing."""
-    here, there = judged(600, 0, "here", 1.0), judged(600, 1, "there", 4.0)
-    once, often = (choose(join([here] * times + [there])) for times in (1, 10))
+    here, there = predictions(600, 0, "here", 1.0), predictions(600, 1, "there", 4.0)
+    once, often = (choose(OutOfFold.join([here] * times + [there])) for times in (1, 10))
     assert numbers(often) == pytest.approx(numbers(once), abs=0.002)
     alone = [choose(each)["temperature"] for each in (here, there)]
     assert alone[0] < once["temperature"] < alone[1]
 
 
-def test_classes_of_a_laboratory_count_alike() -> None:
-    images = judged(800)
-    more = join([images, *[images.take(images.labels == 2)] * 5])
+def test_classes_of_a_laboratory_have_the_same_weight() -> None:
+    images = predictions(800)
+    more = OutOfFold.join([images, *[images.take(images.labels == 2)] * 5])
     assert numbers(choose(more)) == pytest.approx(numbers(choose(images)), abs=0.002)
 
 
-def test_what_is_none_of_the_four_does_not_choose() -> None:
-    images = judged(800)
+def test_other_cells_do_not_calibrate() -> None:
+    images = predictions(800)
     four = images.take(images.labels < OTHER)
     assert numbers(choose(four)) == numbers(choose(images))
 
 
-def test_a_version_of_four_logits_rejects_nothing_as_foreign() -> None:
-    images = judged(800)
+def test_a_version_of_four_classes_rejects_no_cell() -> None:
+    images = predictions(800)
     chosen = choose(replace(images, logits=images.logits[:, :4]))
     assert chosen["thresholds"]["foreign"] == 1.0
     assert other_probability(images.logits[0, :4].tolist(), chosen["temperature"]) == 0
 
 
-def test_test_photographs_do_not_choose() -> None:
-    """Nor does what no fold judged, or what no cell was found in."""
-    train, test = (data.photographs(Path("nowhere"), split)[0] for split in ("TRAIN", "TEST"))
-    images = judged(5)
-    images.groups = np.array([train.path.stem, test.path.stem, train.path.stem, "a.jpg", "b.jpg"])
+@pytest.mark.parametrize(
+    ("weights", "kept", "expected"),
+    [
+        ([1, 1, 1, 1], 1.0, 1),
+        ([1, 1, 1, 1], 0.7, 2),
+        ([0.2, 0.1, 0.4, 0.3], 0.95, 1),
+        ([0.2, 0.1, 0.4, 0.3], 0.55, 2),
+        ([0.2, 0.1, 0.4, 0.3], 0.45, 3),
+    ],
+)
+def test_lowest_keeps_a_weighted_share(weights: list[float], kept: float, expected: int) -> None:
+    assert lowest(np.array([3.0, 1.0, 2.0, 4.0]), np.array(weights), kept) == expected
+
+
+def test_only_fold_predictions_with_a_cell_calibrate() -> None:
+    images = predictions(4)
+    images.groups = np.array(["a", "b", "c", "d"])
     images.folds[2] = -1
     images.found[3] = False
-    assert for_choosing(images, Path("nowhere")).names.tolist() == ["here-0", "here-4"]
+    assert for_choosing(images, Path()).names.tolist() == ["here-0", "here-1"]
 
 
-def test_no_test_image_is_left_to_choose() -> None:
+def test_no_test_image_calibrates() -> None:
     groups = {
         split: np.array(sorted({image.photograph for image in data.list_images(Path(), split)}))
         for split in ("TRAIN", "TEST")
     }
-    images = judged(len(groups["TRAIN"]) + len(groups["TEST"]))
+    images = predictions(len(groups["TRAIN"]) + len(groups["TEST"]))
     images.groups = np.concatenate([groups["TEST"], groups["TRAIN"]])
     assert set(for_choosing(images, Path()).groups) == set(groups["TRAIN"])
 
 
-def test_the_stain_is_that_of_all_but_a_few_images_of_each_class(
+def test_the_stain_threshold_keeps_most_images_of_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 20 images of one class and 5 of another, a tenth of the weight is one image each."""
@@ -265,90 +241,48 @@ def test_the_stain_is_that_of_all_but_a_few_images_of_each_class(
     assert stain_from(tmp_path, True) == stain_from(tmp_path, False) == 0.51
 
 
-@pytest.mark.parametrize("there", [(), ("card.json",)])
-def test_without_anything_to_choose_from_it_is_said_what_to_do(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    there: Sequence[str],
+@pytest.mark.parametrize("there", ["", "card.json"])
+def test_without_a_training_the_message_says_what_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str
 ) -> None:
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     monkeypatch.setattr(data, "data_root", lambda: tmp_path)
-    version_files.folder("9.0").mkdir(parents=True)
-    for name in there:
-        (version_files.folder("9.0") / name).write_text("{}")
-    assert calibrate.main(["--version", "9.0"]) == 1
-    assert "make train VERSION=9.0" in capsys.readouterr().err
+    if there:
+        version_files.folder("9.0").mkdir(parents=True)
+        (version_files.folder("9.0") / there).write_text("{}")
+    result = CliRunner().invoke(main, ["calibrate", "--version", "9.0"])
+    assert result.exit_code == 1
+    assert "make train VERSION=9.0" in result.output
 
 
-def test_what_is_chosen_stands_in_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibrate_updates_the_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the file that cross-validation writes."""
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     monkeypatch.setattr(data, "data_root", lambda: tmp_path)
     monkeypatch.setattr(calibrate, "stain_from", lambda root, finds_cells: 0.25)
     folder = version_files.folder("9.0")
     folder.mkdir(parents=True)
     (folder / "card.json").write_text(json.dumps({"version": "9.0", "finds_cells": True}))
-    images = judged(400)
-    images.save(folder / "out_of_fold.npz")
-    assert calibrate.main(["--version", "9.0"]) == 0
+    parts = [predictions(200), predictions(200, laboratory="a longer name")]
+    OutOfFold.join(parts).save(folder / "out_of_fold.npz")
+    assert CliRunner().invoke(main, ["calibrate", "--version", "9.0"]).exit_code == 0
     card = json.loads((folder / "card.json").read_text())
-    expected = choose(images)
+    expected = choose(OutOfFold.join(parts))
     expected["thresholds"]["stain"] = 0.25
     assert card == {"version": "9.0", "finds_cells": True} | expected
 
 
-# What was judged
-
-
-def same(one: Judged, other: Judged) -> bool:
-    return all(
-        np.array_equal(getattr(one, each.name), getattr(other, each.name))
-        and getattr(one, each.name).dtype == getattr(other, each.name).dtype
-        for each in fields(Judged)
-    )
-
-
-def test_what_was_judged_is_read_as_it_was_written(tmp_path: Path) -> None:
-    images = judged(20)
-    images.save(tmp_path / "judged.npz")
-    assert same(Judged.load(tmp_path / "judged.npz"), images)
-
-
-@pytest.mark.parametrize("where", [np.array([3, 1]), np.arange(20) % 7 == 1])
-def test_taking_some_images_takes_all_of_them(where: np.ndarray) -> None:
-    images = judged(20)
-    taken = images.take(where)
-    assert all(
-        np.array_equal(getattr(taken, each.name), getattr(images, each.name)[where])
-        for each in fields(Judged)
-    )
-
-
-def test_parts_are_joined_in_their_order() -> None:
-    images = judged(20, laboratory="a longer name")
-    parts = [images.take(np.arange(20) < 8), images.take(np.arange(20) >= 8)]
-    assert same(join(parts), images)
-    both = join([judged(2), judged(1, laboratory="a longer name")])
-    assert both.laboratories.tolist() == ["here", "here", "a longer name"]
-
-
-def test_the_likeliest_of_the_four_is_predicted() -> None:
-    images = judged(3)
-    images.logits[:] = [[0, 3, 1, 2, 9], [5, 0, 0, 0, 0], [-3, -2, -5, -1, 0]]
-    assert images.predicted.tolist() == [1, 0, 3]
-
-
 class Asked:
-    """Stands in for the networks: a picture of level n has n cells, the last one the surest."""
+    """Stands in for the networks: an image of level n has n cells, the last the most certain."""
 
     fit = staticmethod(within_field)
 
     def __init__(self, *_: object) -> None:
         pass
 
-    def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
+    def predict(self, pictures: Sequence[DecodedImage]) -> list[Prediction]:
         return [
-            Examination(
+            Prediction(
                 1.0,
                 [
                     Cell([float(at), 0.0, 0.0, 0.0, 7.0], (0, 0, 1, 1))
@@ -359,7 +293,7 @@ class Asked:
         ]
 
 
-def test_images_are_judged_by_their_most_certain_cell(
+def test_an_image_is_predicted_by_its_most_certain_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(crossvalidate, "CellByCell", Asked)
@@ -368,7 +302,7 @@ def test_images_are_judged_by_their_most_certain_cell(
         path = tmp_path / f"{len(samples)}.png"
         Image.new("RGB", (8, 6), (level, 0, 0)).save(path)
         samples.append(Sample(path, level, f"kind {level}", path.stem))
-    images = judge(Locator(), CellNet((8,), 0.1), samples, "here", 3)
+    images = predict(Locator(), CellNet((8,), 0.1), samples, "here", 3)
     assert images.names.tolist() == [sample.path.name for sample in samples]
     assert images.labels.tolist() == [sample.label for sample in samples]
     assert set(images.folds) == {3}

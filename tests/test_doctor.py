@@ -11,7 +11,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,7 +112,7 @@ def write_tokens(context: Context, inference: str = "secret", minutes: float | N
     write_keys(path.parent, inference)
     if minutes is not None:
         keys = json.loads(path.read_text())
-        moment = datetime.now(timezone.utc) + timedelta(minutes=minutes)
+        moment = datetime.now(UTC) + timedelta(minutes=minutes)
         keys["management"]["expiration time"] = f"{moment:%Y-%m-%dT%H:%M:%S.%f}000Z"
         path.write_text(json.dumps(keys))
     path.chmod(0o600)

@@ -119,14 +119,14 @@ EXAMINES = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from handler.preprocessing import Picture
-from handler.versions import load
+from handler.preprocessing import DecodedImage
+from handler.pipelines import load
 
 for folder in map(Path, sys.argv[1:]):
     version = load(folder, json.loads((folder / "card.json").read_text()), 2)
     version.warm_up()
     width, height = version.fit((640, 480))
-    version.examine([Picture(np.full((height, width, 3), 200, np.uint8), 640, 480)])
+    version.predict([DecodedImage(np.full((height, width, 3), 200, np.uint8), 640, 480)])
 print(sorted({"torch", "captum", "matplotlib"} & set(sys.modules)))
 """
 

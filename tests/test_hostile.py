@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler.preprocessing import InputError, Picture, decode, squashed, within_field
+from handler.preprocessing import DecodedImage, InputError, decode, squashed, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
 from testing import connections, formats, hostile
@@ -25,7 +25,7 @@ def status(body: bytes) -> int:
         picture = decode(body, within_field)
     except InputError as error:
         return error.code
-    assert isinstance(picture, Picture)
+    assert isinstance(picture, DecodedImage)
     assert picture.pixels.shape[2] == 3
     assert max(picture.pixels.shape) <= 320
     return 200

@@ -1,17 +1,20 @@
-"""Folders of labelled cells, of any laboratory and of the two that training knows."""
+"""Folders of labelled cells: of any laboratory, of PBC, and the photographs."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from handler.preprocessing import Box
 from handler.verdict import CLASSES
 from training import data, laboratories
 from training.data import OTHER, DataError, Sample
-from training.laboratories import MIN_CELLS, pbc, read_folder, require
+from training.laboratories import pbc, read_folder, require
+from training.protocol import MIN_CELLS
 
 FILES = (
     "EOSINOPHIL/b.png",
@@ -40,54 +43,32 @@ def by_name(samples: Sequence[Sample]) -> dict[str, Sample]:
 # A folder
 
 
-def test_a_folder_is_a_class(tmp_path: Path) -> None:
-    samples = by_name(read_folder(make(tmp_path, *FILES)))
-    assert {name: sample.label for name, sample in samples.items()} == {
-        "a.JPG": 0,
-        "b.png": 0,
-        "c.tiff": 1,
-        "d.webp": 2,
-        "e.bmp": 3,
-        "f.jpeg": OTHER,
-        "g.tif": OTHER,
-        "h.png": OTHER,
-    }
-    assert all(sample.path.is_file() for sample in samples.values())
-
-
-def test_what_is_none_of_the_four_has_the_kind_of_its_folder(tmp_path: Path) -> None:
-    samples = by_name(read_folder(make(tmp_path, *FILES)))
-    kinds = {name: samples[name].kind for name in ("a.JPG", "e.bmp", "f.jpeg", "g.tif")}
-    assert kinds == {
-        "a.JPG": "EOSINOPHIL",
-        "e.bmp": "NEUTROPHIL",
-        "f.jpeg": "OTHER",
-        "g.tif": "platelet",
-    }
-
-
-def test_the_order_is_that_of_the_names(tmp_path: Path) -> None:
-    paths = [sample.path for sample in read_folder(make(tmp_path, *FILES))]
-    assert paths == sorted(paths)
+def test_a_folder_is_a_class_and_a_kind(tmp_path: Path) -> None:
+    samples = read_folder(make(tmp_path, *FILES))
+    assert [(each.path.name, each.label, each.kind) for each in samples] == [
+        ("a.JPG", 0, "EOSINOPHIL"),
+        ("b.png", 0, "EOSINOPHIL"),
+        ("c.tiff", 1, "LYMPHOCYTE"),
+        ("d.webp", 2, "MONOCYTE"),
+        ("e.bmp", 3, "NEUTROPHIL"),
+        ("f.jpeg", OTHER, "OTHER"),
+        ("g.tif", OTHER, "platelet"),
+        ("h.png", OTHER, "platelet"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "EOSINOPHIL/notes.txt", "EOSINOPHIL/Thumbs.db"])
-def test_what_is_no_image_is_passed_over(tmp_path: Path, name: str) -> None:
+def test_other_files_are_skipped(tmp_path: Path, name: str) -> None:
     assert len(read_folder(make(tmp_path, *FILES, name))) == len(FILES)
 
 
-def test_classes_may_be_missing(tmp_path: Path) -> None:
-    [sample] = read_folder(make(tmp_path, "MONOCYTE/d.png"))
-    assert sample.label == CLASSES.index("MONOCYTE")
-
-
-def test_no_folder_is_said_clearly(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cells is no folder"):
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cells is not a folder"):
         read_folder(tmp_path / "cells")
 
 
 @pytest.mark.parametrize("name", ["BASOPHIL", "eosinophil", "Neutrophils"])
-def test_an_unknown_class_is_said_clearly(tmp_path: Path, name: str) -> None:
+def test_an_unknown_class_is_refused(tmp_path: Path, name: str) -> None:
     make(tmp_path, *FILES, f"{name}/a.png")
     with pytest.raises(DataError, match=rf"unknown classes.*{name}.*EOSINOPHIL.*OTHER"):
         read_folder(tmp_path)
@@ -101,19 +82,13 @@ def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
     assert len({sample.group for sample in samples}) == len(samples)
 
 
-def test_images_of_a_group_are_told_by_a_file(tmp_path: Path) -> None:
+def test_groups_are_read_from_a_file(tmp_path: Path) -> None:
     make(tmp_path, *FILES)
     rows = "file,group\nEOSINOPHIL/b.png,slide 1\nOTHER/platelet/g.tif,slide 1\n"
     (tmp_path / "groups.csv").write_text(rows)
     samples = by_name(read_folder(tmp_path))
     assert samples["b.png"].group == samples["g.tif"].group == "slide 1"
     assert samples["h.png"].group == "OTHER/platelet/h.png"
-
-
-def test_columns_may_come_in_any_order(tmp_path: Path) -> None:
-    make(tmp_path, *FILES)
-    (tmp_path / "groups.csv").write_text("group,file\nslide 1,EOSINOPHIL/b.png\n")
-    assert by_name(read_folder(tmp_path))["b.png"].group == "slide 1"
 
 
 @pytest.mark.parametrize(
@@ -124,11 +99,14 @@ def test_columns_may_come_in_any_order(tmp_path: Path) -> None:
         ("file,group,slide\nEOSINOPHIL/b.png,1,2\n", "columns file,group"),
         ("EOSINOPHIL/b.png,1\nEOSINOPHIL/a.JPG,1\n", "columns file,group"),
         ("file;group\nEOSINOPHIL/b.png;1\n", "columns file,group"),
-        ("file,group\nEOSINOPHIL/b.png,1\nx.png,1\ny.png,1\n", "2 files that are not there: x.png"),
-        ("file,group\nb.png,1\n", "1 files that are not there: b.png"),
+        (
+            "file,group\nEOSINOPHIL/b.png,1\nx.png,1\ny.png,1\n",
+            "missing files: x.png, y.png",
+        ),
+        ("file,group\nb.png,1\n", "missing files: b.png"),
     ],
 )
-def test_a_wrong_file_of_groups_is_said_clearly(tmp_path: Path, text: str, said: str) -> None:
+def test_a_wrong_file_of_groups_is_refused(tmp_path: Path, text: str, said: str) -> None:
     make(tmp_path, *FILES)
     (tmp_path / "groups.csv").write_text(text)
     with pytest.raises(DataError, match=said):
@@ -138,24 +116,13 @@ def test_a_wrong_file_of_groups_is_said_clearly(tmp_path: Path, text: str, said:
 # Enough cells
 
 
-def cells(*counts: int) -> list[Sample]:
-    return [
-        Sample(Path(f"{label} {at}.png"), label, "", "")
-        for label, count in enumerate(counts)
-        for at in range(count)
-    ]
-
-
-def test_so_many_cells_of_each_class_are_enough() -> None:
-    require(cells(*[MIN_CELLS] * 4))
-    require(cells(2, 2, 2, 2, 0), least=2)
-
-
-@pytest.mark.parametrize("counts", [(4, 5, 5, 5), (5, 5, 5, 4, 9), (9, 0, 9, 9), ()])
-def test_too_few_cells_are_said_clearly(counts: tuple[int, ...]) -> None:
-    lacking = next(at for at in range(4) if (*counts, 0, 0, 0, 0)[at] < MIN_CELLS)
-    with pytest.raises(DataError, match=rf"{CLASSES[lacking]} has [0-4] cells; at least 5"):
-        require(cells(*counts))
+@pytest.mark.parametrize("counts", [(4, 5, 5, 5), (5, 5, 5, 4), (9, 0, 9, 9), ()])
+def test_each_class_needs_a_few_cells(counts: tuple[int, ...]) -> None:
+    require([*range(4)] * MIN_CELLS)
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    lacking = next(at for at in range(4) if labels.count(at) < MIN_CELLS)
+    with pytest.raises(DataError, match=rf"{CLASSES[lacking]} has [0-4] cells; each class needs"):
+        require(labels)
 
 
 # The second laboratory
@@ -174,25 +141,20 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.usefixtures("made_up")
-def test_images_train_or_judge() -> None:
+def test_images_train_or_test() -> None:
     train, test = (set(by_name(pbc(part))) for part in ("train", "test"))
     assert test == {"b.png", "d.webp", "g.tif"}
     assert train == {"a.JPG", "c.tiff", "e.bmp", "f.jpeg"}
 
 
-@pytest.mark.usefixtures("made_up")
-def test_images_that_are_not_listed_are_left_out() -> None:
-    assert set(by_name(pbc())) == {Path(name).name for name in FILES[:-1]}
-
-
-def test_missing_images_are_said_clearly(made_up: Path) -> None:
+def test_missing_images_are_refused(made_up: Path) -> None:
     (made_up / FILES[0]).unlink()
     with pytest.raises(DataError, match=r"lacks 1 of the images in pbc\.csv"):
         pbc("train")
 
 
 @pytest.mark.parametrize("where", [None, "", "nowhere"])
-def test_a_missing_folder_is_said_clearly(
+def test_a_missing_set_is_refused(
     made_up: Path, monkeypatch: pytest.MonkeyPatch, where: str | None
 ) -> None:
     if where is None:
@@ -203,26 +165,16 @@ def test_a_missing_folder_is_said_clearly(
         pbc()
 
 
-def committed(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Lay empty files where the list that comes with training has its images."""
-    with (data.HERE / "pbc.csv").open() as file:
-        names = [line.split(",")[0] for line in file][1:]
-    monkeypatch.setenv("PBC_DATA", str(root))
-    return make(root, *names)
-
-
-def test_the_list_has_both_parts_of_each_class(
+def test_the_committed_list_has_both_parts_of_each_class(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    committed(tmp_path, monkeypatch)
-    parts = {part: pbc(part) for part in ("train", "test")}
-    assert len({sample.path for part in parts.values() for sample in part}) == len(pbc())
-    counts = {part: Counter(sample.label for sample in samples) for part, samples in parts.items()}
+    with (data.HERE / "pbc.csv").open() as file:
+        names = [line.split(",")[0] for line in file][1:]
+    monkeypatch.setenv("PBC_DATA", str(make(tmp_path, *names)))
+    train, test = (Counter(sample.label for sample in pbc(part)) for part in ("train", "test"))
+    assert train.total() + test.total() == len(names)
     for label in (*range(len(CLASSES)), OTHER):
-        assert counts["train"][label] > counts["test"][label] >= MIN_CELLS
-    kinds = {part: {sample.kind for sample in samples} for part, samples in parts.items()}
-    assert kinds["train"] >= set(CLASSES)
-    assert len(kinds["train"]) > len(CLASSES) + 1
+        assert train[label] > test[label] >= MIN_CELLS
 
 
 # The photographs
@@ -277,23 +229,23 @@ def test_a_folder_that_is_there_twice_is_found(photographs: Path) -> None:
     assert data.photograph_file(photographs, "P1") == outer / "JPEGImages" / "P1.jpg"
 
 
-def test_white_cells_are_those_drawn_as_such(photographs: Path) -> None:
-    annotate(photographs, "P1", ("RBC", (1, 2, 90, 99)), ("WBC", CELL), ("WBC", SECOND))
-    assert data.white_cells(photographs, "P1") == [CELL, SECOND]
-
-
-def test_what_is_drawn_too_small_is_a_platelet(photographs: Path) -> None:
-    annotate(photographs, "P1", ("WBC", SPECK), ("WBC", CELL), ("Platelets", CELL))
-    assert data.white_cells(photographs, "P1") == [CELL]
-
-
-@pytest.mark.parametrize("drawn", [None, (), (("WBC", SPECK),), (("RBC", CELL),)])
-def test_a_photograph_may_have_no_boxes(
-    photographs: Path, drawn: tuple[tuple[str, tuple[int, int, int, int]], ...] | None
+@pytest.mark.parametrize(
+    ("drawn", "expected"),
+    [
+        ((("RBC", (1, 2, 90, 99)), ("WBC", CELL), ("WBC", SECOND)), [CELL, SECOND]),
+        ((("WBC", SPECK), ("WBC", CELL), ("Platelets", CELL)), [CELL]),
+        ((("WBC", SPECK),), None),
+        ((("RBC", CELL),), None),
+        ((), None),
+        (None, None),
+    ],
+)
+def test_boxes_too_small_or_of_other_cells_are_left_out(
+    photographs: Path, drawn: Any, expected: list[Box] | None
 ) -> None:
     if drawn is not None:
         annotate(photographs, "P1", *drawn)
-    assert data.white_cells(photographs, "P1") is None
+    assert data.white_cells(photographs, "P1") == expected
 
 
 def test_photographs_with_boxes_are_listed_whatever_their_split(photographs: Path) -> None:

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from serving.cli import main
 from serving.client import InferenceClient, ManagementClient, ServiceError
 from serving.deployment import Deployment, History, VersionSpec, archives, change, known_answers
-from serving.deployment.routing import RoutingFile
+from serving.deployment.routing import LONGEST_PAUSE, RoutingFile
 from serving.rollout import changes
 from serving.rollout.changes import Rollout
 from serving.settings import ROOT, Settings
@@ -50,8 +50,11 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 @pytest.fixture(autouse=True)
-def unchanged(service: Service) -> Iterator[None]:
+def unchanged(service: Service, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Check that the test leaves the service as it was."""
+    monkeypatch.setattr(changes, "DRAIN_PATIENCE", PATIENCE)
+    # As long as a pause can last, for a busy machine.
+    monkeypatch.setattr(changes, "PAUSED_PATIENCE", LONGEST_PAUSE)
     before = state(service.settings)
     yield
     assert state(service.settings) == before
@@ -111,7 +114,10 @@ class Load(Clients):
     def __init__(self, settings: Settings) -> None:
         self.failures: list[str] = []
         self.seen: dict[str, list[str]] = {client: [] for client in CLIENTS}
-        self._client = InferenceClient(settings)
+        # However long a busy machine takes to restart TorchServe.
+        self._client = InferenceClient(
+            settings, patience=PATIENCE, timeout=(PATIENCE, PATIENCE), pool_size=2
+        )
         super().__init__(2)
 
     def ask_on(self, number: int) -> None:

@@ -1,7 +1,7 @@
-"""How the network must behave: a cell stays the same cell, however it is photographed.
+"""Behaviour of the networks: a changed image of a cell keeps its class.
 
-Each share is measured on TEST images and has a floor some points below what was seen, so that a
-network that loses the property fails and one that is retrained does not fail by chance.
+Each share has a floor some points below the one measured on TEST, so that a network that loses the
+property fails, and a retrained one does not fail by chance.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import pytest
 from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
-from handler import versions
+from handler import pipelines
+from handler.pipelines import Pipeline
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Cell, probabilities
-from handler.versions import Pipeline
 from serving.settings import ROOT
 from training import data
 
 Change = Callable[[Image.Image], Image.Image]
-# How far below what was seen a floor lies.
+# The floor is this far below the measured share.
 SLACK = 0.03
 
 
@@ -37,17 +37,14 @@ def name(request: pytest.FixtureRequest) -> str:
 def version(name: str) -> Pipeline:
     folder = ROOT / "models" / name
     card = json.loads((folder / "card.json").read_text())
-    return versions.load(folder, card, 8)
+    return pipelines.load(folder, card, 8)
 
 
 @pytest.fixture(scope="module")
 def files(blood_cells: Path) -> list[bytes]:
-    """Return four images of each TEST photograph."""
-    taken: dict[str, list[bytes]] = {}
-    for image in data.list_images(blood_cells, "TEST"):
-        if len(taken.setdefault(image.photograph, [])) < 4:
-            taken[image.photograph].append(image.path.read_bytes())
-    return [file for photograph in taken.values() for file in photograph]
+    """Return one image of each TEST photograph."""
+    images = {image.photograph: image for image in data.list_images(blood_cells, "TEST")}
+    return [image.path.read_bytes() for image in images.values()]
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +54,8 @@ def before(version: Pipeline, files: list[bytes]) -> np.ndarray:
 
 def answers(version: Pipeline, files: list[bytes]) -> np.ndarray:
     """Return the likeliest class of each image, -1 where no cell is found."""
-    examinations = version.examine([decode(file, version.fit) for file in files])
-    cells = [max(each.cells, key=certainty, default=None) for each in examinations]
+    predictions = version.predict([decode(file, version.fit) for file in files])
+    cells = [max(each.cells, key=certainty, default=None) for each in predictions]
     return np.array([np.argmax(cell.logits[: len(CLASSES)]) if cell else -1 for cell in cells])
 
 

@@ -1,4 +1,4 @@
-"""docs/openapi.yaml: well-formed, and true of the live edge, which is asked what it describes."""
+"""docs/openapi.yaml is valid and describes the responses of the live edge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from testing.service import Service, run_edge
 PATH = ROOT / "docs" / "openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
 SCHEMA = schemathesis.openapi.from_path(PATH)
-# The messages of a generated body would fill the disk; and each answer takes its time.
+# No database: the messages of generated bodies would fill the disk.
 FEW = settings(
     max_examples=8,
     deadline=None,
@@ -31,13 +31,13 @@ FEW = settings(
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
-# Of an explanation the first takes seconds, and a generated one hardly ever shows a cell.
+# The first explanation takes seconds, and a generated image hardly ever shows a cell.
 ASKED = SCHEMA.exclude(path_regex="^/explanations")
 
 
 @pytest.fixture(scope="module")
 def asker(service: Service) -> Iterator[Asker]:
-    """Ask an edge over the real service."""
+    """Start an edge in front of the real service."""
     need_nginx()
     outside = Asker(run_edge(service.settings, EDGE_RATE="5000"), service.settings)
     yield outside
@@ -45,21 +45,21 @@ def asker(service: Service) -> Iterator[Asker]:
 
 
 @pytest.mark.parametrize("name", ["schemas", "responses", "requestBodies", "parameters", "headers"])
-def test_nothing_is_defined_in_vain(name: str) -> None:
+def test_every_component_is_used(name: str) -> None:
     text = PATH.read_text()
     for each in DOCUMENT["components"][name]:
         assert f"#/components/{name}/{each}'" in text, each
 
 
-def test_is_well_formed() -> None:
-    """Raises where the document is no OpenAPI."""
+def test_document_is_valid() -> None:
+    """validate() raises if the document is not OpenAPI."""
     SCHEMA.validate()
     assert DOCUMENT["openapi"].startswith("3.1")
 
 
 @ASKED.parametrize()
 @FEW
-def test_generated_requests_are_answered_as_described(case: Any, asker: Asker) -> None:
+def test_generated_requests(case: Any, asker: Asker) -> None:
     response = case.call(
         base_url=asker.edge.url,
         headers={"X-API-Key": asker.key},
@@ -79,7 +79,7 @@ def test_generated_requests_are_answered_as_described(case: Any, asker: Asker) -
     )
 
 
-def test_answers_are_as_described(asker: Asker, sample_image: Path) -> None:
+def test_answers(asker: Asker, sample_image: Path) -> None:
     image = sample_image.read_bytes()
     encoded = base64.b64encode(image).decode()
     several = {"instances": [{"b64": encoded}, {"b64": base64.b64encode(image[:999]).decode()}]}
@@ -92,7 +92,7 @@ def test_answers_are_as_described(asker: Asker, sample_image: Path) -> None:
             )
             for response in (one, some):
                 assert response.status_code == 200
-                described(kind, response)
+                check_response(kind, response)
             assert some.json()["predictions"][0]["label"] == one.json()["label"]
             assert some.json()["predictions"][1]["code"] == 400
 
@@ -110,16 +110,16 @@ def test_answers_are_as_described(asker: Asker, sample_image: Path) -> None:
         (415, {"body": b"no image"}),
     ],
 )
-def test_errors_are_as_described(asker: Asker, expected: int, kwargs: dict[str, Any]) -> None:
+def test_errors(asker: Asker, expected: int, kwargs: dict[str, Any]) -> None:
     if kwargs.get("key") == "revoked":
         kwargs = {"key": asker.keys.add("revoked")}
         asker.keys.revoke("revoked")
     response = asker.ask(**{"path": "/predictions/bloodcells/1.0", **kwargs})
     assert response.status_code == expected
-    described("predictions", response)
+    check_response("predictions", response)
 
 
-def test_examples_are_as_described() -> None:
+def test_examples() -> None:
     for response in DOCUMENT["components"]["responses"].values():
         content = response["content"]["application/json"]
         examples = [each["value"] for each in content.get("examples", {}).values()]
@@ -127,14 +127,14 @@ def test_examples_are_as_described() -> None:
             validator(content["schema"]).validate(example)
 
 
-def test_the_token_of_torchserve_opens_nothing(asker: Asker, sample_image: Path) -> None:
+def test_torchserve_token_is_no_key(asker: Asker, sample_image: Path) -> None:
     header = Tokens(asker.settings.run_dir).header("inference")
     response = asker.ask(body=sample_image.read_bytes(), key=None, headers=header)
     assert response.status_code == 401
 
 
-def described(kind: str, response: requests.Response) -> None:
-    """Check an answer against what its operation says of this status."""
+def check_response(kind: str, response: requests.Response) -> None:
+    """Check a response against the description of its operation and status."""
     operation = DOCUMENT["paths"][f"/{kind}/bloodcells/{{version}}"]["post"]
     reference = operation["responses"][str(response.status_code)]["$ref"]
     found = DOCUMENT["components"]["responses"][reference.rpartition("/")[2]]

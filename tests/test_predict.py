@@ -21,7 +21,6 @@ from click.testing import CliRunner, Result
 from conftest import free_settings
 from stand_in import StandIn
 
-from handler import preprocessing
 from serving import files, predict
 from serving.cli import main
 from serving.client import InferenceClient, NotServed, Unreachable
@@ -119,12 +118,6 @@ class TestFind:
 
 
 class TestAsk:
-    def test_the_limits_and_the_names_are_the_handlers(self) -> None:
-        assert predict.MAX_BYTES == preprocessing.MAX_BYTES
-        assert list(predict.CLASSES) == list(
-            json.loads((ROOT / "handler" / "index_to_name.json").read_text()).values()
-        )
-
     def test_returns_the_answer_of_a_version(
         self, client: InferenceClient, stand_in: StandIn, folder: Path
     ) -> None:

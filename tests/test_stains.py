@@ -1,4 +1,4 @@
-"""Dyes measured in painted smears, whose dyes and lamp are known."""
+"""The dyes measured in painted smears, whose dyes and lamp are known."""
 
 from __future__ import annotations
 
@@ -96,42 +96,23 @@ def paint(
     return Smear(pixels, parts)
 
 
-# What is there is measured
+# Measured
 
 
 @pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
-@pytest.mark.parametrize(("azure", "eosin"), [(1.0, 1.0), (0.5, 1.5), (1.6, 0.8)])
+@pytest.mark.parametrize(("azure", "eosin"), [(0.5, 1.5), (1.6, 0.8)])
 def test_light_and_dyes_are_those_painted(
     lamp: tuple[float, float, float], azure: float, eosin: float
 ) -> None:
+    """So the amount of a dye is 1 in what takes it up, and 0 elsewhere."""
     smear = paint(lamp, azure_strength=azure, eosin_strength=eosin)
     [stains] = measure(smear.pixels, [BOX])
-    expected = [np.array(lamp), azure * np.array(DYES[0]), eosin * np.array(DYES[1])]
-    np.testing.assert_allclose(stains[0], expected[0], rtol=0.02)
-    np.testing.assert_allclose(stains[1], expected[1], rtol=0.05, atol=0.02)
-    np.testing.assert_allclose(stains[2], expected[2], rtol=0.05, atol=0.02)
-
-
-@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
-@pytest.mark.parametrize(("azure", "eosin"), [(1.0, 1.0), (0.5, 1.5), (1.6, 0.8)])
-def test_amounts_are_one_in_what_takes_the_dye_up_and_none_in_the_light(
-    lamp: tuple[float, float, float], azure: float, eosin: float
-) -> None:
-    smear = paint(lamp, azure_strength=azure, eosin_strength=eosin)
-    [stains] = measure(smear.pixels, [BOX])
+    np.testing.assert_allclose(stains[0], lamp, rtol=0.02)
+    np.testing.assert_allclose(stains[1], azure * np.array(DYES[0]), rtol=0.05, atol=0.02)
+    np.testing.assert_allclose(stains[2], eosin * np.array(DYES[1]), rtol=0.05, atol=0.02)
     assert smear.mean(stains, "nucleus") == pytest.approx([1, 0, 0], abs=0.05)
     assert smear.mean(stains, "red cells") == pytest.approx([0, 1, 0], abs=0.05)
     assert smear.mean(stains, "background") == pytest.approx([0, 0, 0], abs=0.05)
-
-
-@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
-def test_the_same_cell_gives_the_same_input_under_any_lamp(lamp: tuple[float, ...]) -> None:
-    seen = []
-    for smear in (paint(), paint((lamp[0], lamp[1], lamp[2]), granules=(0.3, 0.6))):
-        [stains] = measure(smear.pixels, [BOX])
-        apart = ~smear.parts["granules"] & (np.arange(SIDE)[:, None] < 96)
-        seen.append(smear.mixed(stains)[:, apart])
-    assert np.abs(seen[0] - seen[1]).mean() < 0.04
 
 
 @pytest.mark.parametrize("granules", [(0.4, 0.0), (0.0, 0.8), (0.3, 0.6)])
@@ -141,15 +122,15 @@ def test_a_mixture_of_dyes_is_taken_apart(granules: tuple[float, float]) -> None
     assert smear.mean(stains, "granules") == pytest.approx([*granules, 0], abs=0.08)
 
 
-def test_what_is_neither_dye_is_told() -> None:
-    """A green speck absorbs what neither azure nor eosin do."""
+def test_neither_dye_is_the_third_amount() -> None:
+    """In a green speck, which absorbs unlike azure and eosin."""
     smear = paint()
     smear.pixels[smear.parts["granules"]] = (60, 250, 60)
     [stains] = measure(smear.pixels, [BOX])
     assert abs(smear.mean(stains, "granules")[2]) > 0.5
 
 
-def test_every_cell_has_its_own_azure_but_the_pictures_light_and_eosin() -> None:
+def test_cells_share_light_and_eosin_but_not_azure() -> None:
     smear = paint()
     pale = disc(88, 48, 10)
     smear.pixels[pale] = np.rint(250 * np.exp(-0.6 * np.array(DYES[0])))
@@ -159,7 +140,7 @@ def test_every_cell_has_its_own_azure_but_the_pictures_light_and_eosin() -> None
 
 
 def test_eosin_is_measured_outside_the_cells() -> None:
-    """An eosinophil's granules are no red cells, however much of the picture they fill."""
+    """The granules of an eosinophil are not red cells, however large."""
     smear = paint()
     around = disc(*NUCLEUS, 19) & ~smear.parts["nucleus"]
     smear.pixels[around] = np.rint(250 * np.exp(-1.5 * np.array(DYES[1])))
@@ -167,7 +148,7 @@ def test_eosin_is_measured_outside_the_cells() -> None:
     np.testing.assert_allclose(with_granules[2], without[2], atol=0.02)
 
 
-def test_thin_red_cells_and_pale_middles_do_not_count() -> None:
+def test_thin_red_cells_and_pale_centres_are_ignored() -> None:
     [stains] = measure(paint(red_cells=[1.0] * 5 + [0.75] * 3 + [0.5] * 4).pixels, [BOX])
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
@@ -188,31 +169,31 @@ def test_specks_of_light_are_not_the_background() -> None:
     np.testing.assert_allclose(measure(smear.pixels, [BOX])[0][0], LAMPS["dim"], rtol=0.02)
 
 
-def test_black_beside_the_field_is_none_of_it() -> None:
+def test_black_borders_are_ignored() -> None:
     smear = paint()
     [framed] = measure(smear.pixels, [BOX])
     [alone] = measure(smear.pixels[:96], [BOX])
     np.testing.assert_allclose(framed, alone)
 
 
-# What is not there is guessed
+# Assumed where nothing can be measured
 
 
-def test_without_red_cells_eosin_is_guessed_from_azure() -> None:
+def test_without_red_cells_eosin_is_derived_from_azure() -> None:
     smear = paint(red_cells=())
     [stains] = measure(smear.pixels, [BOX])
     np.testing.assert_allclose(stains[2], EOSIN_BESIDE_AZURE * np.linalg.norm(stains[1]), rtol=1e-5)
     assert smear.mean(stains, "nucleus") == pytest.approx([1, 0, 0], abs=0.05)
 
 
-def test_without_a_nucleus_azure_is_guessed() -> None:
+def test_without_a_nucleus_azure_is_assumed() -> None:
     smear = paint()
     [stains] = measure(smear.pixels, [(86.0, 40.0, 100.0, 56.0)])
     np.testing.assert_allclose(stains[1], AZURE)
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
 
-def test_red_cells_as_blue_as_the_nucleus_do_not_count() -> None:
+def test_red_cells_as_blue_as_the_nucleus_are_ignored() -> None:
     azure = (0.5, 1.1, 0.6)
     smear = paint(azure=azure, eosin=azure, eosin_strength=0.6)
     [stains] = measure(smear.pixels, [BOX])
@@ -225,14 +206,14 @@ def cosine(one: Floats, other: Floats) -> float:
 
 @pytest.mark.parametrize("azure", [DYES[0], (0.5, 1.1, 0.4), (0.9, 0.9, 0.3), (0.4, 1.2, 0.2)])
 @pytest.mark.parametrize("red_cells", [(1,) * len(RED_CELLS), ()], ids=["red cells", "none"])
-def test_the_dyes_of_a_smear_can_be_told_apart(
+def test_the_dyes_of_a_smear_differ(
     azure: tuple[float, float, float], red_cells: Sequence[float]
 ) -> None:
     [stains] = measure(paint(azure=azure, red_cells=red_cells).pixels, [BOX])
     assert cosine(stains[1], stains[2]) <= MAX_ALIKE
 
 
-# Whatever comes, numbers come out
+# Any image
 
 
 def solid(*colour: int) -> Pixels:
@@ -283,25 +264,3 @@ def test_any_picture_gives_finite_stains_and_amounts(picture: Pixels, box: Box) 
     assert mixed.shape == (3, *picture.shape[:2])
     assert np.isfinite(mixed).all()
     assert AMOUNTS[0] <= mixed.min() <= mixed.max() <= AMOUNTS[1]
-
-
-def test_no_boxes_give_no_stains() -> None:
-    assert measure(paint().pixels, []) == []
-
-
-def test_amounts_are_bounded() -> None:
-    [stains] = measure(paint(azure_strength=0.5).pixels, [BOX])
-    [darkest] = np.unique(Smear(solid(0, 0, 0)).mixed(stains)[0])
-    assert darkest == AMOUNTS[1]
-
-
-def test_each_crop_has_stains_of_its_own() -> None:
-    smears = [
-        paint(lamp, azure_strength=strength)
-        for lamp, strength in zip(LAMPS.values(), (0.6, 0.8, 1.0, 1.2, 1.4), strict=True)
-    ]
-    stains = [measure(smear.pixels, [BOX])[0] for smear in smears]
-    crops = np.stack([smear.pixels for smear in smears]).transpose(0, 3, 1, 2) / np.float32(255)
-    together = amounts(crops, np.stack(stains))
-    for each, smear, own in zip(together, smears, stains, strict=True):
-        np.testing.assert_allclose(each, smear.mixed(own), atol=1e-4)

@@ -16,7 +16,7 @@ from handler.verdict import (
     CLASSES,
     Answer,
     Cell,
-    Examination,
+    Prediction,
     answer,
     other_probability,
     probabilities,
@@ -48,9 +48,7 @@ def say(
     cells: Sequence[Sequence[float]], stain: float = STAINED, **card: Any
 ) -> tuple[Answer, list[Answer]]:
     """Say of a picture with cells of these logits; return the answer and what it says of each."""
-    said = answer(
-        "bloodcells", CARD | card, Examination(stain, [Cell(each, BOX) for each in cells])
-    )
+    said = answer("bloodcells", CARD | card, Prediction(stain, [Cell(each, BOX) for each in cells]))
     return said, said.get("cells", [])
 
 
@@ -86,7 +84,7 @@ def test_an_answer_is_json() -> None:
 
 
 def test_the_version_without_boxes_has_one_cell_that_is_all_of_it() -> None:
-    said = answer("bloodcells", CARD | {"finds_cells": False}, Examination(STAINED, [Cell(SURE)]))
+    said = answer("bloodcells", CARD | {"finds_cells": False}, Prediction(STAINED, [Cell(SURE)]))
     assert "cells" not in said
     assert said["label"] == "NEUTROPHIL"
 
@@ -200,7 +198,7 @@ def test_a_rejected_cell_leads_only_where_all_are(order: list[int]) -> None:
 def test_cells_keep_their_order_and_boxes() -> None:
     boxes = [(float(at), 0.0, at + 5.0, 9.0) for at in range(3)]
     cells = [Cell(each, box) for each, box in zip((UNSURE, FOREIGN, SURE), boxes, strict=True)]
-    said = answer("bloodcells", CARD, Examination(STAINED, cells))
+    said = answer("bloodcells", CARD, Prediction(STAINED, cells))
     assert [cell["box"] for cell in said["cells"]] == [list(box) for box in boxes]
     assert [cell["verdict"] for cell in said["cells"]] == ["uncertain", "rejected", "confident"]
 

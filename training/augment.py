@@ -1,12 +1,10 @@
-"""What a cell or a field may undergo before another laboratory's microscope sees it.
+"""Random changes of images, like the differences between laboratories.
 
-Each image of a batch gets draws of its own. Geometry: any turn, mirrored, shifted, scaled, cut off
-by the edge of the field. Stain and lamp: the colours' optical densities mixed, scaled and bent
-(after Tellez et al. 2019). Optics: out of focus, sharpened, noisy.
+Geometry: rotated, mirrored, shifted, scaled, cut off by the edge of the field. Stain and lamp:
+optical densities mixed, scaled and bent (after Tellez et al. 2019). Optics: blur, noise.
 
-Batches are (N, 3, H, W); randomness is torch's global one, so a seed set there repeats it all.
-A strength (N,) from 0 to 1 tells how far scale, shift, stain, blur and noise may go; angle, mirror,
-sharpening and what is cut off are the same at any.
+Batches are (N, 3, H, W), with a draw for each image from torch's global generator. A strength (N,)
+from 0 to 1 limits scale, shift, stain, blur and noise; the other changes do not depend on it.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from torch.nn import functional as F
 def turns(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw affine maps (N, 2, 2) and shifts (N, 2): any angle, mirrored, scaled, stretched.
 
-    At full strength by up to e^0.35 and e^0.1, and shifted by up to 0.15 in each direction.
+    At full strength by up to e^0.35 and e^0.1, and shifted by up to 0.15.
     """
     count = len(strength)
     angle = torch.rand(count) * 2 * math.pi
@@ -43,16 +41,16 @@ def turns(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def warp(
     images: torch.Tensor, maps: torch.Tensor, size: tuple[int, int], fill: torch.Tensor
 ) -> torch.Tensor:
-    """Sample images at maps (N, 2, 3), from the coordinates of the result, -1 to 1, to theirs.
+    """Sample images at maps (N, 2, 3) from the result's coordinates, -1 to 1, to theirs.
 
-    The result is (N, 3, *size); beyond the images it is `fill`.
+    The result is (N, 3, *size), with `fill` outside the images.
     """
     grid = F.affine_grid(maps, [len(images), 3, *size], align_corners=False)
     return F.grid_sample(images - fill, grid, align_corners=False) + fill
 
 
 def cut_off(images: torch.Tensor, share: float = 0.25) -> torch.Tensor:
-    """Blacken what lies beyond a random line, as beyond the edge of a turned field."""
+    """Blacken a share of the images beyond a random line, like the edge of a rotated field."""
     count, _, height, width = images.shape
     angle = torch.rand(count, 1, 1) * 2 * math.pi
     down = torch.linspace(-1, 1, height)[None, :, None]
@@ -82,7 +80,7 @@ def misjudge(stains: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
 
 
 def restain(dyes: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
-    """Draw how strongly another laboratory's cells take up the dyes, from amounts (N, 3, H, W)."""
+    """Draw another uptake of the dyes, from amounts (N, 3, H, W)."""
     count, each = len(dyes), strength[:, None, None]
     curve = torch.exp(0.25 * each * torch.randn(count, 3, 1))[..., None]
     bent = dyes.clamp_min(1e-4) ** curve + dyes.clamp_max(0)
@@ -96,9 +94,9 @@ def restain(dyes: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
 def refocus(
     images: torch.Tensor, strength: torch.Tensor, *, blurred: float, reach: float, noise: float
 ) -> torch.Tensor:
-    """Blur a share of the images by up to `reach` pixels (standard deviation); sharpen some; noise.
+    """Blur a share of the images, sharpen some, and add noise.
 
-    Noise is of a standard deviation of up to `noise`.
+    `reach` (pixels) and `noise` are the largest standard deviations.
     """
     count, _, height, width = images.shape
     sigma = torch.where(torch.rand(count) < blurred, torch.rand(count) * reach * strength, 0.0)
@@ -112,7 +110,7 @@ def refocus(
 
 
 def _blur(side: int, sigma: torch.Tensor) -> torch.Tensor:
-    """Return what blurs one axis: matrices (N, 1, side, side) of which each row sums to 1."""
+    """Return matrices (N, 1, side, side) that blur one axis."""
     place = torch.arange(side)
     distance = (place[:, None] - place) ** 2
     weights = torch.exp(-distance / (2 * sigma.clamp_min(0.01)[:, None, None] ** 2))

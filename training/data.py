@@ -1,15 +1,14 @@
 """The images of the Kaggle set `paultimothymooney/blood-cells` and the photographs behind them.
 
-An *image* is one of the augmented 320x240 files; a *photograph* is what it was made from, and a
-*group* is a set of photographs whose fields overlap. Two CSV files beside this one tell them:
-file names do not. Whatever is split, is split by group: images of one photograph are near copies.
+An *image* is one of the augmented 320x240 files, a *photograph* is what it was made from, and a
+*group* is a set of photographs whose fields overlap; both are listed in the CSV files beside this
+one. Splits never divide a group: images of one photograph are near copies.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,19 +24,21 @@ from handler.verdict import CLASSES
 
 HERE = Path(__file__).resolve().parent
 LINK = HERE.parent / "data"
-# The label of a cell that is none of CLASSES.
+# The label of other cells.
 OTHER = len(CLASSES)
+# The indices that train, and those held out.
+Folds = list[tuple[np.ndarray, np.ndarray]]
 KAGGLE_SET = "paultimothymooney/blood-cells"
 IMAGES_PER_CLASS = {
     "TRAIN": {"EOSINOPHIL": 2497, "LYMPHOCYTE": 2483, "MONOCYTE": 2478, "NEUTROPHIL": 2499},
     "TEST": {"EOSINOPHIL": 623, "LYMPHOCYTE": 620, "MONOCYTE": 620, "NEUTROPHIL": 624},
 }
-# TEST photographs of a cell that a TRAIN photograph shows, too (found by matching the fields, and
+# TEST photographs of a cell that is also in a TRAIN photograph (found by matching the fields,
 # confirmed by eye): 202 images, 8 % of TEST.
 CELLS_ALSO_IN_TRAIN = frozenset(
     f"BloodImage_{number}" for number in ("00204", "00257", "00264", "00365", "00377", "00409")
 )
-# Of a photograph's 640 pixels; what is drawn smaller as a white cell is a platelet.
+# In pixels of a photograph (640 wide); smaller boxes are platelets.
 SMALLEST_WHITE_CELL = 50
 BY_HAND = (
     f"download https://www.kaggle.com/datasets/{KAGGLE_SET}, unpack it, and set "
@@ -46,22 +47,27 @@ BY_HAND = (
 
 
 class DataError(Exception):
-    """The data set is missing or is not what it should be; the message says what to do."""
+    """Data or a version is missing or wrong; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """One augmented image, the photograph that it was made from, and that photograph's group."""
+    """One augmented image, its photograph, and that photograph's group."""
 
     path: Path
     label: int
     photograph: str
     group: str
 
+    @property
+    def sample(self) -> Sample:
+        """Return it as one of its photograph's images."""
+        return Sample(self.path, self.label, CLASSES[self.label], self.photograph)
+
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled picture: an index of CLASSES, or OTHER, its name, and what is never split."""
+    """A labelled image: an index of CLASSES, or OTHER, the kind of cell, and its group."""
 
     path: Path
     label: int
@@ -70,10 +76,7 @@ class Sample:
 
 
 def data_root() -> Path:
-    """Return the folder of the data set; raise DataError if there is none.
-
-    It is BLOOD_CELLS_DATA, or what `make data` has linked to data/.
-    """
+    """Return BLOOD_CELLS_DATA, or data/; raise DataError if it does not hold the images."""
     root = Path(os.environ.get("BLOOD_CELLS_DATA") or LINK)
     if not image_folder(root, "TRAIN").is_dir():
         raise DataError(f"{root} does not hold the images: run `make data`. By hand: {BY_HAND}")
@@ -81,56 +84,50 @@ def data_root() -> Path:
 
 
 def image_folder(root: Path, split: str) -> Path:
-    """Return the folder of a split; Kaggle's download has the outer folder twice."""
-    for outer in (root / "dataset2-master" / "dataset2-master", root / "dataset2-master"):
-        if outer.is_dir():
-            break
-    return outer / "images" / split
+    """Return the folder of a split."""
+    return _inner(root, "dataset2-master") / "images" / split
 
 
-def photograph_groups() -> dict[str, str]:
-    """Return each photograph's group."""
-    with (HERE / "photographs.csv").open(newline="") as file:
-        return {name: group for name, _label, _split, group in csv.reader(file)}
+def photograph_file(root: Path, name: str) -> Path:
+    """Return the file of a photograph."""
+    return _inner(root, "dataset-master") / "JPEGImages" / f"{name}.jpg"
+
+
+def _inner(root: Path, name: str) -> Path:
+    """Return a folder of the set; Kaggle's download nests it in one of the same name."""
+    nested = root / name / name
+    return nested if nested.is_dir() else root / name
 
 
 def photographs(root: Path, *splits: str) -> list[Sample]:
     """List the photographs with one labelled cell of these splits: TRAIN, TEST."""
-    with (HERE / "photographs.csv").open(newline="") as file:
-        return [
-            Sample(photograph_file(root, name), CLASSES.index(label), label, group)
-            for name, label, split, group in csv.reader(file)
-            if split in splits
-        ]
-
-
-def photograph_file(root: Path, name: str) -> Path:
-    """Return where a photograph lies; Kaggle's download has the outer folder twice."""
-    for outer in (root / "dataset-master" / "dataset-master", root / "dataset-master"):
-        if outer.is_dir():
-            break
-    return outer / "JPEGImages" / f"{name}.jpg"
+    return [
+        Sample(photograph_file(root, name), CLASSES.index(label), label, group)
+        for name, label, split, group in _listed_photographs()
+        if split in splits
+    ]
 
 
 def located_photographs(root: Path) -> list[tuple[Path, str, str, list[Box]]]:
     """List the photographs whose white cells have boxes: path, split, group, boxes.
 
-    Some of them have no single label (`unused`), but can teach where cells are.
+    Those without a single label (`unused`) are among them: they show where cells are.
     """
-    with (HERE / "photographs.csv").open(newline="") as file:
-        rows = [(name, split, group) for name, _label, split, group in csv.reader(file)]
     return [
         (photograph_file(root, name), split, group, boxes)
-        for name, split, group in rows
+        for name, _label, split, group in _listed_photographs()
         if (boxes := white_cells(root, name))
     ]
 
 
-def white_cells(root: Path, name: str) -> list[Box] | None:
-    """Return the boxes of a photograph's white cells, in its pixels; None if nobody drew them.
+def _listed_photographs() -> list[list[str]]:
+    """Return the rows of photographs.csv: name, label, split, group."""
+    with (HERE / "photographs.csv").open(newline="") as file:
+        return list(csv.reader(file))
 
-    Boxes too small for a white cell are platelets, and left out.
-    """
+
+def white_cells(root: Path, name: str) -> list[Box] | None:
+    """Return the boxes of a photograph's white cells, in its pixels; None if it has none."""
     path = photograph_file(root, name).parent.parent / "Annotations" / f"{name}.xml"
     if not path.exists():
         return None
@@ -149,7 +146,7 @@ def white_cells(root: Path, name: str) -> list[Box] | None:
 
 def list_images(root: Path, split: str) -> list[Image]:
     """List the images of a split (TRAIN or TEST) in a fixed order."""
-    groups = photograph_groups()
+    groups = {name: group for name, _label, _split, group in _listed_photographs()}
     folder = image_folder(root, split)
     with (HERE / "augmented_images.csv").open(newline="") as file:
         return [
@@ -165,13 +162,13 @@ def list_images(root: Path, split: str) -> list[Image]:
 
 
 def fields_also_in_train(test: Sequence[Image], train: Sequence[Image]) -> set[str]:
-    """Return the TEST photographs whose field overlaps one of TRAIN, whatever cell they show."""
+    """Return the TEST photographs whose field overlaps one of TRAIN."""
     groups = {image.group for image in train}
     return {image.photograph for image in test if image.group in groups}
 
 
 def check(root: Path) -> None:
-    """Raise DataError unless every image that the CSV files name is there, and no other."""
+    """Raise DataError unless the images are exactly those of the CSV files."""
     for split, expected in IMAGES_PER_CLASS.items():
         found = Counter(path.parent.name for path in image_folder(root, split).glob("*/*.jpeg"))
         if found != expected:
@@ -185,10 +182,8 @@ def check(root: Path) -> None:
             )
 
 
-def grouped_folds(
-    images: Sequence[Image] | Sequence[Sample], folds: int, seed: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Split into folds of about equal class shares, no group on two sides: (train, held out)."""
+def grouped_folds(images: Sequence[Image] | Sequence[Sample], folds: int, seed: int) -> Folds:
+    """Split into folds of similar class shares that divide no group."""
     labels = [image.label for image in images]
     groups = [image.group for image in images]
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
@@ -208,36 +203,27 @@ def fetch() -> Path:
 
     try:
         downloaded = Path(kagglehub.dataset_download(KAGGLE_SET))
-    # Whatever it is (no network, no such version), the user can still do it by hand.
+    # Whatever fails, the user can still do it by hand.
     except Exception as error:
-        raise DataError(f"Kaggle can't be reached ({error}). By hand: {BY_HAND}") from error
+        raise DataError(f"The download from Kaggle failed ({error}). By hand: {BY_HAND}") from error
     if LINK.exists() and not LINK.is_symlink():
-        raise DataError(f"{LINK} is in the way: the images are in {downloaded}. Move it away.")
+        raise DataError(f"Move {LINK} away: a link to the images in {downloaded} goes there.")
     LINK.unlink(missing_ok=True)
     LINK.symlink_to(downloaded)
     return LINK
 
 
-def main() -> int:
-    """Fetch the images unless they are there, and check them; return the exit code."""
+def fetch_and_check() -> None:
+    """Download the images if they are missing, and check them."""
     try:
-        try:
-            root = data_root()
-        except DataError:
-            if os.environ.get("BLOOD_CELLS_DATA"):
-                raise
-            root = fetch()
-        check(root)
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        root = data_root()
+    except DataError:
+        if os.environ.get("BLOOD_CELLS_DATA"):
+            raise
+        root = fetch()
+    check(root)
     for split, classes in IMAGES_PER_CLASS.items():
         counts = ", ".join(f"{count} {name.lower()}" for name, count in classes.items())
-        photographs = len({image.photograph for image in list_images(root, split)})
-        print(f"{split}: {counts}, from {photographs} photographs")
+        count = len({image.photograph for image in list_images(root, split)})
+        print(f"{split}: {counts}, from {count} photographs")
     print(f"the images in {root} are complete")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,15 @@
-"""Measure a version: `python -m training.evaluate --version 2.0`.
+"""Measure a version: metrics.json, golden.json, and the accuracy in card.json.
 
-On TEST, by cross-validation, on other laboratories' cells, on what is no cell at all; how far its
-probabilities can be trusted, what throws it off, and which labels look wrong. Changes no weights
-and chooses nothing.
-
-Writes metrics.json to models/<version>/, the known answers of the drawn samples to golden.json, and
-the accuracy to card.json, which goes into the archive. training.report makes plots and prose of it.
+On TEST, by cross-validation, on another laboratory's cells, on images without a cell and on changed
+images; how well its probabilities are calibrated, and which labels look wrong. Nothing is trained
+or chosen.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -25,36 +18,25 @@ import torch
 from cleanlab.filter import find_label_issues
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score, roc_curve
-from tqdm import tqdm
 
-from handler.preprocessing import Picture, Pixels, decode
-from handler.verdict import (
-    CLASSES,
-    Answer,
-    Cell,
-    Examination,
-    answer,
-    other_probability,
-    probabilities,
-)
-from handler.versions import Pipeline, load
-from serving.deployment.known_answers import SAMPLES
-from serving.settings import MODEL
-from training import data, report, version_files
+from handler.verdict import CLASSES, Answer
+from training import data
 from training.calibrate import calibration, for_choosing
-from training.crossvalidate import Judged
 from training.data import OTHER, Sample
 from training.laboratories import pbc
 from training.metrics import confusion_by_photograph, summarize
-from training.outliers import far_images
+from training.out_of_distribution import far_images
+from training.out_of_fold import OutOfFold
+from training.predict import Answers, TrainedVersion, write_golden
 from training.robustness import CHANGES, light_of
+from training.version_files import Card, folder, write_json
 
-BATCH = 16
-# Others were looked at while the gate was made.
+Json = dict[str, Any]
+# Others were looked at while the gate was designed.
 FAR_SEED = 1
-# What the seed's README says of its own network: an accuracy, and a table per class. The mean
-# recall of that table is .805, and TEST is balanced, so the two are not of one run.
-SEED_PROJECT: dict[str, Any] = {
+# The original project's README: an accuracy, and a table by class. That table's mean recall is
+# .805 and TEST is balanced, so the two are not of one run.
+SEED_PROJECT: Json = {
     "source": "github.com/HeitorCoimbra/blood-cells-cnn, README",
     "image_accuracy": 0.832,
     "image_accuracy_by_its_table": 0.805,
@@ -67,151 +49,74 @@ SEED_PROJECT: dict[str, Any] = {
 }
 
 
-@dataclass
-class Asked:
-    """What a version says of N pictures, as its service would, and what it saw in them."""
-
-    card: dict[str, Any]
-    examinations: list[Examination]
-    answers: list[Answer]
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """Return the most probable class of each, also where the answer is `rejected`."""
-        shares = [[each["probabilities"][name] for name in CLASSES] for each in self.answers]
-        classes: np.ndarray = np.array(shares).argmax(1)
-        return classes
-
-    @property
-    def verdicts(self) -> np.ndarray:
-        return np.array([each["verdict"] for each in self.answers])
-
-    @property
-    def strangeness(self) -> np.ndarray:
-        """Return how little each looks like one of the four: what the verdict goes by.
-
-        From 0 to 1 by the network (how likely it is none of the four, or, of a network that does
-        not tell, how unlikely its answer); 2 where no cell is found, and above where no stain is.
-        """
-        return np.array([self._strange(each) for each in self.examinations])
-
-    def _strange(self, examination: Examination) -> float:
-        missing: float = self.card["thresholds"]["stain"] - examination.stain
-        if missing > 0:
-            return 2 + missing
-        if not examination.cells:
-            return 2.0
-        return min(map(self._foreign, examination.cells))
-
-    def _foreign(self, cell: Cell) -> float:
-        temperature: float = self.card["temperature"]
-        if len(cell.logits) > len(CLASSES):
-            return other_probability(cell.logits, temperature)
-        return 1 - max(probabilities(cell.logits, temperature))
-
-
-def ask(version: Pipeline, card: dict[str, Any], pictures: Iterable[Picture], what: str) -> Asked:
-    """Ask a version of pictures, in batches."""
-    examinations: list[Examination] = []
-    batch: list[Picture] = []
-    for picture in tqdm(pictures, desc=f"asking of {what}", unit="image", mininterval=1):
-        batch.append(picture)
-        if len(batch) == BATCH:
-            examinations += version.examine(batch)
-            batch = []
-    examinations += version.examine(batch) if batch else []
-    return Asked(card, examinations, [answer(MODEL, card, each) for each in examinations])
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluate one version; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.evaluate")
-    parser.add_argument("--version", required=True)
-    name = parser.parse_args(arguments).version
-    folder = version_files.folder(name)
-    try:
-        root = data.data_root()
-        second = pbc("test")
-        card = json.loads((folder / "card.json").read_text())
-        version = load(folder, card, BATCH)
-        judged = Judged.load(folder / "out_of_fold.npz")
-        card["temperature"]
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (OSError, RuntimeError, KeyError) as error:
-        print(f"error: {error}\nRun `make train VERSION={name}` first.", file=sys.stderr)
-        return 1
+def evaluate(name: str) -> Answer:
+    """Write a version's measurements; return its answer to the drawn neutrophil."""
+    root, here = data.data_root(), folder(name)
+    second, version, rows = pbc("test"), TrainedVersion(name), OutOfFold.of(name)
+    card = version.card
     metrics = {
         "version": name,
         "temperature": card["temperature"],
         "thresholds": card["thresholds"],
-        **on_test(version, card, root),
-        **on_photographs(judged, root, card),
-        **on_laboratories(version, card, judged, second),
-        **on_other_images(version, card, root, second),
-        "robustness": on_changes(version, card, root, second),
+        **on_test(version, root),
+        **on_photographs(rows, root, card),
+        **on_laboratories(version, rows, second),
+        **on_other_images(version, root, second),
+        "robustness": on_changes(version, root, second),
         "seed_project": SEED_PROJECT,
     }
-    if (folder / "locator.json").exists():
-        metrics["locator"] = json.loads((folder / "locator.json").read_text())
-    card["test_accuracy"] = metrics["test"]["image_accuracy"]
-    version_files.write_json(folder / "metrics.json", metrics)
-    version_files.write_json(folder / "card.json", card)
-    example = write_golden(name)
-    report.write(name, example)
-    return 0
+    if (here / "locator.json").exists():
+        metrics["locator"] = json.loads((here / "locator.json").read_text())
+    write_json(here / "metrics.json", metrics)
+    write_json(here / "card.json", card | {"test_accuracy": metrics["test"]["image_accuracy"]})
+    return write_golden(name)
 
 
-def on_test(version: Pipeline, card: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Measure on TEST, and without what TRAIN shows, too."""
+def on_test(version: TrainedVersion, root: Path) -> Json:
+    """Measure on TEST, and on TEST without what TRAIN shows too."""
     images, train = (data.list_images(root, split) for split in ("TEST", "TRAIN"))
-    asked = ask(version, card, _decoded(version, [image.path for image in images]), "TEST")
+    answers = version.ask_files([image.path for image in images], "TEST")
     labels = np.array([image.label for image in images])
     photographs = np.array([image.photograph for image in images])
-    fields = data.fields_also_in_train(images, train)
 
-    def of(keep: np.ndarray) -> dict[str, Any]:
-        return _summary(labels[keep], asked.predicted[keep], photographs[keep])
+    def of(keep: np.ndarray) -> Json:
+        return _summary(labels[keep], answers.predicted[keep], photographs[keep])
+
+    def without(names: set[str] | frozenset[str]) -> Json:
+        return of(~np.isin(photographs, sorted(names)))
 
     return {
         "test": of(np.full(len(images), True)),
-        "test_without_cells_also_in_train": of(
-            ~np.isin(photographs, sorted(data.CELLS_ALSO_IN_TRAIN))
-        ),
-        "test_without_fields_also_in_train": of(~np.isin(photographs, sorted(fields))),
-        "test_where_confident": of(asked.verdicts == "confident"),
-        "test_verdicts": _shares(asked.verdicts),
-        "test_photographs": _by_majority(labels, asked.predicted, photographs),
+        "test_without_cells_also_in_train": without(data.CELLS_ALSO_IN_TRAIN),
+        "test_without_fields_also_in_train": without(data.fields_also_in_train(images, train)),
+        "test_where_confident": of(answers.verdicts == "confident"),
+        "test_verdicts": _shares(answers),
+        "test_photographs": _by_majority(labels, answers.predicted, photographs),
     }
 
 
-def on_photographs(judged: Judged, root: Path, card: dict[str, Any]) -> dict[str, Any]:
-    """Measure by cross-validation over all photographs, and how calibrated that is."""
-    own = judged.take(judged.laboratories == "photographs")
-    choosing = for_choosing(judged, root)
+def on_photographs(rows: OutOfFold, root: Path, card: Card) -> Json:
+    """Measure by cross-validation over all photographs, calibration included."""
+    own = rows.take(rows.laboratories == "photographs")
+    choosing = for_choosing(rows, root)
     choosing = choosing.take(choosing.labels < OTHER)
+    labels = torch.from_numpy(choosing.labels)
     before, after = (
-        torch.from_numpy(choosing.logits[:, :OTHER] / by).double().softmax(1)
+        calibration(torch.from_numpy(choosing.logits[:, :OTHER] / by).double().softmax(1), labels)
         for by in (1.0, card["temperature"])
     )
-    labels = torch.from_numpy(choosing.labels)
     return {
         "cross_validation": {
             **_summary(own.labels, own.predicted, own.groups),
             "photographs_right": _by_majority(own.labels, own.predicted, own.groups),
             "cells_not_found": int((~own.found).sum()),
         },
-        "calibration": {
-            "images": len(labels),
-            "before": calibration(before, labels),
-            "after": calibration(after, labels),
-        },
+        "calibration": {"images": len(labels), "before": before, "after": after},
         "label_doubts": label_doubts(own, card["temperature"]),
     }
 
 
-def label_doubts(own: Judged, temperature: float) -> list[dict[str, Any]]:
+def label_doubts(own: OutOfFold, temperature: float) -> list[Json]:
     """List photographs whose label their out-of-fold probabilities contradict (cleanlab)."""
     names = np.unique(own.groups)
     shares = torch.from_numpy(own.logits[:, :OTHER] / temperature).softmax(1).numpy()
@@ -229,165 +134,101 @@ def label_doubts(own: Judged, temperature: float) -> list[dict[str, Any]]:
     ]
 
 
-def on_laboratories(
-    version: Pipeline, card: dict[str, Any], judged: Judged, second: Sequence[Sample]
-) -> dict[str, Any]:
-    """Measure on PBC's cells that no training saw, and what one laboratory teaches of another."""
+def on_laboratories(version: TrainedVersion, rows: OutOfFold, second: Sequence[Sample]) -> Json:
+    """Measure on PBC's test images, and what one laboratory teaches about the other."""
     four = [sample for sample in second if sample.label < OTHER]
     labels = np.array([sample.label for sample in four])
-    names = np.array([sample.path.name for sample in four])
-    result: dict[str, Any] = {"split": "training/pbc.csv"}
+    paths = [sample.path for sample in four]
+    names = np.array([path.name for path in paths])
+    result: Json = {"split": "training/pbc.csv"}
     for how, change in (("as_uploaded", None), ("scale_matched", to_proportions)):
-        pictures = _decoded(version, [sample.path for sample in four], change)
-        asked = ask(version, card, pictures, f"PBC {how.replace('_', ' ')}")
-        result[how] = {
-            **_summary(labels, asked.predicted, names),
-            "verdicts": _shares(asked.verdicts),
-        }
+        answers = version.ask_files(paths, f"PBC {how.replace('_', ' ')}", change)
+        summary = _summary(labels, answers.predicted, names)
+        result[how] = {**summary, "verdicts": _shares(answers)}
     alone = {}
     for name in ("pbc from photographs", "photographs from pbc"):
-        part = judged.take((judged.laboratories == name) & (judged.labels < OTHER))
+        part = rows.take((rows.laboratories == name) & (rows.labels < OTHER))
         if len(part.labels):
             alone[name] = _summary(part.labels, part.predicted, part.groups)
     return {"pbc": result, "one_laboratory_from_the_other": alone}
 
 
-def on_other_images(
-    version: Pipeline, card: dict[str, Any], root: Path, second: Sequence[Sample]
-) -> dict[str, Any]:
-    """Measure how well cells of the four classes are told from other cells, and from no cells.
+def on_other_images(version: TrainedVersion, root: Path, second: Sequence[Sample]) -> Json:
+    """Measure how well cells of the four classes are separated from other images.
 
-    The cells are TEST's photographs and PBC's of the four classes; near are PBC's other cells, far
-    is what is no smear at all (training/outliers.py).
+    The cells are TEST's photographs and PBC's of the four classes. Near are PBC's other cells, far
+    are images that show no smear (training/out_of_distribution.py).
     """
-    photographs = data.photographs(root, "TEST")
+    four = [*data.photographs(root, "TEST"), *(each for each in second if each.label < OTHER)]
     near = [sample for sample in second if sample.label == OTHER]
-    four = [sample for sample in second if sample.label < OTHER]
-    cells = ask(
-        version,
-        card,
-        _decoded(version, [each.path for each in (*photographs, *four)]),
-        "cells of the four classes",
-    )
-    others = ask(version, card, _decoded(version, [each.path for each in near]), "other cells")
+    cells = version.ask_files([each.path for each in four], "cells of the four classes")
+    others = version.ask_files([each.path for each in near], "other cells")
     kinds = np.array([sample.kind for sample in near])
-    result = {
-        "near": {
-            **separation(cells.strangeness, others.strangeness),
-            "verdicts": _shares(others.verdicts),
-            "kinds": {
-                str(kind): {
-                    **separation(cells.strangeness, others.strangeness[kinds == kind]),
-                    "verdicts": _shares(others.verdicts[kinds == kind]),
-                }
-                for kind in np.unique(kinds)
+    far = {
+        kind: version.ask_pixels(images, f"far: {kind}")
+        for kind, images in far_images(FAR_SEED).items()
+    }
+
+    def rejection(part: Answers) -> Json:
+        return {**separation(cells.ood, part.ood), "verdicts": _shares(part)}
+
+    return {
+        "rejection": {
+            "near": {
+                **rejection(others),
+                "kinds": {
+                    str(kind): rejection(others.take(kinds == kind)) for kind in np.unique(kinds)
+                },
             },
-        },
-        "verdicts_of_cells": _shares(cells.verdicts),
-    }
-    strange, verdicts, far = [], [], {}
-    for kind, images in far_images(FAR_SEED).items():
-        asked = ask(version, card, _as_uploads(version, images), f"far: {kind}")
-        far[kind] = {
-            **separation(cells.strangeness, asked.strangeness),
-            "verdicts": _shares(asked.verdicts),
+            "verdicts_of_cells": _shares(cells),
+            "far": {
+                **rejection(Answers.join(list(far.values()))),
+                "kinds": {kind: rejection(part) for kind, part in far.items()},
+            },
         }
-        strange.append(asked.strangeness)
-        verdicts.append(asked.verdicts)
-    result["far"] = {
-        **separation(cells.strangeness, np.concatenate(strange)),
-        "verdicts": _shares(np.concatenate(verdicts)),
-        "kinds": far,
     }
-    return {"rejection": result}
 
 
-def on_changes(
-    version: Pipeline, card: dict[str, Any], root: Path, second: Sequence[Sample]
-) -> dict[str, Any]:
-    """Measure accuracy on changed pictures: TEST's photographs, and 50 of PBC's a class."""
+def on_changes(version: TrainedVersion, root: Path, second: Sequence[Sample]) -> Json:
+    """Measure accuracy on changed images: TEST's photographs, and 50 of PBC's for each class."""
     samples = data.photographs(root, "TEST")
     for label in range(OTHER):
         samples += [sample for sample in second if sample.label == label][:50]
-    labels = np.array([sample.label for sample in samples])
+    paths, labels = [each.path for each in samples], np.array([each.label for each in samples])
     curves = {}
     for name, (unit, amounts, change) in CHANGES.items():
         points = []
         for amount in amounts:
-            pictures = _decoded(
-                version,
-                [sample.path for sample in samples],
-                partial(change, amount=amount),
-            )
-            right = ask(version, card, pictures, f"{name} {amount}").predicted == labels
-            points.append({"amount": amount, "accuracy": round(float(right.mean()), 4)})
+            answers = version.ask_files(paths, f"{name} {amount}", partial(change, amount=amount))
+            accuracy = round(float((answers.predicted == labels).mean()), 4)
+            points.append({"amount": amount, "accuracy": accuracy})
         curves[name] = {"unit": unit, "points": points}
     return {"images": len(samples), "curves": curves}
 
 
-def separation(cells: np.ndarray, out_of_distribution: np.ndarray) -> dict[str, Any]:
-    """Return AUROC, and the share of other images kept with 95 % of the cells."""
-    labels = np.repeat([0, 1], [len(cells), len(out_of_distribution)])
-    scores = np.concatenate([cells, out_of_distribution])
+def separation(cells: np.ndarray, others: np.ndarray) -> Json:
+    """Return the AUROC of scores, and the share of other images kept with 95 % of the cells."""
+    labels = np.repeat([0, 1], [len(cells), len(others)])
+    scores = np.concatenate([cells, others])
     kept_others, kept_cells, _ = roc_curve(1 - labels, -scores)
     return {
-        "images": len(out_of_distribution),
+        "images": len(others),
         "auroc": round(float(roc_auc_score(labels, scores)), 4),
         "fpr_at_95_tpr": round(float(kept_others[np.argmax(kept_cells >= 0.95)]), 4),
     }
 
 
-def write_golden(name: str) -> Answer:
-    """Write what the service must say to each drawn sample; return what it says to the neutrophil.
-
-    Whoever holds the archive can then tell whether it answers rightly.
-    """
-    folder = version_files.folder(name)
-    card = json.loads((folder / "card.json").read_text())
-    version = load(folder, card, BATCH)
-    paths = sorted(SAMPLES.glob("*.png"))
-    answers = ask(version, card, _decoded(version, paths), "drawn samples").answers
-    said = {path.name: answer for path, answer in zip(paths, answers, strict=True)}
-    golden = {path: answer["probabilities"] for path, answer in said.items()}
-    version_files.write_json(folder / "golden.json", golden)
-    return said["neutrophil.png"]
-
-
 def to_proportions(image: Image.Image) -> Image.Image:
-    """Widen a picture to the photographs' 4:3, in the colour of its own light."""
+    """Pad an image to the photographs' 4:3, in the colour of its light."""
     size = (round(image.height * 4 / 3), image.height)
     return ImageOps.pad(image, size, color=light_of(image))
 
 
-def _decoded(
-    version: Pipeline,
-    paths: Iterable[Path],
-    change: Callable[[Image.Image], Image.Image] | None = None,
-) -> Iterable[Picture]:
-    for path in paths:
-        content = path.read_bytes()
-        if change:
-            with Image.open(BytesIO(content)) as image:
-                content = _encoded(change(image.convert("RGB")))
-        yield decode(content, version.fit)
-
-
-def _as_uploads(version: Pipeline, images: Iterable[Pixels]) -> Iterable[Picture]:
-    for pixels in images:
-        yield decode(_encoded(Image.fromarray(pixels)), version.fit)
-
-
-def _encoded(image: Image.Image) -> bytes:
-    out = BytesIO()
-    image.save(out, "BMP")
-    return out.getvalue()
-
-
-def _summary(labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+def _summary(labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> Json:
     return summarize(confusion_by_photograph(labels, predicted, groups.tolist()))
 
 
-def _by_majority(labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+def _by_majority(labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray) -> Json:
     """Count photographs most of whose images are right; list the others."""
     wrong = [
         str(name)
@@ -398,12 +239,6 @@ def _by_majority(labels: np.ndarray, predicted: np.ndarray, groups: np.ndarray) 
     return {"photographs": total, "right": total - len(wrong), "wrong": wrong}
 
 
-def _shares(verdicts: np.ndarray) -> dict[str, float]:
-    return {
-        name: round(float((verdicts == name).mean()), 4) if len(verdicts) else 0.0
-        for name in ("confident", "uncertain", "rejected")
-    }
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def _shares(answers: Answers) -> dict[str, float]:
+    names = ("confident", "uncertain", "rejected")
+    return {name: round(float((answers.verdicts == name).mean()), 4) for name in names}

@@ -1,7 +1,6 @@
-"""From torch to ONNX: the networks and the gate as they serve, with what surrounds them.
+"""Export the networks and the gate from torch to ONNX, with the steps around them.
 
-What goes in is what the service has at hand: bytes of pixels, not yet scaled; a cell is read in
-both ways that it is seen.
+The graphs take what the service has: unscaled pixels; cells are read twice, as they are and turned.
 """
 
 from __future__ import annotations
@@ -24,11 +23,11 @@ Served = BloodCellNet | Locator | CellNet | Gate
 
 
 class _AsServed(nn.Module):
-    """A network with what surrounds it when it serves.
+    """A network with the steps around it.
 
     A BloodCellNet maps pixels (N, 60, 80, 3) uint8 to logits (N, 4), a Locator canvases
     (N, 128, 128, 3) uint8 to (N, 5, 32, 32), a CellNet amounts of dye (N, 3, 60, 80) to logits
-    (N, 5), over each cell as it is and turned; a Gate maps pixels of its size to stains (N,).
+    (N, 5), averaged over each cell as it is and turned, a Gate pixels of its size to scores (N,).
     """
 
     def __init__(self, network: Served) -> None:
@@ -56,7 +55,7 @@ class _AsServed(nn.Module):
 
 
 def in_torch(network: Served) -> Network:
-    """Return a network as it serves, but run by torch: for training, which has many of them."""
+    """Return a network as it is served, but run by torch: training needs many of them."""
     served = _AsServed(network)
 
     @torch.inference_mode()
@@ -68,10 +67,10 @@ def in_torch(network: Served) -> Network:
 
 
 def to_onnx(network: Served, path: Path) -> None:
-    """Write a network to a file as it serves, for any number of inputs."""
+    """Write a network to a file as it is served, for any number of inputs."""
     served = _AsServed(network)
     with warnings.catch_warnings():
-        # Torch would rather have another exporter used, which takes ten times as long, or more.
+        # Torch recommends another exporter, which takes ten times as long.
         warnings.simplefilter("ignore")
         torch.onnx.export(
             served,

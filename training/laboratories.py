@@ -1,14 +1,13 @@
-"""Labelled cells of any laboratory: a folder for each class, an image for each cell.
+"""Labelled cells of a laboratory: a folder for each class, an image for each cell.
 
     EOSINOPHIL/ LYMPHOCYTE/ MONOCYTE/ NEUTROPHIL/    one white cell in the middle of each image
-    OTHER/ or OTHER/<kind>/                          cells that are none of the four
+    OTHER/ or OTHER/<kind>/                          other cells
     groups.csv                                       optional: file,group (a slide, a patient)
 
-Images of one group are never split. Without groups.csv each image is a group of its own.
+Splits never divide a group. Without groups.csv each image is a group of its own.
 
-The second laboratory that training knows, PBC, is such a folder (PBC_DATA): a random part of the
-set of Acevedo et al. 2020, doi 10.17632/snkd93bnjr.1. Which of its images train and which only
-judge stands in pbc.csv.
+PBC, the second laboratory, is such a folder (PBC_DATA): a random part of the set of Acevedo et al.
+2020, doi 10.17632/snkd93bnjr.1. pbc.csv lists which of its images train and which only test.
 """
 
 from __future__ import annotations
@@ -18,45 +17,42 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES, SUFFIXES
 from training.data import HERE, OTHER, DataError, Sample
-
-KINDS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
-MIN_CELLS = 5
+from training.protocol import MIN_CELLS
 
 
 def read_folder(root: Path) -> list[Sample]:
-    """List a laboratory's images; raise DataError if the folder is not as this module says."""
+    """List a laboratory's images; raise DataError if the folder is not laid out as above."""
     if not root.is_dir():
-        raise DataError(f"{root} is no folder.")
+        raise DataError(f"{root} is not a folder.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and _shown(path))
     if unknown := [path.name for path in folders if path.name not in (*CLASSES, "OTHER")]:
         expected = ", ".join((*CLASSES, "OTHER"))
-        raise DataError(f"{root} has folders of unknown classes: {unknown}. Known are {expected}.")
+        raise DataError(f"{root} has folders of unknown classes: {unknown}. Known: {expected}.")
     groups = _groups(root / "groups.csv")
     samples = []
     for folder in folders:
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in KINDS and _shown(path) and path.is_file():
+            if path.suffix.lower() in SUFFIXES and _shown(path) and path.is_file():
                 name = path.relative_to(root).as_posix()
                 label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
                 kind = path.parent.name
                 samples.append(Sample(path, label, kind, groups.get(name, name)))
     if groups and (unknown := sorted(set(groups) - {_name(root, each) for each in samples})):
-        raise DataError(f"groups.csv names {len(unknown)} files that are not there: {unknown[0]}")
+        raise DataError(f"groups.csv lists missing files: {', '.join(unknown[:5])}")
     return samples
 
 
-def require(samples: Sequence[Sample], least: int = MIN_CELLS) -> None:
-    """Raise DataError unless there are so many cells of each of the four classes."""
+def require(labels: Sequence[int]) -> None:
+    """Raise DataError unless there are enough cells of each of the four classes."""
     for label, name in enumerate(CLASSES):
-        count = sum(sample.label == label for sample in samples)
-        if count < least:
-            raise DataError(f"{name} has {count} cells; at least {least} of each class are needed.")
+        if (count := list(labels).count(label)) < MIN_CELLS:
+            raise DataError(f"{name} has {count} cells; each class needs at least {MIN_CELLS}.")
 
 
 def pbc(part: str | None = None) -> list[Sample]:
-    """List PBC's images: those that may train (`train`), those that only judge (`test`), or all."""
+    """List PBC's images: those that train (`train`), those that only test (`test`), or all."""
     root = Path(os.environ.get("PBC_DATA") or "")
     if not os.environ.get("PBC_DATA") or not root.is_dir():
         raise DataError(
@@ -83,11 +79,11 @@ def _groups(path: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        # Spreadsheets put a mark before the first column's name.
+        # Spreadsheets write a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
     except (UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{path} is no table in UTF-8 with the columns file,group.") from error
+        raise DataError(f"{path} is not a UTF-8 table with the columns file,group.") from error
     if sorted(header) != ["file", "group"] or any(len(row) != len(header) for row in rows):
         raise DataError(f"{path} should have the columns file,group.")
     file_column, group_column = header.index("file"), header.index("group")

@@ -1,7 +1,7 @@
-"""Train and measure the locator, from the boxes that BCCD draws around white cells.
+"""Train and measure the locator, on the boxes that BCCD draws around white cells.
 
-Every step sees photographs turned, scaled (a cell is 10 to 90 % of the frame), shifted and in
-colours of other stains, and learns where the centres are and how large the boxes.
+Each step sees photographs turned, scaled, shifted and recoloured, and learns the centres and sizes
+of the boxes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -20,46 +19,34 @@ from handler.locator import CANVAS, STRIDE, UNIT, Located, overlap
 from handler.networks import Locator, to_input
 from handler.preprocessing import Box, Pixels
 from training.augment import recolour, refocus, warp
+from training.optimizer import Optimizer
+from training.recipes import LocatorRecipe
 
-STEPS = 600
-BATCH_SIZE = 32
-LEARNING_RATE = 3e-3
-WEIGHT_DECAY = 0.02
-CELL_SIZES = (0.1, 0.9)
-# A cell of which less is in the frame counts neither as one nor as none.
+# A cell of which less is visible is neither expected nor an error.
 LEAST_VISIBLE = 0.35
-# A box is right if it and the drawn one overlap by this (intersection over union).
+# The least overlap of a correct box with the drawn one (intersection over union).
 RIGHT_OVERLAP = 0.5
 _CELLS = CANVAS // STRIDE
 
 
 @dataclass
 class Field:
-    """A photograph's field (H, W, 3), and its white cells' boxes in the field's pixels."""
+    """A photograph (H, W, 3) and the boxes of its white cells, in its pixels."""
 
     pixels: Pixels
     boxes: Sequence[Box]
 
 
-def train_locator(fields: Sequence[Field], seed: int, title: str, steps: int = STEPS) -> Locator:
+def train_locator(fields: Sequence[Field], recipe: LocatorRecipe, seed: int, title: str) -> Locator:
     """Train a locator on fields of one size."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    locator = Locator()
-    optimizer = torch.optim.AdamW(locator.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1
-    )
-    locator.train()
-    for _ in tqdm(range(steps), desc=title, unit="step", mininterval=1):
-        chosen = [fields[index] for index in random.integers(len(fields), size=BATCH_SIZE)]
-        canvases, boxes = _view(chosen, random)
-        loss = _loss(locator(canvases), *_targets(boxes))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(locator.parameters(), 5.0)
-        optimizer.step()
-        schedule.step()
+    locator = Locator().train()
+    optimizer = Optimizer(locator, recipe, recipe.steps, max_norm=5.0)
+    for _ in tqdm(range(recipe.steps), desc=title, unit="step", mininterval=1):
+        indices = random.integers(len(fields), size=recipe.batch_size)
+        canvases, boxes = _view([fields[index] for index in indices], recipe.cell_sizes, random)
+        optimizer.step(_loss(locator(canvases), *_targets(boxes)))
     return locator.eval()
 
 
@@ -88,14 +75,14 @@ def measure_locator(
 
 
 def _view(
-    fields: Sequence[Field], random: np.random.Generator
+    fields: Sequence[Field], cell_sizes: tuple[float, float], random: np.random.Generator
 ) -> tuple[torch.Tensor, list[list[tuple[Box, float]]]]:
-    """Draw a view of each field: canvases (N, 3, 128, 128), and boxes with how much is visible."""
+    """Draw a view of each field: canvases (N, 3, 128, 128), and boxes with their visible share."""
     images = to_input(field.pixels for field in fields)
     height, width = images.shape[2:]
     maps, boxes = [], []
     for field in fields:
-        turn, onto, centre = _draw_map(field, random)
+        turn, onto, centre = _draw_map(field, cell_sizes, random)
         boxes.append([_turned(box, turn, onto, centre) for box in field.boxes])
         back = np.linalg.inv(turn)
         # From the canvas's coordinates to the field's, both -1 to 1.
@@ -116,13 +103,13 @@ def _view(
 
 
 def _draw_map(
-    field: Field, random: np.random.Generator
+    field: Field, cell_sizes: tuple[float, float], random: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw the map `turn @ (point - centre) + onto`, from the field to the canvas, of one cell."""
     longer = max(field.pixels.shape)
     box = field.boxes[int(random.integers(len(field.boxes)))]
     centre = np.array([box[0] + box[2], box[1] + box[3]]) / 2
-    low, high = CELL_SIZES if random.random() < 0.6 else (0.25, 0.5)
+    low, high = cell_sizes if random.random() < 0.6 else (0.25, 0.5)
     target = CANVAS * math.exp(random.uniform(math.log(low), math.log(high)))
     scale = target / max(box[2] - box[0], box[3] - box[1])
     # No smaller than the whole field with a margin.
@@ -139,7 +126,7 @@ def _near_middle(random: np.random.Generator) -> np.ndarray:
 
 
 def _turned(box: Box, turn: np.ndarray, onto: np.ndarray, centre: np.ndarray) -> tuple[Box, float]:
-    """Return a box's place on the canvas, as that of the ellipse in it, and its visible share."""
+    """Return the box on the canvas of the ellipse in a box, and its visible share."""
     halves = np.array([box[2] - box[0], box[3] - box[1]]) / 2
     middle = turn @ (np.array([box[0] + box[2], box[1] + box[3]]) / 2 - centre) + onto
     reach = np.sqrt(((turn * halves) ** 2).sum(1))
@@ -151,7 +138,7 @@ def _turned(box: Box, turn: np.ndarray, onto: np.ndarray, centre: np.ndarray) ->
 def _targets(
     boxes: Sequence[Sequence[tuple[Box, float]]],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what the locator should say: heat, shapes, where shapes count, where heat counts."""
+    """Return what the locator should output: heat and shapes, and the weights of both."""
     count = len(boxes)
     heat, near = torch.zeros(2, count, _CELLS, _CELLS)
     shapes = torch.zeros(count, 4, _CELLS, _CELLS)
@@ -186,12 +173,11 @@ def _loss(
     near: torch.Tensor,
     counts: torch.Tensor,
 ) -> torch.Tensor:
-    """Return CenterNet's focal loss of the centres, and the error of the boxes around them."""
+    """Return CenterNet's focal loss of the centres plus the error of the boxes around them."""
     score = output[:, 0].sigmoid().clamp(1e-4, 1 - 1e-4)
     centre = heat == 1
     missed = -((1 - score) ** 2 * score.log())[centre].sum()
     alarm = -(score**2 * (1 - score).log() * (1 - heat) ** 4 * counts)[~centre].sum()
     errors = F.smooth_l1_loss(output[:, 1:], shapes, reduction="none", beta=0.3).sum(1)
-    return (missed + alarm) / centre.sum().clamp_min(1) + (
-        errors * near
-    ).sum() / near.sum().clamp_min(1)
+    centres = (missed + alarm) / centre.sum().clamp_min(1)
+    return centres + (errors * near).sum() / near.sum().clamp_min(1)

@@ -1,8 +1,8 @@
-"""Accuracy, precision, recall and F1, with intervals that know how few photographs there are.
+"""Accuracy, precision, recall and F1, with intervals by photograph.
 
-TEST's 2,487 images were made from 71 photographs; images of one photograph succeed and fail
-together. So the bootstrap resamples photographs (a cluster bootstrap: Davison and Hinkley 1997,
-chapter 3.8), not images.
+TEST's 2,487 images were made from 71 photographs, and images of one photograph are correct or wrong
+together. The bootstrap therefore resamples photographs (a cluster bootstrap: Davison and Hinkley
+1997, chapter 3.8).
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from handler.verdict import CLASSES
-
-RESAMPLES = 10_000
+from training.protocol import RESAMPLES
 
 Array = npt.NDArray[np.float64]
 
@@ -24,7 +23,7 @@ Array = npt.NDArray[np.float64]
 def confusion_by_photograph(
     labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], photographs: list[str]
 ) -> Array:
-    """Count for each photograph (P, true class, predicted class)."""
+    """Count the images of each photograph: (P, true class, predicted class)."""
     names = {name: index for index, name in enumerate(sorted(set(photographs)))}
     counts = np.zeros((len(names), len(CLASSES), len(CLASSES)))
     rows = np.array([names[name] for name in photographs])
@@ -33,7 +32,7 @@ def confusion_by_photograph(
 
 
 def balanced(strata: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Array:
-    """Return weights of N rows by which every stratum counts as much, and every label in it."""
+    """Return weights (N,) that are equal for all strata, and for all labels in a stratum."""
     weights = np.zeros(len(labels))
     for stratum in np.unique(strata):
         here = strata == stratum
@@ -46,16 +45,15 @@ def balanced(strata: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Array:
 
 
 def resamples(size: int, seed: int = 0) -> Array:
-    """Draw how often each of size photographs stands in each resample: (RESAMPLES, size)."""
+    """Draw how often each of `size` photographs is in each resample: (RESAMPLES, size)."""
     random = np.random.default_rng(seed)
     return random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float)
 
 
 def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
-    """Return every figure of (P, true, predicted) counts as {"value", "interval"} of 95 %.
+    """Return the figures of counts (P, true, predicted) as {"value", "interval"} of 95 %.
 
-    `image_accuracy` is the share of images that are right; `photograph_accuracy` the mean over
-    photographs of that share, so that each photograph counts once.
+    `image_accuracy` is the share of correct images, `photograph_accuracy` its mean by photograph.
     """
     draws = resamples(len(counts), seed)
     total = counts.sum(0)
@@ -85,11 +83,8 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     }
 
 
-# Statistics of R confusion matrices (R, true, predicted): R values.
-
-
 def accuracy(counts: Array) -> Array:
-    """Return the share of images that are right, for each of R matrices."""
+    """Return the share of correct images, for each of R confusion matrices."""
     return _ratio(np.trace(counts, axis1=1, axis2=2), counts.sum((1, 2)))
 
 
@@ -123,5 +118,5 @@ def _figure(value: float, resampled: Array) -> dict[str, Any]:
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    """Divide; nothing of nothing is not a number, and left out of the interval."""
+    """Divide; 0 / 0 is NaN, which intervals leave out."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

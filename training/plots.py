@@ -1,4 +1,4 @@
-"""Plots of how a version was trained and how it does."""
+"""Plots of how a version was trained and of how well it works."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ mpl.rcParams.update(
         "figure.constrained_layout.h_pad": 0.1,
     }
 )
-# Purple and red, and the verdicts' three, differ in lightness or from blue to yellow, so that
-# colour-blind readers can tell them, too.
+# Colour-blind readers can distinguish these: they differ in lightness, or from blue to yellow.
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8d6bb8", "#c2504d"
 QUIET = "#999999"
 VERDICTS = {
@@ -31,12 +30,13 @@ VERDICTS = {
     "uncertain": ("#c5b8de", "#333"),
     "rejected": ("#e89f4c", "#333"),
 }
-# A share narrower than this has no room for its number.
+DPI = 110
+# Smaller shares have no room for their number.
 LEAST_WRITTEN = 0.05
 
 
 def training_curves(history: Mapping[str, Any], path: Path) -> None:
-    """Draw loss and accuracy as training went on: by epoch and seed, or by step."""
+    """Draw loss and accuracy during training: by epoch and seed, or by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
         if "seeds" in history:
@@ -46,7 +46,7 @@ def training_curves(history: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def _by_epoch(axes: Any, history: Mapping[str, Any], what: str) -> None:
@@ -81,7 +81,7 @@ def _by_step(axes: Any, history: Mapping[str, Any], what: str) -> None:
 
 
 def confusion(counts: Sequence[Sequence[int]], path: Path) -> None:
-    """Draw a confusion matrix: shares of the true class as colour and text, counts below."""
+    """Draw a confusion matrix: the shares of each true class, with counts below."""
     matrix = np.array(counts)
     shares = matrix / matrix.sum(1, keepdims=True)
     figure = Figure(figsize=(6.2, 4.8), layout="constrained")
@@ -99,27 +99,27 @@ def confusion(counts: Sequence[Sequence[int]], path: Path) -> None:
     names = [name.capitalize() for name in CLASSES]
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
-    axes.set(xlabel="network's answer", ylabel="label")
+    axes.set(xlabel="predicted class", ylabel="label")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def reliability(calibration: Mapping[str, Any], path: Path) -> None:
-    """Draw how often answers are right against their probability, before and after temperature."""
+    """Draw accuracy against probability, before and after temperature scaling."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(2.6, 1))
     for (above, below), when in zip(axes.T, ("before", "after"), strict=True):
         _reliability(above, calibration[when], f"{when} temperature scaling")
         _bin_counts(below, calibration[when]["bins"])
-    axes[0, 0].set_ylabel("share that is right")
+    axes[0, 0].set_ylabel("accuracy")
     axes[1, 0].set_ylabel("images")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def _reliability(axes: Any, measured: Mapping[str, Any], title: str) -> None:
     bins = measured["bins"]
-    axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1, label="as it should be")
+    axes.plot([0, 1], [0, 1], color=QUIET, linestyle="--", linewidth=1, label="perfect")
     axes.plot(
         [each["confidence"] for each in bins],
         [each["accuracy"] for each in bins],
@@ -138,22 +138,14 @@ def _bin_counts(axes: Any, bins: Sequence[Mapping[str, Any]]) -> None:
     places = [each["confidence"] for each in bins]
     axes.bar(places, counts, width=0.03, color=TRAIN_COLOUR)
     for place, count in zip(places, counts, strict=True):
-        axes.annotate(
-            f"{count:,}",
-            (place, count),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            rotation=90,
-            fontsize=7,
-        )
-    # Both panels share this axis; the numbers need room above the highest bar.
+        _annotate(axes, f"{count:,}", (place, count), 3, rotation=90, fontsize=7)
+    # The numbers need room above the highest bar; both panels share the axis.
     axes.set_ylim(0, max(axes.get_ylim()[1], 1.7 * max(counts)))
     axes.set_xlabel("probability of the answer")
 
 
 def robustness(curves: Mapping[str, Any], path: Path) -> None:
-    """Draw accuracy against the amount of each change, a small panel for each."""
+    """Draw accuracy against the amount of each change."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     panels = figure.subplots(-(-len(curves) // 3), 3, sharey=True, squeeze=False)
     for axes in panels.flat[len(curves) :]:
@@ -169,11 +161,11 @@ def robustness(curves: Mapping[str, Any], path: Path) -> None:
     for axes in panels[:, 0]:
         axes.set_ylabel("accuracy")
         axes.yaxis.set_major_formatter(PercentFormatter(1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def rejection(groups: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -> None:
-    """Draw the shares of the verdicts, a bar for each kind of picture, in groups of kinds."""
+    """Draw the shares of the verdicts: a bar for each kind of image, in groups."""
     labels, places, place = [], [], 0.0
     figure = Figure(figsize=(9, 1.2 + 0.36 * sum(map(len, groups.values()))), layout="constrained")
     axes = figure.subplots()
@@ -192,7 +184,7 @@ def rejection(groups: Mapping[str, Mapping[str, Mapping[str, float]]], path: Pat
     axes.tick_params(length=0)
     patches = [mpl.patches.Patch(color=colour) for colour, _ink in VERDICTS.values()]
     figure.legend(patches, VERDICTS, loc="outside upper center", ncols=3, frameon=False)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def _verdict_bar(axes: Any, place: float, verdicts: Mapping[str, float]) -> None:
@@ -209,56 +201,42 @@ def _verdict_bar(axes: Any, place: float, verdicts: Mapping[str, float]) -> None
 
 
 def laboratories(recalls: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Draw macro recall with its interval, a row for each set of cells it was measured on."""
+    """Draw macro recall with its interval: a row for each set of cells."""
     figure = Figure(figsize=(9, 1.1 + 0.5 * len(recalls)), layout="constrained")
     axes = figure.subplots()
     for row, figures in enumerate(recalls.values()):
         value, (low, high) = figures["value"], figures["interval"]
         axes.plot([low, high], [row, row], color=TRAIN_COLOUR, linewidth=2.5)
         axes.plot(value, row, color=TRAIN_COLOUR, marker="o", markersize=7)
-        axes.annotate(
-            f"{value:.1%}",
-            (value, row),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            fontsize=9,
-        )
+        _annotate(axes, f"{value:.1%}", (value, row), 8, fontsize=9)
     chance = 1 / len(CLASSES)
     axes.axvline(chance, color=QUIET, linestyle="--", linewidth=1)
-    axes.text(chance, -0.75, " by chance", color="#666", fontsize=9, va="center")
+    axes.text(chance, -0.75, " chance", color="#666", fontsize=9, va="center")
     axes.set_yticks(range(len(recalls)), list(recalls))
     axes.set(xlim=(0, 1.03), ylim=(len(recalls) - 0.5, -1), xlabel="macro recall (95 % interval)")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(axis="x", alpha=0.3)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def adaptation(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what a laboratory's own cells teach, and what is forgotten over them."""
+    """Draw what a laboratory's own cells teach, and what the network forgets."""
     figure = Figure(figsize=(8, 4.2), layout="constrained")
     axes = figure.subplots()
     counts = [point["cells_a_class"] for point in points]
     for what, label, colour in (
-        ("own", "its cells that trained nothing", VALIDATION_COLOUR),
-        ("old", "the photographs, trained on still", TRAIN_COLOUR),
+        ("own", "its held-out cells", VALIDATION_COLOUR),
+        ("old", "the photographs", TRAIN_COLOUR),
     ):
         low, high = np.transpose([point[what]["interval"] for point in points])
         values = [point[what]["value"] for point in points]
         axes.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.plot(counts, values, color=colour, marker="o", label=label)
         for count, value in zip(counts, values, strict=True):
-            axes.annotate(
-                f"{value:.0%}",
-                (count, value),
-                xytext=(0, -14 if what == "own" else 7),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-            )
-    # In logarithms, but from 0 on.
+            _annotate(axes, f"{value:.0%}", (count, value), -14 if what == "own" else 7, fontsize=8)
+    # Logarithmic, but with 0.
     axes.set_xscale("symlog", linthresh=10)
     axes.set_xticks(counts, [str(count) for count in counts])
     axes.minorticks_off()
@@ -270,11 +248,11 @@ def adaptation(points: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
 
 
 def trade_off(networks: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw cross-validated accuracy, with its interval, against the work of one image."""
+    """Draw cross-validated accuracy with its interval against the work of one image."""
     figure = Figure(figsize=(8, 4.6), layout="constrained")
     axes = figure.subplots()
     for network in networks:
@@ -296,8 +274,12 @@ def trade_off(networks: Sequence[Mapping[str, Any]], path: Path) -> None:
         )
     axes.set(
         xlim=(0, 1.35e-6 * max(network["multiply_adds"] for network in networks)),
-        xlabel="millions of multiply-adds an image",
+        xlabel="millions of multiply-adds per image",
         ylabel="accuracy by image (3-fold, grouped, short training)",
     )
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
+
+
+def _annotate(axes: Any, text: str, point: tuple[float, float], up: int, **style: Any) -> None:
+    axes.annotate(text, point, xytext=(0, up), textcoords="offset points", ha="center", **style)

@@ -1,18 +1,13 @@
-"""Put into plots and prose what was measured: `python -m training.report --version 2.0`.
+"""Write a version's plots, its model card and the README's figures from its JSON files.
 
-Reads the JSON files of models/<version>/ and writes its plots/ and CARD.md, a model card under the
-headings of Mitchell et al. 2018 (text: card.md.jinja), and the README's figures of every version
-side by side. Measures nothing: what is said of a version is what training.evaluate found, and
-training.served, adapt and sweep, if they were asked.
+The card (card.md.jinja) follows the headings of Mitchell et al. 2018. Nothing is measured here.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,34 +19,39 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from handler.verdict import CLASSES
 from serving.deployment.known_answers import TOLERANCE
-from training import data, plots
-from training.calibrate import BINS, KEPT, RIGHT
-from training.crossvalidate import FOLDS
-from training.metrics import RESAMPLES
-from training.version_files import ROOT
+from serving.settings import ROOT
+from training import data, plots, version_files
+from training.protocol import BINS, FOLDS, KEPT, RESAMPLES, RIGHT
 
 Json = dict[str, Any]
 TEMPLATE = "card.md.jinja"
-# What macro recall is measured on: where it stands in metrics.json, and how that is called.
+# The sets of cells that macro recall is measured on, and their keys in metrics.json.
 CELLS = {
     "TEST": ("test",),
     "cross-validation, all photographs": ("cross_validation",),
     "PBC, as uploaded": ("pbc", "as_uploaded"),
     "PBC, scale matched": ("pbc", "scale_matched"),
-    "PBC, learned from photographs alone": (
+    "PBC, trained on photographs alone": (
         "one_laboratory_from_the_other",
         "pbc from photographs",
     ),
-    "photographs, learned from PBC alone": (
+    "photographs, trained on PBC alone": (
         "one_laboratory_from_the_other",
         "photographs from pbc",
     ),
 }
+# The rows that the README shows.
+HEADLINES = (
+    "TEST by image",
+    "TEST by photograph",
+    "cross-validation, macro recall",
+    "PBC as uploaded, macro recall",
+)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the files of a version say."""
+    """The files of a version."""
 
     folder: Path
     card: Json
@@ -76,78 +76,67 @@ class Measured:
 
     @property
     def recalls(self) -> dict[str, Json]:
-        """Return what was measured on each set of cells, and told by macro recall."""
+        """Return the measurements on each set of cells."""
         found = {label: find(self.metrics, *path) for label, path in CELLS.items()}
         return {label: part for label, part in found.items() if part}
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Report on one version; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.report")
-    parser.add_argument("--version", required=True)
-    version = parser.parse_args(arguments).version
-    try:
-        write(version)
-    except (OSError, KeyError) as error:
-        print(f"error: {error}\nRun `make evaluate VERSION={version}` first.", file=sys.stderr)
-        return 1
-    return 0
+def write(version: str, example: Json | None = None) -> None:
+    """Write a version's plots and model card, and the figures of the docs.
 
-
-def write(version: str, example: Json | None = None, root: Path = ROOT) -> None:
-    """Write a version's plots and card, and the README's figures.
-
-    The example is the version's answer to neutrophil.png; the README shows the newest version's.
+    The README shows the newest version's `example`, its answer to neutrophil.png.
     """
-    measured = read(root / "models" / version)
+    measured = read(version)
     (measured.folder / "plots").mkdir(exist_ok=True)
     for name, draw in drawings(measured).items():
         draw(measured.folder / "plots" / f"{name}.png")
     (measured.folder / "CARD.md").write_text(card(measured))
-    versions = all_measured(root)
-    parts = {"figures": figures(versions)}
+    versions = all_measured()
+    parts = {"accuracy": accuracy(versions)}
     if example and version == versions[-1].name:
         parts["example"] = f"```json\n{json.dumps(example)}\n```"
+    root = measured.folder.parents[1]
     write_readme(parts, root / "README.md")
+    write_readme({"figures": figures(versions)}, root / "docs" / "accuracy.md")
 
 
-def read(folder: Path) -> Measured:
-    """Read a version's files; sweep.json, served.json and adaptation.json may be missing."""
-    parts = {
-        name: json.loads((folder / f"{name}.json").read_text())
-        for name in ("card", "metrics", "history", "golden")
-    }
-    for name in ("sweep", "served", "adaptation"):
-        path = folder / f"{name}.json"
-        parts[name] = json.loads(path.read_text()) if path.exists() else None
+def read(version: str) -> Measured:
+    """Read a version's files; raise DataError if it was not measured on TEST."""
+    folder = version_files.folder(version)
+    names = ("card", "metrics", "history", "golden", "sweep", "served", "adaptation")
+    parts = {name: _read(folder / f"{name}.json") for name in names}
+    if any(parts[name] is None for name in names[:4]) or "test" not in parts["metrics"]:
+        raise data.DataError(
+            f"Version {version} is not measured.\nRun `make evaluate VERSION={version}` first."
+        )
     return Measured(folder, **parts)
 
 
-def all_measured(root: Path = ROOT) -> list[Measured]:
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def all_measured() -> list[Measured]:
     """Read every version that was measured on TEST, oldest first."""
-    folders = (path.parent for path in (root / "models").glob("*/metrics.json"))
     known = [
-        read(folder)
-        for folder in folders
-        if "test" in json.loads((folder / "metrics.json").read_text())
+        read(path.parent.name)
+        for path in version_files.folder("").glob("*/metrics.json")
+        if "test" in _read(path)
     ]
     # By length first: 10.0 comes after 9.0.
     return sorted(known, key=lambda each: [(len(part), part) for part in each.name.split(".")])
 
 
 def find(document: Mapping[str, Any], *path: str) -> Any:
-    """Return what lies at a path of keys, None if it leads nowhere."""
+    """Return the value at a path of keys, or None."""
     here: Any = document
     for key in path:
         here = here.get(key) if here else None
     return here
 
 
-# The plots.
-
-
 def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
-    """Return what can be drawn of a version, by the plot's name."""
+    """Return the plots of a version, by name."""
     metrics = measured.metrics
     found: dict[str, Callable[[Path], None]] = {
         "confusion": partial(plots.confusion, metrics["test"]["confusion"]),
@@ -173,9 +162,9 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
 
 
 def verdicts(rejection: Json) -> dict[str, dict[str, dict[str, float]]]:
-    """Return the verdicts' shares of each kind of picture, by groups of kinds."""
+    """Return the shares of the verdicts for each kind of image, by groups of kinds."""
     groups = {"cells of the four classes": {"TEST and PBC": rejection["verdicts_of_cells"]}}
-    for part, title in (("near", "other cells"), ("far", "no blood smear")):
+    for part, title in (("near", "other cells"), ("far", "no smear")):
         groups[title] = {
             f"{kind.replace('_', ' ')} ({each['images']})": each["verdicts"]
             for kind, each in rejection[part]["kinds"].items()
@@ -184,17 +173,14 @@ def verdicts(rejection: Json) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def size(part: Json, clusters: str = "photographs") -> str:
-    """Tell how many images, and of how many photographs (or other clusters) if those are fewer."""
+    """Return how many images, and how many photographs (or other clusters) if fewer."""
     images, count = part["images"], part["photographs"]
     return f"{images:,} images" + (f" of {count} {clusters}" if count < images else "")
 
 
 def _clusters(label: str) -> str:
-    """Return what stays together: images of a photograph, or photographs of a field."""
+    """Return the name of the bootstrap's clusters."""
     return "fields" if label.startswith("photographs, ") else "photographs"
-
-
-# The card.
 
 
 def card(measured: Measured) -> str:
@@ -234,7 +220,7 @@ def card(measured: Measured) -> str:
         tolerance=TOLERANCE,
         bins=BINS,
     )
-    # What is left out leaves its empty lines behind.
+    # Sections that are left out leave empty lines.
     return re.sub(r"\n{3,}", "\n\n", rendered).lstrip()
 
 
@@ -247,7 +233,7 @@ def photograph_counts() -> dict[str, Counter[str]]:
 
 
 def pbc_counts() -> dict[str, Counter[str]]:
-    """Count PBC's images that may train and those that only judge, by class, and OTHER."""
+    """Count PBC's training and test images by class, and OTHER."""
     counts: dict[str, Counter[str]] = {"train": Counter(), "test": Counter()}
     with (data.HERE / "pbc.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -256,7 +242,7 @@ def pbc_counts() -> dict[str, Counter[str]]:
 
 
 def seeds(history: Json) -> str | None:
-    """Tell how the seed was chosen, if one was."""
+    """Describe how the seed was chosen, if one was."""
     if "seeds" not in history:
         return None
     last = [rows[-1] for rows in history["seeds"].values()]
@@ -265,33 +251,26 @@ def seeds(history: Json) -> str | None:
     return (
         f"Trained from the random seeds {', '.join(history['seeds'])}, it reached {accuracies} "
         f"(loss {losses}) on the held-out third of TRAIN's photographs. Seed "
-        f"{history['chosen_seed']}, of the lowest loss, was taken to train once more, on all of "
-        "TRAIN."
+        f"{history['chosen_seed']}, with the lowest loss, was trained again on all of TRAIN."
     )
 
 
-# The README.
-
-
 def write_readme(parts: Mapping[str, str], path: Path = ROOT / "README.md") -> None:
-    """Put what was measured between its marks in the README, so that it can't drift from it."""
+    """Replace the text between the marks of each part, in the README or another page."""
     prose = path.read_text()
     for name, content in parts.items():
-        pattern = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        found = pattern.search(prose)
-        if not found:
-            raise ValueError(f"{path.name} should hold the marks of {name}")
+        marks = re.compile(rf"(<!-- {name}:.*?-->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not (found := marks.search(prose)):
+            raise ValueError(f"{path.name} lacks the marks of {name}")
         prose = f"{prose[: found.end(1)]}{content}\n{prose[found.start(2) :]}"
     path.write_text(prose)
 
 
 def figures(versions: Sequence[Measured]) -> str:
-    """Return the figures of versions, side by side, as the Markdown that the README shows."""
+    """Return the figures of all versions side by side, as Markdown."""
     original = versions[0].metrics["seed_project"]
     lines = [
-        _row("", "the original's README", *(f"version {each.name}" for each in versions)),
-        "|---|---|" + "---|" * len(versions),
-        *(_row(*row) for row in table(versions, original) if any(row[1:])),
+        *_side_by_side(versions, table(versions, original)),
         "",
         "| TEST, by class | | precision | recall | F1 |",
         "|---|---|---|---|---|",
@@ -303,46 +282,62 @@ def figures(versions: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
+def accuracy(versions: Sequence[Measured]) -> str:
+    """Return the most important figures of all versions, as Markdown."""
+    rows = table(versions, versions[0].metrics["seed_project"])
+    return "\n".join(_side_by_side(versions, [row for row in rows if row[0] in HEADLINES]))
+
+
+def _side_by_side(versions: Sequence[Measured], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [
+        _row("", "the original's README", *(f"version {each.name}" for each in versions)),
+        "|---|---|" + "---|" * len(versions),
+        *(_row(*row) for row in rows if any(row[1:])),
+    ]
+
+
 def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
     """Return rows of a label, the original's figure, and each version's."""
-
-    def row(label: str, tell: Callable[[Measured], str], theirs: str = "") -> list[str]:
-        return [label, theirs, *(tell(each) for each in versions)]
-
-    def figure(*path: str) -> Callable[[Measured], str]:
-        return lambda each: text(find(each.metrics, *path))
-
-    def plain(*path: str) -> Callable[[Measured], str]:
-        return lambda each: _number(find(each.metrics, *path))
-
     theirs = (
         f"{original['image_accuracy']:.1%} claimed, "
         f"{original['image_accuracy_by_its_table']:.1%} by its own table"
     )
     without = "TEST by image, without"
-    cells, fields = (f"test_without_{what}_also_in_train" for what in ("cells", "fields"))
-    alone = "one_laboratory_from_the_other"
-    return [
-        row("TEST by image", figure("test", "image_accuracy"), theirs),
-        row("the same, asked through the service", _through_the_service),
-        row("TEST by photograph", figure("test", "photograph_accuracy")),
-        row(f"photographs of TEST{_of(versions)} that are right", _photographs_right),
-        row(f"{without} cells that TRAIN shows, too", figure(cells, "image_accuracy")),
-        row(f"{without} fields that overlap TRAIN's", figure(fields, "image_accuracy")),
-        row("TEST by image, where the verdict is `confident`, and how often", _confident),
-        row("cross-validation, macro recall", figure("cross_validation", "macro_recall")),
-        row("PBC as uploaded, macro recall", figure("pbc", "as_uploaded", "macro_recall")),
-        row("PBC as uploaded, learned from photographs alone", _pbc_from_photographs),
-        row(
-            "photographs, learned from PBC alone",
-            figure(alone, "photographs from pbc", "macro_recall"),
+    alone = ("one_laboratory_from_the_other", "photographs from pbc", "macro_recall")
+    totals = {find(each.metrics, "test_photographs", "photographs") for each in versions} - {None}
+    of = f"'s {totals.pop()}" if totals else ""
+    rows: dict[str, Callable[[Measured], str]] = {
+        "TEST by image": _figure("test", "image_accuracy"),
+        "the same, through the service": lambda each: _format(
+            "{:.1%}", each.served, "image_accuracy"
         ),
-        row("calibration error (ECE)", plain("calibration", "after", "ece")),
-        row("told from other cells (AUROC)", plain("rejection", "near", "auroc")),
-        row("told from no smear at all (AUROC)", plain("rejection", "far", "auroc")),
-        row("weights", lambda each: f"{each.weights_bytes / 1e6:.1f} MB"),
-        row("an image on one core, by turns with the next, median", _milliseconds("one_core")),
-        row("an image through the service, from Python, median", _milliseconds("service")),
+        "TEST by photograph": _figure("test", "photograph_accuracy"),
+        f"correct photographs of TEST{of}": lambda each: _format(
+            "{}", each.metrics, "test_photographs", "right"
+        ),
+        f"{without} cells also in TRAIN": _figure(
+            "test_without_cells_also_in_train", "image_accuracy"
+        ),
+        f"{without} fields that overlap TRAIN's": _figure(
+            "test_without_fields_also_in_train", "image_accuracy"
+        ),
+        "TEST by image, where the verdict is `confident`, and how often": _confident,
+        "cross-validation, macro recall": _figure("cross_validation", "macro_recall"),
+        "PBC as uploaded, macro recall": _figure("pbc", "as_uploaded", "macro_recall"),
+        "PBC as uploaded, trained on photographs alone": _pbc_from_photographs,
+        "photographs, trained on PBC alone": _figure(*alone),
+        "calibration error (ECE)": lambda each: _format(
+            "{:.3f}", each.metrics, "calibration", "after", "ece"
+        ),
+        "AUROC against other cells": _auroc("near"),
+        "AUROC against images without a smear": _auroc("far"),
+        "weights": lambda each: f"{each.weights_bytes / 1e6:.1f} MB",
+        "an image on one core, median": _milliseconds("one_core"),
+        "an image through the service, from Python, median": _milliseconds("service"),
+    }
+    return [
+        [label, theirs if label == "TEST by image" else "", *map(tell, versions)]
+        for label, tell in rows.items()
     ]
 
 
@@ -361,7 +356,7 @@ def class_table(versions: Sequence[Measured], original: Json) -> list[list[str]]
 
 
 def text(figure: Json | None) -> str:
-    """Return a figure with its interval, nothing of nothing."""
+    """Return a figure with its interval, or nothing if it was not measured."""
     if figure is None:
         return ""
     if figure["value"] is None:
@@ -370,22 +365,25 @@ def text(figure: Json | None) -> str:
     return f"{figure['value']:.1%} ({low:.1%} to {high:.1%})"
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"
-
-
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _of(versions: Sequence[Measured]) -> str:
-    totals = {find(each.metrics, "test_photographs", "photographs") for each in versions} - {None}
-    return f"'s {totals.pop()}" if totals else ""
+def _format(form: str, document: Json | None, *path: str) -> str:
+    value = find(document or {}, *path)
+    return "" if value is None else form.format(value)
 
 
-def _photographs_right(each: Measured) -> str:
-    right = find(each.metrics, "test_photographs", "right")
-    return "" if right is None else str(right)
+def _figure(*path: str) -> Callable[[Measured], str]:
+    return lambda each: text(find(each.metrics, *path))
+
+
+def _auroc(part: str) -> Callable[[Measured], str]:
+    return lambda each: _format("{:.3f}", each.metrics, "rejection", part, "auroc")
+
+
+def _milliseconds(where: str) -> Callable[[Measured], str]:
+    return lambda each: _format("{:.1f} ms", each.served, "milliseconds", where, "median")
 
 
 def _confident(each: Measured) -> str:
@@ -393,23 +391,9 @@ def _confident(each: Measured) -> str:
     return f"{text(sure['image_accuracy'])}, {sure['images'] / whole['images']:.0%} of all"
 
 
-def _through_the_service(each: Measured) -> str:
-    return f"{each.served['image_accuracy']:.1%}" if each.served else ""
-
-
-def _milliseconds(where: str) -> Callable[[Measured], str]:
-    return lambda each: (
-        f"{each.served['milliseconds'][where]['median']:.1f} ms" if each.served else ""
-    )
-
-
 def _pbc_from_photographs(each: Measured) -> str:
-    """Return what the photographs alone teach of PBC; versions that know no more say it above."""
+    """Return what photographs alone teach about PBC; other versions were trained on no more."""
     alone = find(each.metrics, "one_laboratory_from_the_other", "pbc from photographs")
     if alone:
         return text(alone["macro_recall"])
     return "as above" if not each.finds_cells and "pbc" in each.metrics else ""
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""What may happen to a picture on its way: each change by how much, from none on."""
+"""Changes of an image that a version should withstand, each in several amounts."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ Change = Callable[..., Image.Image]
 
 
 def blur(image: Image.Image, amount: float) -> Image.Image:
-    """Put it out of focus: a Gaussian of this share of the width, as standard deviation."""
+    """Blur by a Gaussian with a standard deviation of this percentage of the width."""
     return image.filter(ImageFilter.GaussianBlur(image.width * amount / 100))
 
 
 def jpeg(image: Image.Image, amount: float) -> Image.Image:
-    """Compress it."""
+    """Compress to this quality."""
     out = BytesIO()
     image.save(out, "JPEG", quality=int(amount))
     return Image.open(out).convert("RGB")
 
 
 def brightness(image: Image.Image, amount: float) -> Image.Image:
-    """Expose it longer or shorter."""
+    """Multiply the brightness."""
     return ImageEnhance.Brightness(image).enhance(amount)
 
 
 def hue(image: Image.Image, amount: float) -> Image.Image:
-    """Turn every colour around the colour circle."""
+    """Rotate the hue, in degrees."""
     pixels = np.array(image.convert("HSV"))
     pixels[..., 0] = (pixels[..., 0].astype(int) + round(amount / 360 * 256)) % 256
     return Image.fromarray(pixels, "HSV").convert("RGB")
 
 
 def rotation(image: Image.Image, amount: float) -> Image.Image:
-    """Turn it about its middle; the corners become black."""
+    """Rotate around the centre; corners become black."""
     return image.rotate(amount, Image.Resampling.BICUBIC)
 
 
 def scale(image: Image.Image, amount: float) -> Image.Image:
-    """Zoom to its middle (above 1), or out (below), with its own light around."""
+    """Zoom in on the centre (above 1) or out (below), surrounded by the image's own light."""
     width, height = image.size
     across, down = width / amount / 2, height / amount / 2
     window = (width / 2 - across, height / 2 - down, width / 2 + across, height / 2 + down)
@@ -55,7 +55,7 @@ def scale(image: Image.Image, amount: float) -> Image.Image:
 
 
 def light_of(image: Image.Image) -> tuple[int, ...]:
-    """Return the colour of a picture's own light: that of its brightest tenth."""
+    """Return the colour of the brightest tenth of an image."""
     return tuple(int(part) for part in np.percentile(np.asarray(image), 90, axis=(0, 1)))
 
 

@@ -1,19 +1,14 @@
-"""Ask a running service of every TEST image: `make run`, then `make served VERSION=2.0`.
+"""Measure a version through the running service, beside its weights: served.json.
 
-The archive that serves must say what was measured of its weights, so each image is asked twice: of
-the weights, in this process and on one core, and through the REST endpoint, one request at a time.
-
-Writes served.json to models/<version>/: TEST's accuracy through the service, how many answers
-differ, and the milliseconds that an image takes, from its bytes to the answer, either way. The
-report shows them.
+Each TEST image is sent to the REST endpoint, one request at a time, and to the weights in this
+process, on one core. served.json holds the accuracy through the service, how many answers differ,
+and the milliseconds from an image's bytes to the answer, both ways.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,51 +18,29 @@ from tqdm import tqdm
 
 from handler.preprocessing import decode
 from handler.verdict import CLASSES, Answer, answer
-from handler.versions import load
-from serving.client import InferenceClient, ServiceError
+from serving.client import InferenceClient
 from serving.deployment.known_answers import agree
 from serving.settings import MODEL, Settings
-from training import data, report, version_files
+from training import data, version_files
 
 Ask = Callable[[bytes], Answer]
 WARM_UP = 20
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure one version as it is served; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m training.served")
-    parser.add_argument("--version", required=True)
-    version = parser.parse_args(arguments).version
-    folder = version_files.folder(version)
-    path = folder / "served.json"
-    try:
-        report.read(folder).metrics["test"]
-        images = data.list_images(data.data_root(), "TEST")
-        files = [image.path.read_bytes() for image in images]
-        labels = np.array([image.label for image in images])
-        measured = measure(files, labels, of_weights(version), through_rest(version))
-    except data.DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except (OSError, KeyError, RuntimeError) as error:
-        print(f"error: {error}\nRun `make evaluate VERSION={version}` first.", file=sys.stderr)
-        return 1
-    except ServiceError as error:
-        print(f"error: {error} Is {version} served? `make run` does.", file=sys.stderr)
-        return 1
-    version_files.write_json(path, measured)
-    report.write(version)
-    print(path.read_text(), end="")
-    return 0
+def measure_served(version: str) -> None:
+    """Write a version's served.json; raise DataError or ServiceError."""
+    images = data.list_images(data.data_root(), "TEST")
+    files = [image.path.read_bytes() for image in images]
+    labels = np.array([image.label for image in images])
+    measured = measure(files, labels, by_weights(version), by_service(version))
+    version_files.write_json(version_files.folder(version) / "served.json", measured)
+    print(json.dumps(measured, indent=2))
 
 
 def measure(
     files: Sequence[bytes], labels: np.ndarray, weights: Ask, served: Ask
 ) -> dict[str, Any]:
-    """Ask the weights and the service in turn, so that both meet the same load.
-
-    Of N files and their labels (N,). Raises what the two raise.
-    """
+    """Ask the weights and the service in turn, so that both meet the same load."""
     for file in files[:WARM_UP]:
         weights(file)
         served(file)
@@ -92,21 +65,19 @@ def measure(
     }
 
 
-def of_weights(version: str) -> Ask:
-    """Return what answers in this process, as the archive's handler does."""
-    folder = version_files.folder(version)
-    card = json.loads((folder / "card.json").read_text())
-    loaded = load(folder, card, 1)
+def by_weights(version: str) -> Ask:
+    """Return a function that answers in this process, as the archive's handler does."""
+    card, pipeline = version_files.load(version, 1)
 
     def ask(file: bytes) -> Answer:
-        [examination] = loaded.examine([decode(file, loaded.fit)])
-        return answer(MODEL, card, examination)
+        [prediction] = pipeline.predict([decode(file, pipeline.fit)])
+        return answer(MODEL, card, prediction)
 
     return ask
 
 
-def through_rest(version: str) -> Ask:
-    """Return what asks the service that runs; it raises ServiceError."""
+def by_service(version: str) -> Ask:
+    """Return a function that asks the running service; it raises ServiceError."""
     client = InferenceClient(Settings.from_environment())
     return lambda file: client.predict(file, version)
 
@@ -120,7 +91,3 @@ def _timed(ask: Ask, file: bytes) -> tuple[Answer, float]:
 def _spread(seconds: Sequence[float]) -> dict[str, float]:
     median, late = np.percentile(np.array(seconds) * 1000, (50, 95))
     return {"median": round(float(median), 2), "95th percentile": round(float(late), 2)}
-
-
-if __name__ == "__main__":
-    sys.exit(main())

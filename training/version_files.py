@@ -1,12 +1,7 @@
-"""What a version is on disk: the files of models/<version>/, written and read in one place.
-
-`python -m training.version_files --version X` writes what serves of a version anew from its
-weights: for one that was trained before there was such a thing.
-"""
+"""The files of models/<version>/: written by training, read by what measures."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shutil
@@ -18,42 +13,56 @@ from typing import Any
 
 import torch
 
-from handler import gate
-from handler.networks import load_networks
+from handler import gate, pipelines
 from handler.preprocessing import HEIGHT, WIDTH
 from handler.verdict import CLASSES
+from serving.settings import ROOT
+from training.data import DataError
 from training.export import Served, to_onnx
 from training.gate import Gate
 
-ROOT = Path(__file__).resolve().parent.parent
 SCRATCH = ROOT / ".train"
+# What was measured of other weights.
+MEASURED = (
+    "golden.json",
+    "metrics.json",
+    "served.json",
+    "adaptation.json",
+    "locator.json",
+    "out_of_fold.npz",
+    "CARD.md",
+)
+
+Card = dict[str, Any]
 
 
 @dataclass
 class Trained:
-    """What training leaves: networks by name, what the card says of them, and how it went."""
+    """The result of training: networks by name, their part of the card, and the history."""
 
     networks: Mapping[str, Served]
-    card: dict[str, Any]
+    card: Card
     history: dict[str, Any]
 
 
 def folder(version: str) -> Path:
-    """Return where a version's files lie."""
+    """Return the folder of a version's files."""
     return ROOT / "models" / version
 
 
+def scratch(version: str) -> Path:
+    """Return the folder of a version's checkpoints."""
+    return SCRATCH / version
+
+
 def write(version: str, trained: Trained) -> None:
-    """Write a trained version; what was measured of other weights no longer holds and goes."""
+    """Write a trained version; remove what was measured of other weights."""
     here = folder(version)
     here.mkdir(parents=True, exist_ok=True)
-    # First, so that a version half written is none that is finished.
-    measured = ("golden", "metrics", "served", "adaptation", "locator")
-    for name in (*(f"{each}.json" for each in measured), "out_of_fold.npz", "CARD.md"):
-        (here / name).unlink(missing_ok=True)
+    # First, so that a version half written does not look finished.
+    for path in (*(here / name for name in MEASURED), *here.glob("*.onnx")):
+        path.unlink(missing_ok=True)
     shutil.rmtree(here / "plots", ignore_errors=True)
-    for old in here.glob("*.onnx"):
-        old.unlink()
     parts = trained.networks.items()
     torch.save({name: network.state_dict() for name, network in parts}, here / "weights.pt")
     card = {
@@ -66,14 +75,12 @@ def write(version: str, trained: Trained) -> None:
     }
     write_json(here / "card.json", card)
     write_json(here / "history.json", trained.history)
+    print(f"wrote {here}")
 
 
-def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
-    """Write networks as they serve, and the gate; return what the card says of these files.
-
-    And of weights.pt, which must lie there.
-    """
-    # The gate looks at what is decoded; of a field that cells are cut from, at a smaller picture.
+def write_onnx(here: Path, networks: Mapping[str, Served]) -> Card:
+    """Write the networks and the gate in ONNX; return the digests of these and of weights.pt."""
+    # The gate reads what is decoded; where cells are cut from the field, a smaller picture.
     size = gate.SIZE if "locator" in networks else (WIDTH, HEIGHT)
     files = [here / "weights.pt"]
     for name, network in (*networks.items(), ("gate", Gate(size))):
@@ -86,24 +93,30 @@ def write_onnx(here: Path, networks: Mapping[str, Served]) -> dict[str, Any]:
     }
 
 
-def renew(version: str) -> None:
-    """Write what serves of a version anew from its weights; raise OSError, RuntimeError."""
-    here = folder(version)
-    card = json.loads((here / "card.json").read_text())
-    weights = torch.load(here / "weights.pt", map_location="cpu", weights_only=True)
-    if "network" not in weights:
-        # Once a version of one network had its weights alone in the file.
-        torch.save({"network": weights}, here / "weights.pt")
-    card.pop("weights_sha256", None)
-    write_json(here / "card.json", card | write_onnx(here, load_networks(here, card)))
+def read_card(version: str, calibrated: bool = True) -> Card:
+    """Return the card of a trained version; raise DataError if there is none."""
+    try:
+        card: Card = json.loads((folder(version) / "card.json").read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"Version {version} is not trained: {error}\n{_train(version)}") from error
+    if calibrated and "thresholds" not in card:
+        raise DataError(f"Version {version} is not calibrated.\n{_train(version)}")
+    return card
+
+
+def load(version: str, batch_size: int) -> tuple[Card, pipelines.Pipeline]:
+    """Load a calibrated version as it is served; raise DataError."""
+    card = read_card(version)
+    try:
+        return card, pipelines.load(folder(version), card, batch_size)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{error}\n{_train(version)}") from error
 
 
 def write_json(path: Path, document: Any) -> None:
-    """Write a document that people read and compare, too."""
+    """Write a document so that people can read and compare it."""
     path.write_text(json.dumps(document, indent=2) + "\n")
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m training.version_files")
-    parser.add_argument("--version", required=True)
-    renew(parser.parse_args().version)
+def _train(version: str) -> str:
+    return f"Run `make train VERSION={version}` first."

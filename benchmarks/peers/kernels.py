@@ -66,9 +66,9 @@ class Ours:
     """The handler without TorchServe."""
 
     def __init__(self) -> None:
+        from handler.pipelines import load
         from handler.preprocessing import decode
         from handler.verdict import answer
-        from handler.versions import load
 
         self._decode, self._answer = decode, answer
         self._card = json.loads((FOLDER / "card.json").read_text())
@@ -78,8 +78,8 @@ class Ours:
     def __call__(self, images: Sequence[bytes]) -> list[dict[str, Any]]:
         pictures = [self._decode(data, self._version.fit) for data in images]
         return [
-            self._answer("bloodcells", self._card, examination)
-            for examination in self._version.examine(pictures)
+            self._answer("bloodcells", self._card, prediction)
+            for prediction in self._version.predict(pictures)
         ]
 
 

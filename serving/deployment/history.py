@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
     Yields the entry, so that the change can add to it.
     """
     entry: dict[str, Any] = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "who": _user(),
         "action": action,
         "version": version,

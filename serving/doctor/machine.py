@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import platform
 import shutil
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 
 import psutil
-import tomllib
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 

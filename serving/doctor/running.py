@@ -8,7 +8,7 @@ import zipfile
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def check_tokens(context: Context) -> Iterator[Finding]:
     tokens = Tokens(run_dir)
     life = token_life(run_dir / "config.properties")
     for kind in KINDS:
-        left = (tokens.expires(kind) - datetime.now(timezone.utc)).total_seconds()
+        left = (tokens.expires(kind) - datetime.now(UTC)).total_seconds()
         state = f"expires in {left / 60:.0f} minutes" if left > 0 else "expired"
         advice = (
             "run `renew-tokens`; see the output of `run`" if left > 0 else "restart the service"

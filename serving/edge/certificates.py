@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -42,7 +42,7 @@ def create(certificate: Path, key: Path, names: list[str]) -> None:
     """Write a self-signed certificate for some host names and addresses, and its private key."""
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, NAME)])
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     signed = (
         x509.CertificateBuilder()
         .subject_name(subject)
@@ -76,7 +76,7 @@ def _is_due(certificate: Path, names: list[str]) -> bool:
     with contextlib.suppress(FileNotFoundError, ValueError, x509.ExtensionNotFound):
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
         has = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        left = found.not_valid_after_utc - datetime.now(timezone.utc)
+        left = found.not_valid_after_utc - datetime.now(UTC)
         return list(has) != [_name(each) for each in names] or left.days < LAST_DAYS
     return True
 

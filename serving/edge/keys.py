@@ -13,7 +13,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from serving.files import Locked, atomic_write, lock
@@ -79,7 +79,7 @@ class KeyFile:
             ]
             if not found:
                 raise KeyFileError(f"{which} has no active key, and no active key starts with it.")
-            now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+            now = datetime.now(UTC).isoformat(timespec="seconds")
             keys.update({hashed: replace(keys[hashed], revoked=now) for hashed in found})
         return found
 

@@ -1,23 +1,49 @@
-// The images of this visit, the cells found in them, and the labels that a person gave. It asks
-// about a few images at a time, so that TorchServe can answer them in batches and nobody else waits.
+// The images of this visit, their cells and the visitor's labels. It sends a few images at a time:
+// TorchServe can answer them in batches, and other visitors do not wait for a hundred images.
 
 import { Problem, predict } from "./service.js";
 
-// In the model's order.
-export const CLASSES = ["EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL"];
+/** @import { Answer, AnsweredCell } from "./service.js" */
+/**
+ * @typedef {AnsweredCell & {
+ *   id: string, image: Upload, index: number, own: string | null, confidence: number,
+ * }} Cell
+ * @typedef {object} Upload
+ * @property {string} id
+ * @property {File} file
+ * @property {string} name
+ * @property {string} version
+ * @property {Cell[]} cells
+ * @property {string} address
+ * @property {string | null} shownAddress
+ * @property {number[] | null} size
+ * @property {string | null} heatMap
+ * @property {boolean} explaining
+ * @property {"waiting" | "asking" | "done" | "failed" | "cancelled"} state
+ * @property {string | null} problem
+ * @property {AbortController | null} abort
+ * @typedef {Cell | Upload} Entry A tile of the gallery: a cell, or an image without an answer.
+ */
 
 const PARALLEL = 6;
-// An image fails alone; but without a model or a server the next ones would only fail later.
+// Without a model or a server, the next images would fail, too.
 const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
 
 export class Collection extends EventTarget {
+  /** @type {Upload[]} */
   images = [];
   #active = 0;
   #created = 0;
 
-  // An entry of the gallery: a cell, or an image that has no answer yet.
   get entries() {
-    return this.images.flatMap((image) => (image.cells.length ? image.cells : [image]));
+    return this.images.flatMap(
+      /** @returns {Entry[]} */ (image) => (image.cells.length ? image.cells : [image]),
+    );
+  }
+
+  /** The cells that the visitor labelled. */
+  get labelled() {
+    return this.images.flatMap((image) => image.cells.filter((cell) => cell.own));
   }
 
   get open() {
@@ -28,11 +54,18 @@ export class Collection extends EventTarget {
     return this.images.filter((image) => ["failed", "cancelled"].includes(image.state));
   }
 
+  /**
+   * Add files and return the first new image.
+   * @param {File[]} files
+   * @param {string} version
+   * @param {number} maxBytes
+   */
   add(files, version, maxBytes) {
+    /** @type {Upload[]} */
     const added = files.map((file) => ({
       id: `i${++this.#created}`, file, name: file.name || "image", version, cells: [],
       address: URL.createObjectURL(file), shownAddress: null, size: null, heatMap: null,
-      state: "waiting", problem: null, abort: null,
+      explaining: false, state: "waiting", problem: null, abort: null,
     }));
     for (const image of added) {
       if (image.file.size > maxBytes) this.#fail(image, "ImageTooLarge");
@@ -43,6 +76,7 @@ export class Collection extends EventTarget {
     return added[0];
   }
 
+  /** @param {Upload[]} images */
   retry(images) {
     for (const image of images) Object.assign(image, { state: "waiting", problem: null });
     this.#start();
@@ -63,7 +97,11 @@ export class Collection extends EventTarget {
     this.#changed();
   }
 
-  // `labelOf` tells a cell's label; null takes it back.
+  /**
+   * Label cells; a label of null removes the visitor's label.
+   * @param {Cell[]} cells
+   * @param {(cell: Cell) => string | null} labelOf
+   */
   label(cells, labelOf) {
     for (const cell of cells) cell.own = labelOf(cell);
     this.#changed();
@@ -71,13 +109,15 @@ export class Collection extends EventTarget {
 
   #start() {
     const waiting = this.images.filter((image) => image.state === "waiting");
-    while (this.#active < PARALLEL && waiting.length) this.#ask(waiting.shift());
+    for (const image of waiting.slice(0, PARALLEL - this.#active)) this.#ask(image);
     this.#changed();
   }
 
+  /** @param {Upload} image */
   async #ask(image) {
     this.#active++;
-    Object.assign(image, { state: "asking", abort: new AbortController() });
+    image.state = "asking";
+    image.abort = new AbortController();
     const { signal } = image.abort;
     try {
       const answer = await predict(image.file, image.version, signal);
@@ -89,6 +129,7 @@ export class Collection extends EventTarget {
     this.#start();
   }
 
+  /** @param {Upload} image @param {Answer} answer */
   #answered(image, answer) {
     const found = answer.cells.toSorted((a, b) => (a.box?.[0] ?? 0) - (b.box?.[0] ?? 0));
     Object.assign(image, {
@@ -103,6 +144,7 @@ export class Collection extends EventTarget {
     });
   }
 
+  /** @param {Upload} image @param {unknown} error */
   #failed(image, error) {
     if (!(error instanceof Problem)) console.error(error);
     const kind = error instanceof Problem ? error.kind : "ServiceError";
@@ -110,6 +152,7 @@ export class Collection extends EventTarget {
     for (const each of [image, ...all]) this.#fail(each, kind);
   }
 
+  /** @param {Upload} image @param {string} kind */
   #fail(image, kind) {
     Object.assign(image, { state: "failed", problem: kind });
   }
@@ -119,9 +162,19 @@ export class Collection extends EventTarget {
   }
 }
 
-// The group that an entry is shown and counted in: a person's label goes before the model's.
+/**
+ * @param {Entry} entry
+ * @returns {entry is Cell}
+ */
+export const isCell = (entry) => "image" in entry;
+
+/**
+ * Return the group that shows and counts an entry. The visitor's label overrides the model's.
+ * @param {Entry} entry
+ */
 export function groupOf(entry) {
-  if (entry.cells) return "open";
+  if (!isCell(entry)) return "open";
   if (entry.own) return entry.own;
-  return { confident: entry.label, uncertain: "doubtful", rejected: "OTHER" }[entry.verdict];
+  if (entry.verdict === "uncertain") return "uncertain";
+  return entry.label ?? "OTHER";
 }

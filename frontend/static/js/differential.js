@@ -1,10 +1,17 @@
-// The differential count: how many cells of each class, and what share of all that is.
+// The differential count: the number of cells of each class and their shares.
 
 import { groupOf } from "./collection.js";
+import { find, findAll } from "./dom.js";
+
+/** @import { Entry } from "./collection.js" */
 
 const Z = 1.959964;
 
-// The 95 % interval of a share (Wilson 1927), from 0 to 1.
+/**
+ * Return the 95 % confidence interval of a share (Wilson 1927), from 0 to 1.
+ * @param {number} count
+ * @param {number} total
+ */
 export function wilson(count, total) {
   if (!total) return [0, 1];
   const share = count / total;
@@ -14,36 +21,42 @@ export function wilson(count, total) {
   return [Math.max(0, (middle - half) / scale), Math.min(1, (middle + half) / scale)];
 }
 
+/** @param {Entry[]} entries */
 export function countGroups(entries) {
+  /** @type {Record<string, number>} */
   const counts = {};
   for (const entry of entries) counts[groupOf(entry)] = (counts[groupOf(entry)] ?? 0) + 1;
   return counts;
 }
 
+/**
+ * Return a function that shows the counts of entries.
+ * @param {HTMLElement} section
+ * @param {(share: number) => string} percent
+ */
 export function mountDifferential(section, percent) {
-  const rows = [...section.querySelectorAll("[data-label]")];
+  const rows = findAll(section, "[data-label]");
+  /** @param {Entry[]} entries */
   return (entries) => {
-    const counts = countGroups(entries);
-    const total = rows.reduce((sum, row) => sum + (counts[row.dataset.label] ?? 0), 0);
-    for (const row of rows) {
-      const count = counts[row.dataset.label] ?? 0;
-      const [number, share, interval] = row.querySelectorAll("td");
+    const groups = countGroups(entries);
+    const counts = rows.map((row) => groups[row.dataset.label ?? ""] ?? 0);
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    for (const [index, row] of rows.entries()) {
+      const count = counts[index];
+      const [number, share] = findAll(row, ".number-cell");
       const [low, high] = wilson(count, total);
-      number.textContent = count;
+      number.textContent = String(count);
       share.textContent = total ? percent(count / total) : "–";
-      interval.querySelector(".interval").textContent = total ? `${percent(low)} – ${percent(high)}` : "–";
-      place(interval.querySelector(".span"), low, total ? high - low : 0);
-      place(interval.querySelector(".mark"), total ? (count / total) * 0.988 : 0);
-      interval.querySelector(".mark").toggleAttribute("hidden", !total);
+      find(row, ".interval").textContent = total ? `${percent(low)} – ${percent(high)}` : "–";
+      const span = find(row, ".span", SVGElement), mark = find(row, ".mark", SVGElement);
+      span.setAttribute("x", String(100 * low));
+      span.setAttribute("width", String(total ? 100 * (high - low) : 0));
+      mark.setAttribute("x", String(total ? (98.8 * count) / total : 0));
+      mark.toggleAttribute("hidden", !total);
     }
-    section.querySelector("#counted").textContent = total;
-    for (const value of section.querySelectorAll("[data-apart]")) {
-      value.textContent = counts[value.dataset.apart] ?? 0;
+    find(section, "#counted").textContent = String(total);
+    for (const value of findAll(section, "[data-apart]")) {
+      value.textContent = String(groups[value.dataset.apart ?? ""] ?? 0);
     }
   };
-}
-
-function place(rect, from, width) {
-  rect.setAttribute("x", 100 * from);
-  if (width !== undefined) rect.setAttribute("width", 100 * width);
 }

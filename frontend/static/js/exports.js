@@ -1,63 +1,76 @@
-// What a person takes along: a table of all cells, and the labelled ones as folders that
-// `make train CELLS=...` reads.
+// The downloads: a table of all cells, and the labelled cells in folders for `make train CELLS=...`.
 
-import { CLASSES } from "./collection.js";
+import { isCell } from "./collection.js";
 import { toTrainingImage } from "./pictures.js";
 import { zip } from "./zip.js";
 
-const COLUMNS = [
-  "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
-  ...CLASSES.map((label) => label.toLowerCase()), "your_label", "problem",
-];
+/** @import { Cell, Entry } from "./collection.js" */
 
-export function saveTable(entries) {
-  const rows = [COLUMNS, ...entries.map(toRow)];
-  // With the mark, spreadsheets read UTF-8.
-  save(new Blob(["\ufeff", toCsv(rows)], { type: "text/csv" }), "cells.csv");
+/** @param {Entry[]} entries @param {string[]} classes */
+export function saveTable(entries, classes) {
+  // With the byte order mark, spreadsheets read UTF-8.
+  save(new Blob(["\ufeff", toTable(entries, classes)], { type: "text/csv" }), "cells.csv");
 }
 
-export async function saveLabelled(cells) {
-  const files = [], groups = [["file", "group"]];
+/**
+ * @param {Cell[]} cells
+ * @param {string[]} suffixes
+ */
+export async function saveLabelled(cells, suffixes) {
+  /** @type {[string, Uint8Array<ArrayBuffer>][]} */
+  const files = [];
+  const groups = [["file", "group"]];
   for (const cell of cells) {
-    const image = await toTrainingImage(cell);
-    const path = `${cell.own}/${cell.id}-${stem(cell.image.name)}.${extension(image)}`;
-    files.push([path, new Uint8Array(await image.arrayBuffer())]);
-    // Cells of one image are much alike: training never splits a group.
-    groups.push([path, cell.image.id + "-" + stem(cell.image.name)]);
+    const cut = await toTrainingImage(cell);
+    const path = `${cell.own}/${cell.id}-${stem(cell.image.name)}${cut ? ".png" : suffix(cell.image.name, suffixes)}`;
+    files.push([path, new Uint8Array(await (cut ?? cell.image.file).arrayBuffer())]);
+    // Cells of one image are alike: training never splits a group.
+    groups.push([path, `${cell.image.id}-${stem(cell.image.name)}`]);
   }
   files.push(["groups.csv", new TextEncoder().encode(toCsv(groups))]);
   save(new Blob([zip(files)], { type: "application/zip" }), "labelled-cells.zip");
 }
 
-function toRow(entry) {
-  const image = entry.image ?? entry;
-  if (entry.cells) {
-    const blank = COLUMNS.length - 2;
-    return [image.name, ...Array(blank).fill(""), entry.problem ?? entry.state];
-  }
-  const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
-  const shares = CLASSES.map((label) => entry.probabilities[label].toFixed(6));
-  return [
-    image.name, entry.index + 1, ...box, image.version, entry.label ?? "", entry.verdict,
-    ...shares, entry.own ?? "", "",
+/**
+ * Return the table of all cells as CSV.
+ * @param {Entry[]} entries
+ * @param {string[]} classes
+ */
+export function toTable(entries, classes) {
+  const columns = [
+    "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
+    ...classes.map((label) => label.toLowerCase()), "your_label", "problem",
   ];
+  return toCsv([columns, ...entries.map((entry) => {
+    if (!isCell(entry)) {
+      return [entry.name, ...Array(columns.length - 2).fill(""), entry.problem ?? entry.state];
+    }
+    const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
+    const shares = classes.map((label) => entry.probabilities[label].toFixed(6));
+    return [
+      entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
+      entry.verdict, ...shares, entry.own ?? "", "",
+    ];
+  })]);
 }
 
-const toCsv = (rows) => rows.map((row) => row.map(quote).join(",") + "\r\n").join("");
+/** @param {unknown[][]} rows */
+export const toCsv = (rows) => rows.map((row) => row.map(quote).join(",") + "\r\n").join("");
 
+/** @param {unknown} value */
 function quote(value) {
-  // A spreadsheet would take such a file name for a formula.
+  // A spreadsheet would run a text that begins like a formula.
   const text = String(value).replace(/^(?=[=+\-@\t\r])/, "'");
   return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
+/** @param {string} name */
 const stem = (name) => name.replace(/\.[^.]*$/, "").replace(/[^\w-]+/g, "_").slice(0, 80) || "image";
 
-function extension(image) {
-  if (image.type === "image/png") return "png";
-  return image.name?.match(/\.(jpe?g|bmp|tiff?|webp)$/i)?.[1].toLowerCase() ?? "jpg";
-}
+/** @param {string} name @param {string[]} suffixes */
+const suffix = (name, suffixes) => suffixes.find((each) => name.toLowerCase().endsWith(each)) ?? ".jpg";
 
+/** @param {Blob} blob @param {string} name */
 function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);

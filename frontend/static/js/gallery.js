@@ -1,40 +1,63 @@
-// All cells as tiles: sorted, filtered by group, one of them chosen. The tiles are a listbox: arrow
-// keys go from one to the next.
+// All cells as tiles: sorted, filtered by group, one of them chosen. The tiles are a listbox: the
+// arrow keys move between them.
 
-import { groupOf } from "./collection.js";
+import { groupOf, isCell } from "./collection.js";
 import { countGroups } from "./differential.js";
+import { find, findAll } from "./dom.js";
 import { drawTile } from "./pictures.js";
 
+/** @import { Cell, Entry } from "./collection.js" */
+/**
+ * @typedef {{ filter: string, sort: string, chosen: string | null }} View
+ * @typedef {any} Texts The texts of frontend/texts.py.
+ */
+
+/** @type {Record<string, number>} */
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
 
+/** @param {Entry} entry */
+const confidence = (entry) => (isCell(entry) ? entry.confidence : -1);
+
+/** @type {Record<string, (a: Entry, b: Entry) => number>} */
 const ORDERS = {
   order: () => 0,
-  doubt: (a, b) => (a.confidence ?? -1) - (b.confidence ?? -1),
+  confidence: (a, b) => confidence(a) - confidence(b),
   class: (a, b) => groupOf(a).localeCompare(groupOf(b)),
 };
 
-// `view` outlives a change of language: { filter, sort, chosen }. `onChange` is told whether a cell
-// was chosen.
+/**
+ * Return functions that show entries and return the cells that can be confirmed.
+ * @param {HTMLElement} section
+ * @param {HTMLTemplateElement} template
+ * @param {Texts} texts
+ * @param {(share: number) => string} percent
+ * @param {View} view It outlives a change of language.
+ * @param {(chosen: boolean) => void} onChange `chosen`: whether a cell was chosen.
+ */
 export function mountGallery(section, template, texts, percent, view, onChange) {
-  const list = section.querySelector(".tiles");
-  const filters = [...section.querySelectorAll("[data-filter]")];
-  const sort = section.querySelector("#sort");
+  const list = find(section, ".tiles");
+  const filters = findAll(section, "[data-filter]");
+  const sort = find(section, "#sort", HTMLSelectElement);
+  /** @type {Map<string, HTMLElement>} */
   const tiles = new Map();
+  /** @type {Entry[]} */
   let shown = [];
 
+  /** @param {Entry} entry */
   const choose = (entry) => {
     view.chosen = entry.id;
     onChange(true);
-    tiles.get(entry.id).focus();
+    tiles.get(entry.id)?.focus();
   };
 
+  /** @param {Entry[]} entries */
   const show = (entries) => {
     const counts = countGroups(entries);
     for (const button of filters) {
-      const { filter } = button.dataset;
+      const filter = button.dataset.filter ?? "all";
       const count = filter === "all" ? entries.length : (counts[filter] ?? 0);
-      button.querySelector("span").textContent = count;
-      button.setAttribute("aria-pressed", filter === view.filter);
+      find(button, "span").textContent = String(count);
+      button.setAttribute("aria-pressed", String(filter === view.filter));
       button.hidden = filter === "open" && !count && view.filter !== "open";
     }
     sort.value = view.sort;
@@ -46,18 +69,19 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     keepChosen(before);
     replaceTiles();
     forgetTiles(new Set(entries.map((entry) => entry.id)));
-    if (focused && !list.contains(document.activeElement)) tiles.get(view.chosen)?.focus();
+    if (focused && !list.contains(document.activeElement)) tiles.get(view.chosen ?? "")?.focus();
     list.hidden = !shown.length;
-    section.querySelector(".nothing").hidden = Boolean(shown.length);
-    section.querySelector("[data-do=confirm]").hidden = !confirmable().length;
+    find(section, ".nothing").hidden = Boolean(shown.length);
+    find(section, "[data-do=confirm]").hidden = !confirmable().length;
     return shown.find((entry) => entry.id === view.chosen) ?? null;
   };
 
-  // A cell that was labelled may leave the group: its neighbour is next. An answered image is its
-  // first cell.
+  // If the chosen cell left the group, its neighbour is next. An image with an answer is replaced
+  // by its first cell.
+  /** @param {number} before */
   const keepChosen = (before) => {
     if (shown.some((entry) => entry.id === view.chosen)) return;
-    const answered = shown.find((entry) => entry.image?.id === view.chosen);
+    const answered = shown.find((entry) => isCell(entry) && entry.image.id === view.chosen);
     const next = answered ?? shown[Math.min(Math.max(before, 0), shown.length - 1)];
     view.chosen = next?.id ?? null;
   };
@@ -76,43 +100,45 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     }
   };
 
-  // Of images that were answered, or cleared away.
+  /** @param {Set<string>} kept */
   const forgetTiles = (kept) => {
     for (const id of tiles.keys()) if (!kept.has(id)) tiles.delete(id);
   };
 
+  /** @param {Entry} entry */
   const tileOf = (entry) => {
-    if (!tiles.has(entry.id)) {
-      const tile = template.content.firstElementChild.cloneNode(true);
-      tile.dataset.id = entry.id;
-      drawTile(tile.querySelector("canvas"), entry);
-      tile.addEventListener("click", () => choose(entry));
-      tiles.set(entry.id, tile);
-    }
-    return tiles.get(entry.id);
+    const known = tiles.get(entry.id);
+    if (known) return known;
+    const tile = /** @type {HTMLElement} */ (find(template.content, ".tile").cloneNode(true));
+    tile.dataset.id = entry.id;
+    drawTile(find(tile, "canvas", HTMLCanvasElement), entry);
+    tile.addEventListener("click", () => choose(entry));
+    tiles.set(entry.id, tile);
+    return tile;
   };
 
+  /** @param {HTMLElement} tile @param {Entry} entry */
   const fill = (tile, entry) => {
     const [label, note] = describe(entry, texts, percent);
     const isChosen = entry.id === view.chosen;
-    const state = [label, note, entry.state ?? entry.own, isChosen].join();
-    if (tile.dataset.shown === state) return tile;
-    tile.dataset.shown = state;
-    tile.className = `tile ${entry.cells ? entry.state : entry.own ? "labelled" : entry.verdict}`;
-    tile.querySelector(".tile-label").textContent = label;
-    tile.querySelector(".tile-note").textContent = note;
+    const state = isCell(entry) ? (entry.own ? "labelled" : entry.verdict) : entry.state;
+    const key = [label, note, state, isChosen].join();
+    if (tile.dataset.shown === key) return tile;
+    tile.dataset.shown = key;
+    tile.className = `tile ${state}`;
+    find(tile, ".tile-label").textContent = label;
+    find(tile, ".tile-note").textContent = note;
     tile.setAttribute("aria-label", [label, note, nameOf(entry, texts)].join(", "));
-    tile.setAttribute("aria-selected", isChosen);
+    tile.setAttribute("aria-selected", String(isChosen));
     tile.tabIndex = isChosen ? 0 : -1;
     return tile;
   };
 
-  const confirmable = () => shown.filter((entry) => entry.label && !entry.own);
+  const confirmable = () => shown.filter(isCell).filter((cell) => cell.label && !cell.own);
 
   const perRow = () => {
-    const elements = [...list.children];
-    const first = elements[0].offsetTop;
-    const row = elements.findIndex((tile) => tile.offsetTop !== first);
+    const elements = findAll(list, ".tile");
+    const row = elements.findIndex((tile) => tile.offsetTop !== elements[0].offsetTop);
     return row < 0 ? elements.length : row;
   };
 
@@ -125,7 +151,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   });
   for (const button of filters) {
     button.addEventListener("click", () => {
-      view.filter = button.dataset.filter;
+      view.filter = button.dataset.filter ?? "all";
       onChange(false);
     });
   }
@@ -136,23 +162,31 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   return { show, confirmable };
 }
 
+/** @param {Entry} entry @param {Texts} texts @returns {string} */
 export function nameOf(entry, texts) {
-  if (entry.cells) return entry.name;
+  if (!isCell(entry)) return entry.name;
   const { cells, name } = entry.image;
   if (cells.length < 2) return name;
   return `${name}, ${texts.cellOf.replace("{}", entry.index + 1).replace("{}", cells.length)}`;
 }
 
+/**
+ * Return the label and the note of a tile.
+ * @param {Entry} entry
+ * @param {Texts} texts
+ * @param {(share: number) => string} percent
+ * @returns {[string, string]}
+ */
 function describe(entry, texts, percent) {
-  if (entry.cells) {
-    if (entry.state === "failed") return [texts.notRead, texts.problems[entry.problem].title];
+  if (!isCell(entry)) {
+    if (entry.problem) return [texts.notRead, texts.problems[entry.problem].title];
     return [texts[entry.state], ""];
   }
-  const said = entry.label ? texts.cells[entry.label] : entry.found ? texts.cells.OTHER : texts.nothing;
+  const label = entry.label ? texts.cells[entry.label] : entry.found ? texts.cells.OTHER : texts.nothing;
   if (entry.own) {
     const same = entry.own === (entry.label ?? "OTHER");
-    return [`✓ ${texts.cells[entry.own]}`, same ? percent(entry.confidence) : texts.model.replace("{}", said)];
+    return [`✓ ${texts.cells[entry.own]}`, same ? percent(entry.confidence) : texts.model.replace("{}", label)];
   }
-  if (entry.verdict === "rejected") return [said, texts.verdicts.rejected.badge];
-  return [entry.verdict === "confident" ? said : `${said}?`, percent(entry.confidence)];
+  if (entry.verdict === "rejected") return [label, texts.verdicts.rejected.badge];
+  return [entry.verdict === "confident" ? label : `${label}?`, percent(entry.confidence)];
 }

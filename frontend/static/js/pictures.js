@@ -1,60 +1,91 @@
 // Pictures of single cells, cut out of the images in the browser.
 
-// Of the longer side of a cell's box: enough around it to tell it, and to teach it.
+import { isCell } from "./collection.js";
+
+/** @import { Cell, Entry } from "./collection.js" */
+
+// In longer sides of a cell's box: enough context to recognise the cell, and to train on it.
 const TILE_WINDOW = 1.5;
 const TRAINING_WINDOW = 2.5;
 
-// Draw a cell, or an image that has no answer yet; nothing where a browser can't show it.
+/**
+ * Draw an entry on a tile; nothing if the browser can't show its image.
+ * @param {HTMLCanvasElement} canvas
+ * @param {Entry} entry
+ */
 export async function drawTile(canvas, entry) {
   const picture = await load(addressOf(entry));
   if (!picture) return;
   const { x, y, side } = windowOf(entry, picture, TILE_WINDOW);
   const { naturalWidth: width, naturalHeight: height } = picture;
-  // Moved to show as much as there is.
-  const window = { x: clamp(x, width - side), y: clamp(y, height - side), side };
-  draw(canvas.getContext("2d"), picture, window);
+  // Moved into the picture as far as possible.
+  draw(canvas, picture, { x: clamp(x, width - side), y: clamp(y, height - side), side });
   canvas.dataset.drawn = "";
 }
 
-// The cell in the middle of a picture in full resolution, or the file itself if no box is known.
+/**
+ * Return a cell in the middle of a picture in full resolution, or null if its box is unknown.
+ * @param {Cell} cell
+ * @returns {Promise<Blob | null>}
+ */
 export async function toTrainingImage(cell) {
   const picture = cell.box && (await load(addressOf(cell)));
-  if (!picture) return cell.image.file;
+  if (!picture) return null;
   const window = windowOf(cell, picture, TRAINING_WINDOW);
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = Math.max(1, Math.round(window.side));
-  // What lies beyond the picture's border is black, as where the model itself cuts cells out.
-  draw(canvas.getContext("2d", { alpha: false }), picture, window);
+  // Black beyond the border of the picture, as in the crops of the model.
+  draw(canvas, picture, window, { alpha: false });
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
-// Where a browser finds the picture of an entry; null where it can't show it.
+/**
+ * Return the URL of an entry's picture, or null if the browser can't show it.
+ * @param {Entry} entry
+ */
 export function addressOf(entry) {
-  const image = entry.image ?? entry;
+  const image = isCell(entry) ? entry.image : entry;
   return image.cells.length ? image.shownAddress : image.address;
 }
 
+/** @param {string | null} address */
 async function load(address) {
   const picture = new Image();
   picture.src = address ?? "";
   return picture.decode().then(() => picture, () => null);
 }
 
-// A square around the cell in pixels of the picture; it may reach beyond its border.
+/**
+ * Return a square around the cell in pixels of the picture; it may reach beyond the border.
+ * @param {Entry} entry
+ * @param {HTMLImageElement} picture
+ * @param {number} zoom
+ */
 function windowOf(entry, picture, zoom) {
   const { naturalWidth: width, naturalHeight: height } = picture;
-  // The server's picture of a TIFF may be smaller than the upload that the box is of.
-  const scale = entry.image?.size ? width / entry.image.size[0] : 1;
-  const box = entry.box?.map((edge) => edge * scale);
-  const [left, top, right, bottom] = box ?? [0, 0, width, height];
-  const side = box ? Math.max(right - left, bottom - top) * zoom : Math.min(width, height);
+  if (!isCell(entry) || !entry.box) {
+    const side = Math.min(width, height);
+    return { x: (width - side) / 2, y: (height - side) / 2, side };
+  }
+  // The server's picture of a TIFF may be smaller than the upload, whose pixels the box counts.
+  const scale = entry.image.size ? width / entry.image.size[0] : 1;
+  const [left, top, right, bottom] = entry.box.map((edge) => edge * scale);
+  const side = Math.max(right - left, bottom - top) * zoom;
   return { x: (left + right - side) / 2, y: (top + bottom - side) / 2, side };
 }
 
-function draw(context, picture, { x, y, side }) {
-  const { width, height } = context.canvas;
+/**
+ * @param {HTMLCanvasElement} canvas
+ * @param {HTMLImageElement} picture
+ * @param {{ x: number, y: number, side: number }} window
+ * @param {CanvasRenderingContext2DSettings} [settings]
+ */
+function draw(canvas, picture, { x, y, side }, settings) {
+  const context = canvas.getContext("2d", settings);
+  if (!context) return;
   context.imageSmoothingQuality = "high";
-  context.drawImage(picture, x, y, side, side, 0, 0, width, height);
+  context.drawImage(picture, x, y, side, side, 0, 0, canvas.width, canvas.height);
 }
 
+/** @param {number} value @param {number} high */
 const clamp = (value, high) => Math.min(Math.max(value, 0), Math.max(high, 0));

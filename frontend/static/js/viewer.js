@@ -1,147 +1,184 @@
-// One cell in large: its picture with the outlines, what the model said, where it looked, and a
-// person's own label.
+// One cell in detail: its picture with outlines, the answer, the heat map and the visitor's label.
 
-import { CLASSES } from "./collection.js";
+import { isCell } from "./collection.js";
+import { find, findAll } from "./dom.js";
 import { nameOf } from "./gallery.js";
 import { addressOf } from "./pictures.js";
-import { explain } from "./service.js";
+import { Problem, explain } from "./service.js";
 
-const KEYS = [...CLASSES, "OTHER"];
+/** @import { Cell, Collection, Entry, Upload } from "./collection.js" */
+/** @import { Texts } from "./gallery.js" */
+
 const SVG = "http://www.w3.org/2000/svg";
 
+/**
+ * Return functions that show an entry and handle keys.
+ * @param {HTMLElement} card
+ * @param {Texts} texts
+ * @param {(share: number) => string} percent
+ * @param {Collection} collection
+ * @param {(cell: Cell) => void} onChoose
+ */
 export function mountViewer(card, texts, percent, collection, onChoose) {
-  const part = (selector) => card.querySelector(selector);
-  const picture = part("img.picture"), heat = part(".heat"), outlines = part(".outlines");
-  const opacity = part("input[type=range]"), note = part(".looked .hint");
-  const rows = [...card.querySelectorAll("tbody tr")];
+  const picture = find(card, "img.picture", HTMLImageElement);
+  const heat = find(card, ".heat", HTMLImageElement);
+  const outlines = find(card, ".outlines", SVGElement);
+  const opacity = find(card, "input[type=range]", HTMLInputElement);
+  const explainButton = find(card, "[data-do=explain]", HTMLButtonElement);
+  const note = find(card, ".looked .hint");
+  const rows = findAll(card, "tbody tr");
+  const labels = findAll(card, "[data-label]");
+  /** @type {Entry | null} */
   let shown = null;
 
+  const imageOf = () => (shown && isCell(shown) ? shown.image : shown);
+
+  /** @param {Entry | null} entry */
   const show = (entry) => {
     card.hidden = !entry;
     if (!entry) return;
     const moved = entry !== shown;
     shown = entry;
-    const image = entry.image ?? entry;
-    showPicture(image, entry);
-    part("figcaption").textContent = part("figcaption").title = nameOf(entry, texts);
-    part(".of-cell").hidden = part(".looked").hidden = Boolean(entry.cells);
-    part("[data-do=retry-one]").hidden = !["failed", "cancelled"].includes(entry.state);
-    card.className = `card result viewer ${entry.verdict ?? entry.state}`;
-    if (entry.cells) showState(entry);
-    else showAnswer(entry);
+    const image = isCell(entry) ? entry.image : entry;
+    showPicture(image);
+    const caption = find(card, "figcaption");
+    caption.textContent = caption.title = nameOf(entry, texts);
+    find(card, ".of-cell").hidden = find(card, ".looked").hidden = !isCell(entry);
+    find(card, "[data-do=retry-one]").hidden = !["failed", "cancelled"].includes(image.state);
+    card.className = `card result viewer ${isCell(entry) ? entry.verdict : entry.state}`;
+    if (isCell(entry)) showAnswer(entry);
+    else showState(entry);
     if (moved) note.textContent = "";
     showHeat(image);
   };
 
-  const showPicture = (image, entry) => {
+  /** @param {Upload} image */
+  const showPicture = (image) => {
     const address = addressOf(image);
     if (picture.dataset.of !== `${image.id}${address}`) {
       picture.dataset.of = `${image.id}${address}`;
       showPlaceholder(!address);
       if (address) picture.src = address;
     }
-    outlines.replaceChildren(...image.cells.filter((cell) => cell.box).map((cell) => outline(cell, entry)));
+    outlines.replaceChildren(...image.cells.flatMap(outline));
     fitOutlines();
   };
 
+  /** @param {boolean} missing */
   const showPlaceholder = (missing) => {
-    part(".frame").hidden = missing;
-    part(".placeholder-picture").hidden = !missing;
+    find(card, ".frame").hidden = missing;
+    find(card, ".placeholder-picture").hidden = !missing;
   };
 
   const fitOutlines = () => {
-    const size = shown.image?.size ?? [picture.naturalWidth, picture.naturalHeight];
+    const size = imageOf()?.size ?? [picture.naturalWidth, picture.naturalHeight];
     if (size[0]) outlines.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
   };
 
-  const outline = (cell, entry) => {
+  /** @param {Cell} cell */
+  const outline = (cell) => {
+    if (!cell.box) return [];
     const [left, top, right, bottom] = cell.box;
     const rect = document.createElementNS(SVG, "rect");
     const sides = { x: left, y: top, width: right - left, height: bottom - top, rx: 6 };
-    for (const [name, value] of Object.entries(sides)) rect.setAttribute(name, value);
+    for (const [name, value] of Object.entries(sides)) rect.setAttribute(name, String(value));
     rect.classList.add(cell.verdict);
-    if (cell === entry) rect.classList.add("chosen");
+    if (cell === shown) rect.classList.add("chosen");
     rect.addEventListener("click", () => onChoose(cell));
-    return rect;
+    return [rect];
   };
 
+  /** @param {Upload} image */
   const showState = (image) => {
-    const problem = texts.problems[image.problem];
-    const pending = texts[image.state === "asking" ? "asking" : "waiting"];
-    part(".badge").textContent = problem || image.state === "cancelled" ? texts.notRead : texts.waiting;
-    part("#verdict").textContent = problem?.title ?? (image.state === "cancelled" ? texts.cancelled : pending);
-    part(".meaning").textContent = problem?.advice ?? "";
+    const ended = image.problem || image.state === "cancelled";
+    const problem = texts.problems[image.problem ?? ""];
+    find(card, ".badge").textContent = ended ? texts.notRead : texts.waiting;
+    find(card, "#verdict").textContent = problem?.title ?? texts[image.state];
+    find(card, ".meaning").textContent = problem?.advice ?? "";
   };
 
+  /** @param {Cell} cell */
   const showAnswer = (cell) => {
     const verdict = texts.verdicts[cell.verdict];
-    part(".badge").textContent = verdict.badge;
-    part("#verdict").textContent = headingOf(cell, texts);
-    part(".meaning").textContent = cell.found ? verdict.meaning : texts.nothingFound;
-    part(".bars").hidden = part(".looked").hidden = !cell.found;
+    find(card, ".badge").textContent = verdict.badge;
+    find(card, "#verdict").textContent = headingOf(cell, texts);
+    find(card, ".meaning").textContent = cell.found ? verdict.meaning : texts.nothingFound;
+    find(card, ".bars").hidden = find(card, ".looked").hidden = !cell.found;
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
-    shares.forEach(([label, share], index) => {
-      rows[index].querySelector("th").textContent = texts.cells[label];
-      rows[index].querySelector("rect").setAttribute("width", 100 * share);
-      rows[index].querySelector(".percent").textContent = percent(share);
-    });
-    for (const button of card.querySelectorAll("[data-label]")) {
-      button.setAttribute("aria-pressed", button.dataset.label === cell.own);
+    for (const [index, [label, share]] of shares.entries()) {
+      find(rows[index], "th").textContent = texts.cells[label];
+      find(rows[index], "rect", SVGElement).setAttribute("width", String(100 * share));
+      find(rows[index], ".percent").textContent = percent(share);
     }
-    part(".by").textContent = texts.by.replace("{}", cell.image.version);
+    for (const button of labels) {
+      button.setAttribute("aria-pressed", String(button.dataset.label === cell.own));
+    }
+    find(card, ".by").textContent = texts.by.replace("{}", cell.image.version);
   };
 
+  /** @param {Upload} image */
   const showHeat = (image) => {
-    const ready = Boolean(image.heatMap);
-    heat.hidden = !ready;
-    if (ready) heat.src = image.heatMap;
-    heat.style.opacity = opacity.value / 100;
-    part(".looked label").hidden = !ready;
-    part("[data-do=explain]").hidden = ready;
-    part("[data-do=explain]").disabled = image.heatMap === undefined;
+    heat.hidden = !image.heatMap;
+    if (image.heatMap) heat.src = image.heatMap;
+    showOpacity();
+    find(card, ".looked label").hidden = !image.heatMap;
+    explainButton.hidden = Boolean(image.heatMap);
+    explainButton.disabled = image.explaining;
   };
 
-  const look = async () => {
-    const { image } = shown;
-    image.heatMap = undefined;
+  const showOpacity = () => { heat.style.opacity = String(Number(opacity.value) / 100); };
+
+  explainButton.addEventListener("click", async () => {
+    const image = imageOf();
+    if (!image) return;
+    image.explaining = true;
     showHeat(image);
     note.textContent = texts.asking;
+    let message = "";
     try {
-      image.heatMap = await explain(image.file, image.version, new AbortController().signal);
-      note.textContent = "";
+      image.heatMap = await explain(image.file, image.version);
     } catch (error) {
-      image.heatMap = null;
-      note.textContent = texts.problems[error.kind]?.title ?? texts.noExplanation;
+      message = (error instanceof Problem && texts.problems[error.kind]?.title) || texts.noExplanation;
     }
-    if (shown.image === image) showHeat(image);
-    if (image.heatMap && shown.image === image) opacity.focus();
+    image.explaining = false;
+    note.textContent = message;
+    if (imageOf() !== image) return;
+    showHeat(image);
+    if (image.heatMap) opacity.focus();
+  });
+
+  /** @param {string | undefined | null} name */
+  const label = (name) => {
+    if (shown && isCell(shown)) collection.label([shown], () => name ?? null);
   };
 
-  const label = (name) => collection.label([shown], () => name);
-
+  /** @param {KeyboardEvent} event */
   const onKey = (event) => {
-    if (event.altKey || event.ctrlKey || event.metaKey || event.target.matches("input, select")) return;
-    if (!shown || shown.cells) return;
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (event.altKey || event.ctrlKey || event.metaKey || target.matches("input, select")) return;
+    const button = labels[Number(event.key) - 1];
     if (event.key === "0") label(null);
-    else if (KEYS[event.key - 1]) label(KEYS[event.key - 1]);
+    else if (button) label(button.dataset.label);
   };
 
-  picture.addEventListener("load", () => shown && fitOutlines());
+  picture.addEventListener("load", fitOutlines);
   picture.addEventListener("error", () => showPlaceholder(true));
-  opacity.addEventListener("input", () => { heat.style.opacity = opacity.value / 100; });
-  part("[data-do=explain]").addEventListener("click", look);
-  part("[data-do=retry-one]").addEventListener("click", () => collection.retry([shown]));
-  for (const button of card.querySelectorAll("[data-label]")) {
+  opacity.addEventListener("input", showOpacity);
+  find(card, "[data-do=retry-one]").addEventListener("click", () => {
+    const image = imageOf();
+    if (image) collection.retry([image]);
+  });
+  for (const button of labels) {
     button.addEventListener("click", () => {
-      label(shown.own === button.dataset.label ? null : button.dataset.label);
+      label(button.getAttribute("aria-pressed") === "true" ? null : button.dataset.label);
     });
   }
   return { show, onKey };
 }
 
+/** @param {Cell} cell @param {Texts} texts @returns {string} */
 export function headingOf(cell, texts) {
   if (!cell.found) return texts.nothing;
   if (!cell.label) return texts.none;
-  const name = texts.cells[cell.label];
-  return cell.verdict === "confident" ? name : texts.perhaps.replace("{}", name);
+  return `${texts.cells[cell.label]}${cell.verdict === "uncertain" ? "?" : ""}`;
 }

@@ -1,16 +1,23 @@
-// A zip archive of files that are compressed already, so only stored (APPNOTE.TXT 6.3.10, PKWARE).
+// Zip archives of files that are already compressed, so only stored (APPNOTE.TXT 6.3.10, PKWARE).
 
 const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50;
 const VERSION = 20, UTF8 = 0x0800;
-// 1 January 1980: an archive of the same cells is the same.
+// 1 January 1980: the same cells give the same archive.
 const TIME = 0, DATE = 0x21;
 
-// `files` are pairs of a path and its bytes; the archive must stay below 4 GB and 65,536 files.
+/**
+ * Return an archive of files, given as path and bytes; at most 4 GB and 65,535 files.
+ * @param {[string, Uint8Array][]} files
+ */
 export function zip(files) {
-  const parts = [], directory = [];
+  /** @type {Uint8Array[]} */
+  const parts = [];
+  /** @type {Uint8Array[]} */
+  const directory = [];
   let offset = 0;
   for (const [path, bytes] of files) {
     const name = new TextEncoder().encode(path);
+    /** @type {Field[]} */
     const common = [
       [2, VERSION], [2, UTF8], [2, 0], [2, TIME], [2, DATE],
       [4, crc32(bytes)], [4, bytes.length], [4, bytes.length], [2, name.length], [2, 0],
@@ -30,7 +37,9 @@ export function zip(files) {
   return join([...parts, ...directory, end]);
 }
 
-// Fields of 2 or 4 bytes, little-endian.
+/** @typedef {[number, number]} Field A number of bytes, 2 or 4, and a value. */
+
+/** @param {Field[]} fields */
 function record(fields) {
   const bytes = new Uint8Array(fields.reduce((sum, [size]) => sum + size, 0));
   const view = new DataView(bytes.buffer);
@@ -43,6 +52,7 @@ function record(fields) {
   return bytes;
 }
 
+/** @param {Uint8Array[]} parts */
 function join(parts) {
   const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
   let at = 0;
@@ -59,6 +69,7 @@ const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {
   return rest;
 });
 
+/** @param {Uint8Array} bytes */
 function crc32(bytes) {
   let rest = 0xffffffff;
   for (const byte of bytes) rest = TABLE[(rest ^ byte) & 0xff] ^ (rest >>> 8);

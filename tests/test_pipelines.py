@@ -10,11 +10,11 @@ import pytest
 import torch
 from conftest import CARDS
 
-from handler import gate, versions
+from handler import gate, pipelines
 from handler.locator import Located
 from handler.networks import BloodCellNet, CellNet, Locator
-from handler.preprocessing import HEIGHT, WIDTH, Picture
-from handler.versions import CellByCell, Pipeline, WholeField
+from handler.pipelines import CellByCell, Pipeline, WholeField
+from handler.preprocessing import HEIGHT, WIDTH, DecodedImage
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training.export import in_torch
@@ -26,10 +26,10 @@ CELL = {"channels": [8, 8, 8], "dropout": 0}
 BOXES = [(20.0, 30.0, 80.0, 90.0), (100.0, 40.0, 150.0, 100.0)]
 
 
-def picture(version: Pipeline, scale: int = 2) -> Picture:
+def picture(version: Pipeline, scale: int = 2) -> DecodedImage:
     width, height = version.fit((320 * scale, 240 * scale))
     pixels = np.asarray(draw_cell("MONOCYTE", 3, (width, height)))
-    return Picture(pixels, 320 * scale, 240 * scale)
+    return DecodedImage(pixels, 320 * scale, 240 * scale)
 
 
 @pytest.fixture(params=["field", "cells"])
@@ -40,7 +40,7 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         look = in_torch(Gate((WIDTH, HEIGHT)))
         return WholeField(look, in_torch(field_network), lambda: field_network, 2)
     monkeypatch.setattr(
-        versions,
+        pipelines,
         "locate",
         lambda _locator, fields: [[Located(box, 0.9) for box in BOXES] for _ in fields],
     )
@@ -55,7 +55,7 @@ def cell_by_cell() -> CellByCell:
 
 def test_no_picture_needs_no_answer(version: Pipeline) -> None:
     """As when all of a batch are to be explained."""
-    assert version.examine([]) == []
+    assert version.predict([]) == []
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
@@ -63,19 +63,19 @@ def test_pictures_are_examined_in_their_order(version: Pipeline, count: int) -> 
     pictures = [picture(version) for _ in range(count)]
     for index, each in enumerate(pictures):
         each.pixels = np.roll(each.pixels, 5 * index, axis=1)
-    together = version.examine(pictures)
-    for each, examination in zip(pictures, together, strict=True):
-        [alone] = version.examine([each])
-        assert alone.stain == examination.stain
-        for one, other in zip(alone.cells, examination.cells, strict=True):
+    together = version.predict(pictures)
+    for each, prediction in zip(pictures, together, strict=True):
+        [alone] = version.predict([each])
+        assert alone.stain == prediction.stain
+        for one, other in zip(alone.cells, prediction.cells, strict=True):
             assert one.logits == pytest.approx(other.logits, abs=1e-4)
 
 
 def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Pipeline) -> None:
     asked = picture(version)
-    examination, heat = version.explain(asked)
-    [expected] = version.examine([asked])
-    assert [cell.logits for cell in examination.cells] == [
+    prediction, heat = version.explain(asked)
+    [expected] = version.predict([asked])
+    assert [cell.logits for cell in prediction.cells] == [
         pytest.approx(cell.logits, abs=1e-4) for cell in expected.cells
     ]
     assert heat.shape == (480, 640)
@@ -83,9 +83,9 @@ def test_an_explanation_has_the_answer_and_the_uploads_proportions(version: Pipe
 
 
 def test_warming_up_leaves_no_trace(version: Pipeline) -> None:
-    before = version.examine([picture(version)])
+    before = version.predict([picture(version)])
     version.warm_up()
-    after = version.examine([picture(version)])
+    after = version.predict([picture(version)])
     assert before == after
 
 
@@ -93,10 +93,10 @@ def test_boxes_are_in_pixels_of_the_upload(monkeypatch: pytest.MonkeyPatch) -> N
     def located(_locator: Any, fields: Any) -> list[list[Located]]:
         return [[Located(box, 0.9) for box in BOXES] for _ in fields]
 
-    monkeypatch.setattr(versions, "locate", located)
+    monkeypatch.setattr(pipelines, "locate", located)
     version = cell_by_cell()
-    [examination] = version.examine([picture(version, scale=3)])
-    assert [cell.box for cell in examination.cells] == [
+    [prediction] = version.predict([picture(version, scale=3)])
+    assert [cell.box for cell in prediction.cells] == [
         pytest.approx([side * 3 for side in box]) for box in BOXES
     ]
 
@@ -104,10 +104,10 @@ def test_boxes_are_in_pixels_of_the_upload(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_picture_without_cells_has_none_and_is_not_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(versions, "locate", lambda _locator, fields: [[] for _ in fields])
+    monkeypatch.setattr(pipelines, "locate", lambda _locator, fields: [[] for _ in fields])
     version = cell_by_cell()
-    examination, heat = version.explain(picture(version))
-    assert list(examination.cells) == []
+    prediction, heat = version.explain(picture(version))
+    assert list(prediction.cells) == []
     assert heat.max() == 0
 
 
@@ -125,12 +125,12 @@ def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool)
     assert [*card["sha256"]] == sorted(
         ["weights.pt", "gate.onnx", *(f"{name}.onnx" for name in parts)]
     )
-    version = versions.load(tmp_path, card, 2)
+    version = pipelines.load(tmp_path, card, 2)
     assert isinstance(version, CellByCell if finds_cells else WholeField)
     version.warm_up()
     for name in card["sha256"]:
         with pytest.raises(RuntimeError, match=f"{name} is not the file"):
-            versions.load(tmp_path, card | {"sha256": card["sha256"] | {name: "0"}}, 2)
+            pipelines.load(tmp_path, card | {"sha256": card["sha256"] | {name: "0"}}, 2)
 
 
 @pytest.mark.parametrize("name", ["1.0", "2.0"])
@@ -149,9 +149,9 @@ def test_a_gpu_is_warm_for_the_batches_that_it_gets(
             self.sizes.append(len(inputs))
             return np.zeros(len(inputs))
 
-    monkeypatch.setattr(versions, "Engine", Recorded)
+    monkeypatch.setattr(pipelines, "Engine", Recorded)
     folder = ROOT / "models" / name
-    versions.load(folder, CARDS[name], 8, 2, gpu=3).warm_up()
+    pipelines.load(folder, CARDS[name], 8, 2, gpu=3).warm_up()
     assert len(engines) == {"1.0": 2, "2.0": 3}[name]
     for each in engines:
         assert each.built == (2, 3, 8)

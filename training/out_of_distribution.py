@@ -1,7 +1,7 @@
-"""Images that show no blood smear at all, to measure what a version does with them.
+"""Images without a blood smear, to measure whether a version rejects them.
 
-Nothing is downloaded: the photographs ship inside packages that development needs, the rest is
-drawn. Stained tissue, which ships there too, is left out: it is not far from a smear.
+The photographs are part of packages that development needs; the rest is drawn. Stained tissue from
+the same packages is left out: it resembles a smear.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from handler.preprocessing import Pixels
 
 SIZES = ((320, 240), (240, 320), (360, 363), (400, 300))
-# (package, path): ten in colour, eight in grey. Few, so figures on them say little about the
-# photographs of the world; crops of one photograph succeed and fail together.
+# (package, path): ten in colour, eight in grey. They are few, and crops of one photograph are
+# correct or wrong together, so the figures hardly generalise.
 PHOTOGRAPHS = (
     ("sklearn.datasets", "images/china.jpg"),
     ("sklearn.datasets", "images/flower.jpg"),
@@ -41,10 +41,10 @@ PHOTOGRAPHS = (
     ("skimage.data", "text.png"),
 )
 CROPS = 14
-# Of each drawn kind.
+# Images of each drawn kind.
 DRAWN = 120
 
-# A word's letters: capitals and digits are rarer.
+# Capitals and digits are rarer.
 LETTERS = np.array(list(string.ascii_lowercase * 4 + string.ascii_uppercase + string.digits))
 
 Colour = tuple[int, ...]
@@ -52,7 +52,7 @@ Colour = tuple[int, ...]
 
 def far_images(seed: int) -> dict[str, list[Pixels]]:
     """Return images by kind: photograph, text, blank, noise; the same seed gives the same ones."""
-    # A stream for each kind, so that more of one does not change the others.
+    # A stream for each kind: more of one does not change the others.
     photograph, text, blank, noise = np.random.default_rng(seed).spawn(4)
     return {
         "photograph": [_crop(_photograph(*name), photograph) for name in PHOTOGRAPHS * CROPS],
@@ -74,14 +74,14 @@ def _size(random: Generator) -> tuple[int, int]:
 
 
 def _crop(photograph: Image.Image, random: Generator) -> Pixels:
-    """Cut a window of the upload's shape out, anywhere, a third of the photograph or more."""
+    """Cut out a window of an upload's shape, at least a third of the photograph wide."""
     width, height = _size(random)
     largest = min(photograph.width / width, photograph.height / height)
     scale = largest * random.uniform(1 / 3, 1)
     left = random.uniform(0, photograph.width - scale * width)
     top = random.uniform(0, photograph.height - scale * height)
     box = (left, top, left + scale * width, top + scale * height)
-    # Rounding must not lead over the edge.
+    # Rounding may exceed the edge.
     box = (*box[:2], min(box[2], photograph.width), min(box[3], photograph.height))
     crop = photograph.resize((width, height), Image.Resampling.BICUBIC, box)
     return np.asarray(ImageOps.mirror(crop) if random.integers(2) else crop)
@@ -92,7 +92,7 @@ def _colour(random: Generator, low: int = 0, high: int = 255) -> Colour:
 
 
 def _text(random: Generator) -> Pixels:
-    """Draw a page or a screen: a bar, lines of words in a few inks, boxes here and there."""
+    """Draw a page or a screen: a bar, lines of words in a few inks, some boxes."""
     width, height = _size(random)
     dark = random.random() < 0.3
     paper, ink = _colour(random, 225), _colour(random, 0, 80)
@@ -112,7 +112,7 @@ def _text(random: Generator) -> Pixels:
             x = random.uniform(0, width / 2)
             box = (x, y, x + random.uniform(10, width / 2), y + step * random.uniform(1, 3))
             draw.rectangle(box, fill=_colour(random), outline=ink)
-        # A paragraph ends now and then.
+        # Some lines stay empty.
         if random.random() < 0.85:
             words = random.integers(2, 14)
             line = " ".join(_word(random) for _ in range(words))
@@ -126,9 +126,9 @@ def _word(random: Generator) -> str:
 
 
 def _blank(random: Generator) -> Pixels:
-    """Draw one colour, or one that turns into another; the hues of stain as often as any."""
+    """Draw one colour or a gradient, half of them in the hues of stains."""
     width, height = _size(random)
-    # A quarter plain, half across the field, a quarter from the middle outwards.
+    # A quarter plain, half across the field, a quarter radial.
     kind = random.integers(4)
     first, second = _plain_colour(random), _plain_colour(random)
     x, y = np.linspace(-1, 1, width), np.linspace(-1, 1, height)[:, None]
@@ -137,7 +137,7 @@ def _blank(random: Generator) -> Pixels:
     outwards = (x**2 + y**2) / 2
     share = (np.zeros_like(across), (across + 1) / 2, (across + 1) / 2, outwards)[kind]
     pixels = first + share[..., None] * np.subtract(second, first)
-    # What a camera adds.
+    # Camera noise.
     pixels += random.normal(0, random.choice([0, 1, 3]), pixels.shape)
     return _eight_bit(pixels)
 
@@ -145,14 +145,14 @@ def _blank(random: Generator) -> Pixels:
 def _plain_colour(random: Generator) -> Colour:
     if random.integers(2):
         return _colour(random)
-    # From pink over purple to blue, pale or deep.
+    # From pink to purple to blue, pale or deep.
     red, green, blue = random.uniform(0.35, 1), random.uniform(0.2, 0.8), random.uniform(0.7, 1)
     bright = random.uniform(100, 255)
     return tuple(round(bright * part) for part in (red, green, blue))
 
 
 def _noise(random: Generator) -> Pixels:
-    """Draw noise: of pixels or of soft clouds up to a third of the field, in grey or in colour."""
+    """Draw noise: from pixels to soft clouds of a third of the field, in grey or in colour."""
     width, height = _size(random)
     grain = random.choice([1, 1, 2, 4, 10, 30, 100])
     channels = random.choice([1, 3, 3])

@@ -1,7 +1,6 @@
-"""What a version does with pictures: 1.0 reads the whole field, 2.0 finds the cells and reads each.
+"""The pipelines: 1.0 classifies the whole field, 2.0 finds the cells and classifies each.
 
-Both are asked the same: to what size to decode, what is in these pictures, and where they looked.
-A version's card tells which of them it is (`finds_cells`) and how its networks are built.
+A version's card selects the pipeline (`finds_cells`) and configures its networks.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 
 from handler.cells import cut_out, to_amounts, window
 from handler.checked import read_checked
+from handler.contract import CLASSES
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
 from handler.gate import SIZE, shrink
@@ -24,14 +24,15 @@ from handler.preprocessing import (
     HEIGHT,
     WIDTH,
     Box,
+    DecodedImage,
     Floats,
-    Picture,
     Pixels,
     Size,
+    normalized,
     squashed,
     within_field,
 )
-from handler.verdict import CLASSES, Cell, Examination
+from handler.verdict import Cell, Prediction
 
 if TYPE_CHECKING:
     from handler.networks import BloodCellNet, CellNet
@@ -40,19 +41,19 @@ T = TypeVar("T")
 
 
 class Pipeline(Protocol):
-    """A version's networks, ready to be asked."""
+    """A version's networks, loaded."""
 
     def fit(self, size: Size, /) -> Size:
         """Return the size to which an upload of this size is decoded."""
 
-    def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
-        """Tell what is in each picture."""
+    def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+        """Return the networks' output for each image."""
 
-    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
-        """Tell what is in a picture and where the network looked: heat (h, w) in [0, 1]."""
+    def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
+        """Return the output for an image, and a heat map (h, w) in [0, 1] of its evidence."""
 
     def warm_up(self) -> None:
-        """Run once at every batch size, so that no request waits for that."""
+        """Run once at every batch size, which is slow the first time."""
 
 
 def load(
@@ -62,9 +63,9 @@ def load(
     threads: int = 1,
     gpu: int | None = None,
 ) -> Pipeline:
-    """Load a version as its card describes it; raise RuntimeError if its files are not the card's.
+    """Load a version; raise RuntimeError if a file does not match its hash in the card.
 
-    The threads are those of each network, which run one after the other.
+    `threads` is for each network; the networks run one after the other.
     """
 
     def engine(name: str) -> Engine:
@@ -72,14 +73,14 @@ def load(
 
     @cache
     def torch_network() -> BloodCellNet | CellNet:
-        # Some seconds and 250 MB, which only those who want an explanation should pay.
+        # Takes seconds and 250 MB: loaded at the first explanation.
         import torch
 
         from handler.networks import load_networks
 
         torch.set_num_threads(threads)
         network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
-        # Torch may be a build for the CPU, also where ONNX Runtime has a GPU.
+        # Torch may be a CPU build where ONNX Runtime has a GPU.
         return network.to("cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}")
 
     read_checked(folder, card, "weights.pt")
@@ -90,7 +91,7 @@ def load(
 
 
 class WholeField:
-    """Reads the field as one: the network of the seed."""
+    """Classifies the field as a whole, with the original project's network."""
 
     fit = staticmethod(squashed)
 
@@ -101,38 +102,38 @@ class WholeField:
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
     ) -> None:
-        """Look by `gate`, from pixels (N, 60, 80, 3) to stains (N,), and read by `network`.
+        """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits (N, 4).
 
-        That goes from the same pixels to logits (N, 4); the one in torch explains.
+        `torch_network` returns the network in torch, for explanations.
         """
         self.gate, self.network, self.torch_network = gate, network, torch_network
         self.batch_size = batch_size
 
-    def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
+    def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [
-            Examination(stain, [Cell(logits)])
-            for part in _parts([picture.pixels for picture in pictures], self.batch_size)
-            for stain, logits in self._see(np.stack(part))
+            Prediction(stain, [Cell(logits)])
+            for part in _parts([image.pixels for image in images], self.batch_size)
+            for stain, logits in self._run(np.stack(part))
         ]
 
-    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
-        [examination] = self.examine([picture])
-        size = (picture.width, picture.height)
-        inputs = picture.pixels[None].transpose(0, 3, 1, 2) / np.float32(255)
-        [heat] = _attribute(self.torch_network(), inputs, _labels(examination.cells))
-        return examination, place(heat, (0, 0, *size), size)
+    def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
+        [prediction] = self.predict([image])
+        size = (image.width, image.height)
+        inputs = normalized(image.pixels[None])
+        [heat] = _attribute(self.torch_network(), inputs, _labels(prediction.cells))
+        return prediction, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
-            self._see(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
+            self._run(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
 
-    def _see(self, pixels: Pixels) -> Iterator[tuple[float, list[float]]]:
-        """Return the stain and the logits of each picture."""
+    def _run(self, pixels: Pixels) -> Iterator[tuple[float, list[float]]]:
+        """Yield the stain and the logits of each image."""
         return zip(self.gate(pixels).tolist(), self.network(pixels).tolist(), strict=True)
 
 
 class CellByCell:
-    """Finds the white cells, cuts each out, measures its stain, and reads it."""
+    """Finds the white cells, cuts each out, converts it to amounts of dye and classifies it."""
 
     fit = staticmethod(within_field)
 
@@ -144,29 +145,29 @@ class CellByCell:
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
     ) -> None:
-        """Look by `gate`: from pixels (N, 30, 40, 3) to stains (N,).
+        """Take a gate, from pixels (N, 30, 40, 3) to stains (N,), a locator and a network.
 
-        Find by `locator`: from canvases (N, 128, 128, 3) to what handler.locator reads. Read by
-        `network`: from amounts of dye (N, 3, 60, 80) to logits (N, 5); the one in torch explains.
+        The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes, the network
+        amounts of dye (N, 3, 60, 80) to logits (N, 5). `torch_network` returns it in torch.
         """
         self.gate, self.locator, self.network = gate, locator, network
         self.torch_network, self.batch_size = torch_network, batch_size
 
-    def examine(self, pictures: Sequence[Picture]) -> list[Examination]:
-        return [examination for examination, _dyes in self._read(pictures)]
+    def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
+        return [prediction for prediction, _dyes in self._read(images)]
 
-    def explain(self, picture: Picture) -> tuple[Examination, Floats]:
-        [(examination, dyes)] = self._read([picture])
-        size = (picture.width, picture.height)
+    def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
+        [(prediction, dyes)] = self._read([image])
+        size = (image.width, image.height)
         heat = np.zeros(canvas_size(size)[::-1], np.float32)
-        pairs = list(zip(examination.cells, dyes, strict=True))
+        pairs = list(zip(prediction.cells, dyes, strict=True))
         for part in _parts(pairs, self.batch_size):
             cells = [cell for cell, _ in part]
             maps = self._maps(np.stack([amounts for _, amounts in part]), _labels(cells))
             for cell, each in zip(cells, maps, strict=True):
                 assert cell.box
                 heat = np.maximum(heat, place(each, window(cell.box), size))
-        return examination, heat
+        return prediction, heat
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
@@ -174,9 +175,9 @@ class CellByCell:
             self.locator(np.zeros((size, CANVAS, CANVAS, 3), np.uint8))
             self.network(np.zeros((size, 3, HEIGHT, WIDTH), np.float32))
 
-    def _read(self, pictures: Sequence[Picture]) -> list[tuple[Examination, Floats]]:
-        """Return what is in each picture, and the dyes (cells, 3, 60, 80) that tell it."""
-        fields = [picture.pixels for picture in pictures]
+    def _read(self, images: Sequence[DecodedImage]) -> list[tuple[Prediction, Floats]]:
+        """Return the output for each image, and its cells' amounts of dye (cells, 3, 60, 80)."""
+        fields = [image.pixels for image in images]
         stains = [
             stain
             for part in _parts(fields, self.batch_size)
@@ -199,20 +200,20 @@ class CellByCell:
         )
         return [
             (
-                Examination(
+                Prediction(
                     stain,
                     [
-                        Cell(row, _upload_box(cell.box, picture))
+                        Cell(row, _upload_box(cell.box, image))
                         for cell, row in zip(cells, islice(logits, len(cells)), strict=True)
                     ],
                 ),
                 amounts,
             )
-            for picture, stain, cells, amounts in zip(pictures, stains, located, dyes, strict=True)
+            for image, stain, cells, amounts in zip(images, stains, located, dyes, strict=True)
         ]
 
     def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:
-        """Return what spoke for each cell's label (N, 60, 80), in both ways that it is seen."""
+        """Return heat maps (N, 60, 80), averaged over each cell and its half turn."""
         both = np.concatenate([dyes, np.flip(dyes, (2, 3))])
         upright, turned = np.split(_attribute(self.torch_network(), both, [*labels, *labels]), 2)
         heat: Floats = (upright + np.flip(turned, (1, 2))) / np.float32(2)
@@ -220,23 +221,23 @@ class CellByCell:
 
 
 def _attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[int]) -> Floats:
-    # Brings torch and captum: seconds and memory that only those who explain should pay.
+    # Imports torch and captum, which predictions don't need.
     from handler.attribution import attribute
 
     return attribute(network, inputs, labels)
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """Yield batches of the sizes that the networks are warm for."""
+    """Yield batches of at most the size that the networks are warm for."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _labels(cells: Sequence[Cell]) -> list[int]:
-    """Return the class that each cell looks like most, whatever is then said of it."""
+    """Return each cell's most probable class, even if it is rejected."""
     return [int(np.argmax(cell.logits[: len(CLASSES)])) for cell in cells]
 
 
-def _upload_box(box: Box, picture: Picture) -> Box:
-    height, width = picture.pixels.shape[:2]
-    right, down = picture.width / width, picture.height / height
+def _upload_box(box: Box, image: DecodedImage) -> Box:
+    height, width = image.pixels.shape[:2]
+    right, down = image.width / width, image.height / height
     return box[0] * right, box[1] * down, box[2] * right, box[3] * down

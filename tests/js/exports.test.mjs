@@ -1,0 +1,25 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { toCsv, toTable } from "../../frontend/static/js/exports.js";
+
+test("a value that a spreadsheet would run is text, and commas and quotes are quoted", () => {
+  assert.equal(toCsv([["=1+1", "-2", "a,b", 'say "a"', 3]]), `'=1+1,'-2,"a,b","say ""a""",3\r\n`);
+});
+
+test("a row per cell, and one per image without an answer", () => {
+  const image = { name: "a.png", version: "2.0" };
+  const cell = {
+    image, index: 0, box: [1, 2, 3.25, 4], label: "B", verdict: "confident", own: "A",
+    probabilities: { A: 0.25, B: 0.75 },
+  };
+  const rejected = { ...cell, index: 1, box: null, label: null, verdict: "rejected", own: null };
+  const failed = { name: "b.png", cells: [], state: "failed", problem: "CorruptImage" };
+  assert.deepEqual(toTable([cell, rejected, failed], ["A", "B"]).split("\r\n"), [
+    "file,cell,left,top,right,bottom,version,label,verdict,a,b,your_label,problem",
+    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,A,",
+    "a.png,2,,,,,2.0,,rejected,0.250000,0.750000,,",
+    "b.png,,,,,,,,,,,,CorruptImage",
+    "",
+  ]);
+});

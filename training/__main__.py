@@ -1,0 +1,80 @@
+"""The command line of training: `python -m training COMMAND`, and `--help` for each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.client import ServiceError
+from training import report
+from training.adapt import adapt, draw_curve
+from training.calibrate import calibrate
+from training.crossvalidate import cross_validate
+from training.data import DataError, fetch_and_check
+from training.evaluate import evaluate
+from training.recipes import RECIPES
+from training.served import measure_served
+from training.sweep import sweep
+from training.train import train
+
+
+class Group(click.Group):
+    """Commands in the order of a model's life, with one line for each error."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except (DataError, ServiceError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+def served(version: str) -> None:
+    """Measure a version through the running service: served.json."""
+    report.read(version)
+    try:
+        measure_served(version)
+    except ServiceError as error:
+        raise click.ClickException(f"{error} Start {version} with `make run`.") from error
+    report.write(version)
+
+
+def evaluate_and_report(version: str) -> None:
+    """Measure a version: metrics.json, its plots and its model card."""
+    report.write(version, evaluate(version))
+
+
+any_version = click.option("--version", required=True, help="A folder of models/.")
+own_version = click.option("--version", required=True, type=click.Choice(list(RECIPES)))
+epochs = click.option("--epochs", default=8, show_default=True)
+laboratory = (
+    click.option("--from", "base", required=True, metavar="VERSION", help="Where to start."),
+    click.option("--cells", "folder", required=True, type=click.Path(path_type=Path)),
+    click.option("--version", required=True, help="The version to write, for example 3.0."),
+)
+main = Group(
+    help="From images to a measured version in models/VERSION/.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for name, function, *options in (
+    ("data", fetch_and_check),
+    ("sweep", sweep, epochs),
+    ("train", train, own_version),
+    ("crossvalidate", cross_validate, own_version),
+    ("calibrate", calibrate, any_version),
+    ("evaluate", evaluate_and_report, any_version),
+    ("served", served, any_version),
+    ("report", report.write, any_version),
+    ("adapt", adapt, *laboratory),
+    ("curve", draw_curve, any_version),
+):
+    for option in options:
+        function = option(function)
+    main.command(name)(function)
+
+if __name__ == "__main__":
+    main(prog_name="python -m training")

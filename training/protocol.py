@@ -1,0 +1,19 @@
+"""How versions are calibrated and measured: the constants that code and model cards share."""
+
+from __future__ import annotations
+
+# Folds of the cross-validation over all photographs, and of the smaller ones within the training
+# data, which choose a seed, a network or a temperature.
+FOLDS, INNER_FOLDS = 5, 3
+# Of a laboratory's own cells, one group in so many is held out to measure the result.
+HELD_OUT = 4
+# A laboratory needs so many cells of each class.
+MIN_CELLS = 5
+# The share of true cells that each threshold keeps: `stain` rejects pictures, `foreign` cells.
+KEPT = {"stain": 0.997, "foreign": 0.98}
+# The accuracy of `confident` answers.
+RIGHT = 0.95
+# Bins of the expected calibration error.
+BINS = 15
+# Resamples of the bootstrap behind each interval.
+RESAMPLES = 10_000
