@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from benchmarks.engine import Scenario
 from benchmarks.outcome import Result, Step
 from benchmarks.rig import DEFAULT, OTHER, TOKEN_LIFE, Rig
 from serving.deployment import archives
-from serving.files import lock_holder
+from serving.files import lock
 from testing import faulty
 from testing.faulty import remade
 
@@ -155,14 +154,11 @@ def bad_canary(it: Rig, result: Result, version: str, bound: int) -> None:
 
 
 def two_at_once(it: Rig, result: Result) -> None:
-    """Start a change while another one runs: it must be refused."""
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(it.tool, "scale", OTHER, "--workers", "3")
-        lock = it.settings.run_dir / "change.lock"
-        it.wait(result, "the first change", lambda: bool(lock_holder(lock)))
-        it.change(result, "scale", OTHER, "--workers", "4", code=4)
-        result.expect(first.result().returncode == 0, "the first change failed")
-    it.tool("scale", OTHER, "--workers", "2")
+    """Start a change while another process holds the lock: it must be refused, and work later."""
+    scale = ("scale", OTHER, "--workers", "2")
+    with lock(it.settings.run_dir / "change.lock", "another change"):
+        it.change(result, *scale, code=4)
+    result.expect(it.tool(*scale).returncode == 0, "the change fails without the other one")
 
 
 def kill_all(it: Rig, result: Result) -> None:
