@@ -47,6 +47,17 @@ PEER_COMMANDS = {
     "flask": f"gunicorn -w {WORKERS} -b 127.0.0.1:PORT {FLASK}",
     "fastapi": f"uvicorn --workers {WORKERS} --port PORT --no-access-log {FASTAPI}",
     "litserve": "python -m benchmarks.peers.litserve_app PORT",
+    "bentoml": f"bentoml serve --working-dir {ROOT} --port PORT benchmarks.peers.bentoml_app:Cells",
+    "ray": "python -m benchmarks.peers.ray_app PORT",
+}
+PEER_PATHS = {"bentoml": "/predict"}
+PEER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "DO_NOT_TRACK": "1",
+    "BENTOML_DO_NOT_TRACK": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray lowers the priority of its workers otherwise.
+    "RAY_worker_niceness": "0",
 }
 PEER_NAMES = tuple(PEER_COMMANDS)
 
@@ -174,9 +185,9 @@ def peer(folder: Path, name: str, kernel: str) -> Iterator[Running]:
     [port] = free_ports(1)
     program, *arguments = PEER_COMMANDS[name].replace("PORT", str(port)).split()
     environment = {"KERNEL": kernel, "PYTHONPATH": str(ROOT), "HOME": str(folder)}
-    environment |= {"OMP_NUM_THREADS": "1", "DO_NOT_TRACK": "1"}
     command = [str(ENVIRONMENTS / name / "bin" / program), *arguments]
-    with _started(command, folder, environment, f"http://127.0.0.1:{port}/") as running:
+    url = f"http://127.0.0.1:{port}{PEER_PATHS.get(name, '/')}"
+    with _started(command, folder, environment | PEER_ENVIRONMENT, url) as running:
         yield running
 
 
@@ -265,6 +276,8 @@ SERVERS = [
     _peer("flask", "Flask, gunicorn", "ours"),
     _peer("fastapi", "FastAPI, uvicorn", "plain"),
     _peer("fastapi", "FastAPI, uvicorn", "ours"),
-    # The cost of LitServe itself hides that of the kernel.
+    # The cost of these servers hides that of the kernel.
     _peer("litserve", "LitServe", "ours", form=True),
+    _peer("bentoml", "BentoML", "ours", form=True),
+    _peer("ray", "Ray Serve", "ours"),
 ]
