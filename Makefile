@@ -115,8 +115,7 @@ lint: .venv/dev.stamp js  ## check style, types, spelling and links
 	@$(BIN)/codespell
 	@$(BIN)/python -m scripts.check_links
 
-# ESLint, tsc and node --test, where Node 20.19 or later is installed.
-js:
+js:  ## check and test the page's scripts: ESLint, tsc, node --test
 	@if command -v npm >/dev/null && node -e '[a, b] = process.versions.node.split("."); process.exit(a > 20 || a == 20 && b > 18 ? 0 : 1)' 2>/dev/null; \
 	then $(MAKE) -s frontend/node_modules/.package-lock.json \
 		&& npm --prefix frontend run --silent lint && npm --prefix frontend run --silent test; \

@@ -38,7 +38,7 @@ class Readiness:
 
 def init_app(app: Flask) -> None:
     """Let `app` check the service behind it."""
-    app.extensions["readiness"] = Readiness(app.config["CLIENT"].check_ready)
+    app.extensions["readiness"] = Readiness(lambda: app.config["CLIENT"].check_ready())
 
 
 def error() -> ServiceError | None:

@@ -19,7 +19,7 @@ for run in $(seq "$runs"); do
         load=$!
     fi
     started=$SECONDS
-    .venv/bin/python -m pytest -q "$@" >"/tmp/repeat_tests.$$.log" 2>&1 || {
+    .venv/bin/python -m pytest -q -n 2 --dist loadgroup -m 'not long' "$@" >"/tmp/repeat_tests.$$.log" 2>&1 || {
         cat "/tmp/repeat_tests.$$.log"
         echo "run $run of $runs failed${load:+ (under load)}"
         exit 1

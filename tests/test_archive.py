@@ -36,6 +36,9 @@ def copy(tmp_path: Path) -> Path:
     """Return a copy of what an archive is built from, so that the real store is left alone."""
     for name in ("handler", "models", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "serving").mkdir()
+    for name in ("__init__.py", "files.py"):
+        shutil.copy(ROOT / "serving" / name, tmp_path / "serving")
     return tmp_path
 
 
@@ -43,10 +46,8 @@ def test_two_builds_are_byte_for_byte_the_same(copy: Path) -> None:
     built = copy / "model_store" / ARCHIVE.name
     assert build("1.0", copy).returncode == 0
     first = built.read_bytes()
-    # Another time on the clock and on the files must not matter.
-    time.sleep(2)
     for path in (copy / "handler").iterdir():
-        path.touch()
+        os.utime(path, (0, 10**9))
     assert build("1.0", copy).returncode == 0
     assert built.read_bytes() == first == ARCHIVE.read_bytes()
 

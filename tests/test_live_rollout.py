@@ -367,5 +367,5 @@ class TestCrashes:
         service.process, service.printed = again.process, again.printed
         assert state(settings) == before
         run_command(settings, "rollback")
-        assert run_command(settings, "rollback").strip() == "version 1.0 answers"
+        assert run_command(settings, "rollback").strip() == "version 1.0 is the default"
         run_command(settings, "scale", "2.0", "--workers", "1")

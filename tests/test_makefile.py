@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import subprocess
 
 from serving.settings import ROOT
@@ -20,11 +19,3 @@ def test_every_command_is_listed_with_a_help_text() -> None:
     ]
     listed = {line.split()[1] for line in make("help").splitlines() if line.startswith("  make ")}
     assert listed == set(phony)
-
-
-def test_a_folder_of_cells_may_have_blanks_in_its_name() -> None:
-    commands = make(
-        "--dry-run", "train", "FROM=2.0", "VERSION=9.0", "CELLS=my lab/cells"
-    ).splitlines()
-    [command] = [shlex.split(line) for line in commands if "--cells" in line]
-    assert command[command.index("--cells") + 1] == "my lab/cells"
