@@ -12,15 +12,7 @@ import psutil
 from serving import deployment
 from serving.deployment import archives, known_answers
 from serving.deployment.archives import BadArchive
-from serving.doctor.findings import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Context,
-    Finding,
-    NotChecked,
-    is_loopback,
-)
+from serving.doctor.findings import OK, PROBLEM, WARNING, Context, Finding, NotChecked, is_loopback
 from serving.settings import Settings
 from serving.torchserve import ports
 from serving.torchserve.config import read_properties
