@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.report import PERFORMANCE, RESULTS, Document, measured_on, spread, table
 from benchmarks.servers import PEER_NAMES, SERVERS, SERVICE, Server
-from training.report import write_readme
+from training.figures import write_readme
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

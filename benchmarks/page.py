@@ -27,7 +27,7 @@ from testing import chromium
 from testing.clients import page_session
 from testing.service import Service, deployed
 from training import data
-from training.report import write_readme
+from training.figures import write_readme
 
 IMAGES, ROUNDS, REPEATS = 100, 10, 5
 # As many requests at a time as the page sends.

@@ -243,7 +243,7 @@ ORDER = re.findall(
     torchvision_cpu gate export optimizer checkpoints version_files
     locate cell_set cells fields train
     out_of_fold crossvalidate calibrate predict evaluate served
-    plots sweep adapt report __main__
+    plots sweep adapt measured figures report __main__
     """,
 )
 

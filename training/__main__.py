@@ -14,6 +14,7 @@ from training.calibrate import calibrate
 from training.crossvalidate import cross_validate
 from training.data import DataError, fetch_and_check
 from training.evaluate import evaluate
+from training.measured import read
 from training.recipes import RECIPES
 from training.served import measure_served
 from training.sweep import sweep
@@ -35,7 +36,7 @@ class Group(click.Group):
 
 def served(version: str) -> None:
     """Measure a version through the running service: served.json."""
-    report.read(version)
+    read(version)
     try:
         measure_served(version)
     except ServiceError as error:
