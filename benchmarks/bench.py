@@ -27,16 +27,7 @@ from tqdm import tqdm
 from benchmarks import bench_report, limit, report
 from benchmarks.bench_report import CLIENTS, LARGE, SMALL
 from benchmarks.peers.kernels import KERNELS
-from benchmarks.servers import (
-    JPEG,
-    PEER_NAMES,
-    SERVERS,
-    SERVICE,
-    Running,
-    Server,
-    ready,
-    set_up,
-)
+from benchmarks.servers import JPEG, PEER_NAMES, SERVERS, SERVICE, Running, Server, ready, set_up
 from serving.settings import ROOT
 from testing import processes
 from testing.connections import in_form, in_json

@@ -60,9 +60,7 @@ def clear(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def exported(
-    settings: Settings,
-    restarts: Mapping[str, int],
-    processes: Callable[[], Mapping[str, int]],
+    settings: Settings, restarts: Mapping[str, int], processes: Callable[[], Mapping[str, int]]
 ) -> Iterator[None]:
     """Answer Prometheus meanwhile; raise OSError if the port can't be used.
 
