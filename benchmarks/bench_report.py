@@ -93,7 +93,6 @@ def failures(found: Document) -> int:
 
 
 def quick_choice(servers: Iterable[Server]) -> list[Server]:
-    """Return the servers of a quick run."""
     return [each for each in servers if each.name in (SERVICE.name, STOCK, "fastapi-ours")]
 
 

@@ -138,7 +138,6 @@ def drop(page: Page, images: Sequence[Path]) -> float:
 
 
 def page_process(service: Service) -> psutil.Process:
-    """Return the process that serves the page."""
     children = psutil.Process(service.process.pid).children(recursive=True)
     return next(child for child in children if "frontend" in child.cmdline())
 
