@@ -166,6 +166,7 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
+    """The base stays as it is, and the card names its origin."""
     written = contents(adapted.written)
     networks = {"weights.pt", "locator.onnx", "network.onnx", "gate.onnx"}
     documents = {"card.json", "history.json", "metrics.json", "golden.json", "model-config.yaml"}
@@ -181,20 +182,14 @@ def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
         "macro recall on own cells: ",
     ):
         assert line in adapted.printed
-
-
-def test_the_card_names_its_origin_and_is_calibrated_again(adapted: Run) -> None:
     card, base = read(adapted.written / "card.json"), read(adapted.base / "card.json")
     assert (card["version"], card["adapted_from"]) == ("3.0", "2.0")
+    assert read(adapted.written / "history.json")["adapted_from"] == "2.0"
     for name in ("labels", "input", "finds_cells", "network", "parameters"):
         assert card[name] == base[name]
-    assert 0.08 < card["temperature"] < 12.2
     assert card["temperature"] != base["temperature"]
     assert card["thresholds"].keys() == base["thresholds"].keys()
     assert card["thresholds"]["stain"] == base["thresholds"]["stain"]
-    assert 0 < card["thresholds"]["foreign"] <= 1
-    assert 0 < card["thresholds"]["confident"] <= 1
-    assert read(adapted.written / "history.json")["adapted_from"] == "2.0"
 
 
 def test_the_network_is_trained_and_the_locator_stays(adapted: Run) -> None:
@@ -224,7 +219,6 @@ def test_a_quarter_of_its_cells_measures_before_and_after(adapted: Run) -> None:
     for measured in metrics["own_cells"].values():
         assert measured["images"] == np.sum(measured["confusion"]) == 8
         assert [each["images"] for each in measured["classes"].values()] == [2] * 4
-        assert 0 <= measured["macro_recall"]["value"] <= 1
 
 
 # What trains and what is held out: made-up cells, and trainings that do nothing
@@ -284,24 +278,17 @@ def trainings(monkeypatch: pytest.MonkeyPatch, collected: list[tuple[str, Any]])
     return recorded
 
 
-@pytest.fixture(params=["images", "slides"])
-def laboratory(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, tuple[str, int]]:
-    """Create a laboratory's files, with or without slides; return their groups and labels."""
-    root = lay(tmp_path / "cells")
+def slides(root: Path, count: int) -> dict[str, tuple[str, int]]:
+    """Write groups.csv, its files on so many slides; return each file's slide and label."""
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.png"))
-    groups = {name: name for name in files}
-    if request.param == "slides":
-        groups = {name: f"slide {at % 9}" for at, name in enumerate(files)}
-        rows = [f"{name},{group}" for name, group in groups.items()]
-        (root / "groups.csv").write_text("\n".join(["file,group", *rows]) + "\n")
+    groups = {name: f"slide {at % count}" for at, name in enumerate(files)}
+    rows = [f"{name},{group}" for name, group in groups.items()]
+    (root / "groups.csv").write_text("\n".join(["file,group", *rows]) + "\n")
     return {name: (groups[name], NAMES.index(name.split("/")[0])) for name in files}
 
 
 def test_groups_are_never_divided(
-    trainings: list[Training],
-    laboratory: dict[str, tuple[str, int]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    trainings: list[Training], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A quarter is held out; each fold is predicted by a network that never saw its groups."""
     calibrating: list[OutOfFold] = []
@@ -311,6 +298,7 @@ def test_groups_are_never_divided(
         return choose(rows) | {"temperature": 1.75}
 
     monkeypatch.setattr(adapt, "choose", record)
+    laboratory = slides(lay(tmp_path / "cells"), 9)
     write_base(Locator(), certain(0))
     written = taught(tmp_path / "cells")
     *folds, last = trainings
@@ -338,25 +326,19 @@ def test_groups_are_never_divided(
     assert card["thresholds"] == choose(rows)["thresholds"] | stain
 
 
-def test_every_training_starts_from_the_older_versions_weights(
+def test_every_training_starts_from_the_older_version(
     trainings: list[Training], tmp_path: Path
 ) -> None:
-    write_base(Locator(), certain(1), "4.0")
-    taught(lay(tmp_path / "cells"), base="4.0")
+    """Which is measured before, the new one after; an adapted version can be adapted again."""
+    write_base(Locator(), certain(1))
+    first = taught(lay(tmp_path / "cells"))
     assert [each.seed for each in trainings] == list(range(protocol.INNER_FOLDS + 1))
     for training in trainings:
         assert same_weights(training.start, certain(1).state_dict())
         assert training.recipe.channels == tuple(NETWORK["channels"])
         assert training.recipe.dropout == NETWORK["dropout"]
         assert training.recipe.steps == adapt.STEPS
-
-
-@pytest.mark.usefixtures("trainings")
-def test_an_adapted_version_can_be_adapted_again(tmp_path: Path) -> None:
-    """The older version is measured before, the new one after."""
-    write_base(Locator(), certain(0))
-    first = taught(lay(tmp_path / "cells"))
-    for when, said in (("before", 0), ("after", 3)):
+    for when, said in (("before", 1), ("after", 3)):
         own = read(first / "metrics.json")["own_cells"][when]
         recalls = [each["recall"]["value"] for each in own["classes"].values()]
         assert recalls == np.eye(len(CLASSES))[said].tolist()
@@ -461,11 +443,10 @@ def test_unusable_cells_are_refused(
     assert_refused(teach(tmp_path / "cells"), message)
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut short"])
-def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
     write_base(Locator(), untrained())
     broken = images(lay(tmp_path / "cells", (5, 5, 5, 5, 0))) / "LYMPHOCYTE" / "03.png"
-    broken.write_bytes(content)
+    broken.write_bytes(b"no image")
     assert_refused(teach(tmp_path / "cells"), f"{broken} can't be read: Th")
 
 
@@ -497,28 +478,27 @@ def test_an_unusable_base_is_refused(tmp_path: Path, base: str, breaks: Any, mes
     ("base", "version", "message"),
     [
         ("2.0", "2.0", "2.0 is taken: choose another VERSION."),
-        ("2.0", "1.0", "1.0 is taken"),
         ("4.0", "4.0", "4.0 is taken"),
-        *(("2.0", name, "should look like 3.0") for name in ("2.0/", "../3.0", "3", "new", "3.0.")),
+        ("2.0", "1.0", "1.0 is taken"),
+        ("2.0", "../3.0", "should look like 3.0"),
+        ("2.0", "3", "should look like 3.0"),
     ],
 )
 def test_an_unusable_version_is_refused(
     tmp_path: Path, base: str, version: str, message: str
 ) -> None:
-    folders = [write_base(Locator(), untrained(), each) for each in ("1.0", "2.0", "4.0")]
-    before = [contents(folder) for folder in folders]
+    folder = write_base(Locator(), untrained(), base)
+    before = contents(folder)
     assert_refused(teach(lay(tmp_path / "cells"), base, version), message)
-    assert [contents(folder) for folder in folders] == before
+    assert contents(folder) == before
 
 
 @pytest.mark.usefixtures("trainings")
 def test_too_few_slides_are_refused(tmp_path: Path) -> None:
     write_base(Locator(), untrained())
-    root = lay(tmp_path / "cells")
-    files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.png"))
-    rows = [f"{name},slide {at % 3}" for at, name in enumerate(files)]
-    (root / "groups.csv").write_text("\n".join(["file,group", *rows]) + "\n")
-    assert_refused(teach(root), "EOSINOPHIL has 3 groups; each class needs at least 4")
+    slides(lay(tmp_path / "cells"), 3)
+    refused = teach(tmp_path / "cells")
+    assert_refused(refused, "EOSINOPHIL has 3 groups; each class needs at least 4")
 
 
 # Parts of the cells
@@ -530,21 +510,14 @@ def labelled(*counts: int) -> CellSet:
     return made_up(photographed("cell", labels.tolist()), "own")
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, [1, 1, 1, 1]), (4, [4, 4, 4, 3])])
-def test_some_cells_are_so_many_of_each_of_the_four_classes(
-    count: int, expected: list[int]
-) -> None:
-    chosen = some(labelled(9, 7, 5, 3, 8), count)
-    assert np.bincount(chosen.labels).tolist() == expected
-    assert len(set(chosen.groups.tolist())) == sum(expected)
-
-
-def test_more_cells_include_the_fewer_in_an_order_of_their_own() -> None:
-    """The first of the folder might be all of one slide."""
-    cells = labelled(9, 9, 9, 9, 3)
-    two, five = (some(cells, count).groups.tolist() for count in (2, 5))
-    assert set(two) < set(five)
-    assert some(cells, 2).groups.tolist() == two
+def test_some_cells_are_so_many_of_each_of_the_four_classes() -> None:
+    """More include the fewer, in an order of their own: a folder's first may be of one slide."""
+    cells = labelled(9, 7, 5, 3, 8)
+    one, four = some(cells, 1), some(cells, 4)
+    assert np.bincount(one.labels).tolist() == [1, 1, 1, 1]
+    assert np.bincount(four.labels).tolist() == [4, 4, 4, 3]
+    assert set(one.groups.tolist()) < set(four.groups.tolist())
+    assert some(cells, 4).groups.tolist() == four.groups.tolist()
     same = made_up(photographed("cell", [0] * 30), "own")
     assert set(some(same, 6).groups.tolist()) != set(same.groups[:6].tolist())
 
@@ -571,41 +544,29 @@ def first(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     return recorded
 
 
-@pytest.fixture
-def curve(
-    monkeypatch: pytest.MonkeyPatch,
-    first: list[tuple[Any, ...]],
-    trainings: list[Training],
-    at_hand: list[tuple[str, ...]],
-) -> Any:
-    """Draw a curve of 0, 1 and 2 cells; return the document."""
-
-    def asked(network: CellNet, cells: CellSet) -> dict[str, Any]:
-        return {"macro_recall": f"{mark_of(network)} of {cells.groups[0]}"}
-
-    monkeypatch.setattr(adapt, "CURVE", (0, 1, 2))
-    monkeypatch.setattr(adapt, "measure", asked)
-    pbc = adapt.pbc
-    monkeypatch.setattr(
-        adapt, "pbc", lambda part=None: [each for _ in range(3) for each in pbc(part)]
-    )
-    folder = write_base(Locator(), certain(1))
-    assert run("curve", "--version", "2.0").exit_code == 0
-    return read(folder / "adaptation.json")
-
-
 def test_the_curve_measures_so_many_cells_from_a_network_that_never_saw_any(
-    curve: Any,
+    monkeypatch: pytest.MonkeyPatch,
     first: list[tuple[Any, ...]],
     at_hand: list[tuple[str, ...]],
     trainings: list[Training],
     tmp_path: Path,
 ) -> None:
     """On cells that never train; 100 marks the network that never saw the laboratory."""
+
+    def asked(network: CellNet, cells: CellSet) -> dict[str, Any]:
+        return {"macro_recall": f"{mark_of(network)} of {cells.groups[0]}"}
+
+    pbc = adapt.pbc
+    monkeypatch.setattr(adapt, "CURVE", (0, 1, 2))
+    monkeypatch.setattr(adapt, "measure", asked)
+    monkeypatch.setattr(adapt, "pbc", lambda part=None: pbc(part) * 3)
+    folder = write_base(Locator(), certain(1))
+    assert run("curve", "--version", "2.0").exit_code == 0
     expected = [
         {"cells_a_class": count, "own": f"{mark} of pbc test 0", "old": f"{mark} of photograph 0"}
         for count, mark in ((0, 100), (1, 1), (2, 2))
     ]
+    curve = read(folder / "adaptation.json")
     assert curve == {"steps": adapt.STEPS, "points": expected}
     [(photographs, others, recipe, _seed, checkpoint)] = first
     assert {sample.path.name for sample in photographs} == {"photograph"}
@@ -620,13 +581,17 @@ def test_the_curve_measures_so_many_cells_from_a_network_that_never_saw_any(
         assert same_weights(training.start, certain(0, mark=100).state_dict())
 
 
-def test_the_curve_of_an_adapted_version_is_refused() -> None:
-    write_base(Locator(), untrained(), "5.0")
-    assert_refused(run("curve", "--version", "5.0"), "5.0 was adapted: the curve needs a version")
-
-
-def test_the_curve_needs_the_data(first: list[tuple[Any, ...]]) -> None:
-    folder = write_base(Locator(), untrained())
-    assert_refused(run("curve", "--version", "2.0"), "does not hold the images: run `make data`")
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        ("5.0", "5.0 was adapted: the curve needs a version"),
+        ("2.0", "does not hold the images: run `make data`"),
+    ],
+)
+def test_a_curve_without_data_or_of_an_adapted_version_is_refused(
+    first: list[tuple[Any, ...]], version: str, message: str
+) -> None:
+    folder = write_base(Locator(), untrained(), version)
+    assert_refused(run("curve", "--version", version), message)
     assert not first
     assert not (folder / "adaptation.json").exists()
