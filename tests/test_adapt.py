@@ -25,10 +25,10 @@ from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL, ROOT
 from training import adapt, data, protocol, version_files
 from training.__main__ import main
-from training.adapt import measure, some
+from training.adapt import some
 from training.calibrate import choose
 from training.cell_set import PATCH, CellSet, middle, surest
-from training.data import OTHER, DataError, Sample
+from training.data import OTHER, Sample
 from training.out_of_fold import OutOfFold
 from training.recipes import RECIPES, CellRecipe
 from training.version_files import Trained
@@ -390,24 +390,6 @@ def test_old_training_cells_train_beside_its_own(
         assert np.array(old[when]["confusion"])[:, said].tolist() == [2] * 4
 
 
-def test_old_cells_of_one_laboratory_are_used_without_the_other(
-    trainings: list[Training],
-    at_hand: list[tuple[str, ...]],
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:
-    def missing() -> Path:
-        raise DataError("run `make data`")
-
-    monkeypatch.setattr(data, "data_root", missing)
-    write_base(Locator(), certain(0))
-    result = teach(lay(tmp_path / "cells"))
-    assert at_hand == [("pbc", "train")]
-    assert set(trainings[-1].cells.laboratories.tolist()) == {"own", "pbc"}
-    assert "without the old cells of photographs: run `make data`" in result.output
-    assert "without the old cells of pbc" not in result.output
-
-
 # Errors
 
 
@@ -419,35 +401,22 @@ def assert_refused(result: Result, message: str) -> None:
     assert not (version_files.folder("3.0") / "weights.pt").exists()
 
 
-def images(cells: Path) -> Path:
-    """Replace the empty files with images, in which an untrained locator finds no cell."""
-    for path in cells.glob("*/*.png"):
-        Image.new("RGB", (8, 6)).save(path)
-    return cells
-
-
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        (None, "cells is not a folder."),
         ((5, 5, 5, 4, 9), "NEUTROPHIL has 4 cells; each class needs at least 5"),
         ((5, 5, 5, 5, 0), "No white cell was found in any of the 20 images."),
     ],
 )
-def test_unusable_cells_are_refused(
-    tmp_path: Path, counts: tuple[int, ...] | None, message: str
-) -> None:
+def test_unusable_cells_are_refused(tmp_path: Path, counts: tuple[int, ...], message: str) -> None:
     write_base(Locator(), untrained())
-    if counts:
-        images(lay(tmp_path / "cells", counts))
-    assert_refused(teach(tmp_path / "cells"), message)
-
-
-def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path) -> None:
-    write_base(Locator(), untrained())
-    broken = images(lay(tmp_path / "cells", (5, 5, 5, 5, 0))) / "LYMPHOCYTE" / "03.png"
-    broken.write_bytes(b"no image")
-    assert_refused(teach(tmp_path / "cells"), f"{broken} can't be read: Th")
+    cells = lay(tmp_path / "cells", counts)
+    for path in cells.glob("*/*.png"):
+        Image.new("RGB", (8, 6)).save(path)
+    assert_refused(teach(cells), message)
+    (cells / "LYMPHOCYTE" / "03.png").write_bytes(b"no image")
+    if "No white" in message:
+        assert_refused(teach(cells), "LYMPHOCYTE/03.png can't be read: Th")
 
 
 def uncalibrated(folder: Path) -> None:
@@ -520,12 +489,6 @@ def test_some_cells_are_so_many_of_each_of_the_four_classes() -> None:
     assert some(cells, 4).groups.tolist() == four.groups.tolist()
     same = made_up(photographed("cell", [0] * 30), "own")
     assert set(some(same, 6).groups.tolist()) != set(same.groups[:6].tolist())
-
-
-def test_other_cells_are_not_measured() -> None:
-    measured = measure(certain(2, mark=50), labelled(1, 2, 3, 4, 5))
-    assert measured["images"] == 10
-    assert np.array(measured["confusion"])[:, 2].tolist() == [1, 2, 3, 4]
 
 
 # The curve

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from handler import gate
@@ -18,7 +15,7 @@ from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training import data, out_of_distribution
 from training.export import in_torch
-from training.gate import Gate, _order_statistic
+from training.gate import Gate
 from training.out_of_distribution import far_images
 
 # Between the scores of nuclei and of nearly all else; not the threshold of a version.
@@ -87,12 +84,6 @@ def noisy(pixels: Pixels) -> Pixels:
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
-def middle(pixels: Pixels) -> Pixels:
-    """Cut out what the cell fills."""
-    height, width = pixels.shape[:2]
-    return pixels[height // 4 : -height // 4, width // 3 : -width // 3]
-
-
 @pytest.mark.parametrize(
     ("change", "by"),
     [
@@ -116,11 +107,6 @@ def test_a_nucleus_stays_a_nucleus(sample: Pixels, change: Change, by: float) ->
     assert score > BETWEEN
 
 
-def test_a_cell_that_fills_the_picture_is_found(sample: Pixels) -> None:
-    """With a lower score: a wide nucleus is surrounded by itself."""
-    assert stain(middle(sample)) > 0.5
-
-
 def test_images_without_a_smear_score_low(far: dict[str, list[Pixels]]) -> None:
     for kind, images in far.items():
         scores = np.array([stain(pixels) for pixels in images])
@@ -141,29 +127,6 @@ def test_the_colour_decides(sample: Pixels, order: tuple[int, ...]) -> None:
 def test_one_colour_is_no_nucleus(colour: tuple[int, ...], size: tuple[int, int]) -> None:
     """Not even that of a nucleus, which is then the background too."""
     assert 0 <= stain(np.full((*size, 3), colour, np.uint8)) < 0.2
-
-
-def test_the_batch_does_not_matter(far: dict[str, list[Pixels]]) -> None:
-    pictures = [pictures[at] for pictures in far.values() for at in range(3)]
-    pictures.append(through_an_eyepiece(pictures[0]))
-    together = LOOK(np.stack([gate.shrink(pixels) for pixels in pictures]))
-    assert together == pytest.approx([stain(pixels) for pixels in pictures], abs=1e-6)
-
-
-def test_black_borders_do_not_matter(sample: Pixels) -> None:
-    bordered = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)))
-    plain = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)), "symmetric")
-    assert stain(bordered) == pytest.approx(stain(plain), abs=0.1)
-
-
-@settings(max_examples=20, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=60), st.data())
-def test_the_order_statistic_is_that_of_the_sorted_row(
-    tones: list[int], data: st.DataObject
-) -> None:
-    place = data.draw(st.integers(0, len(tones) - 1))
-    row, wanted = torch.tensor([tones]).float(), torch.tensor([place]).float()
-    assert _order_statistic(row, wanted).tolist() == [sorted(tones)[place]]
 
 
 @pytest.mark.data

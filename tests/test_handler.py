@@ -9,11 +9,8 @@ import importlib.util
 import json
 import os
 import shutil
-import socket
-import struct
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +27,7 @@ from conftest import VERSIONS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from worker_process import Running, infer_message, load_message
 
 import handler
 from handler import networks, payload, pipelines
@@ -49,7 +47,6 @@ assert SPEC
 assert SPEC.origin
 TORCHSERVE = Path(SPEC.origin).parent
 BATCH_SIZE = 8
-PATIENCE = 60
 MARKER = "Xq7marker"
 HOST = {"Host": "localhost"}
 
@@ -96,116 +93,44 @@ def b64(data: bytes) -> dict[str, str]:
     return {"b64": base64.b64encode(data).decode()}
 
 
-def pack(value: str | bytes) -> bytes:
-    data = value.encode() if isinstance(value, str) else value
-    return struct.pack("!i", len(data)) + data
-
-
-END = struct.pack("!i", -1)
-
-
-class Worker:
-    """A worker's process, with one connection to it."""
+class Worker(Running):
+    """A worker's process, whose replies are read."""
 
     def __init__(self, model_dir: Path, folder: Path) -> None:
-        self.log = folder / "worker.log"
-        name = folder / "sock.1"
-        command = [sys.executable, "-u", ROOT / "serving" / "torchserve" / "worker.py"]
-        command += ["--sock-type", "unix", "--sock-name", name]
-        command += ["--metrics-config", TORCHSERVE / "configs" / "metrics.yaml"]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command,
-                cwd=folder,
-                env=os.environ | {"PYTHONPATH": str(model_dir)},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(PATIENCE)
-        self._connect(str(name))
+        super().__init__(ROOT / "serving" / "torchserve" / "worker.py", folder, model_dir)
 
-    def _connect(self, name: str) -> None:
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return self.socket.connect(name)
-            except OSError:
-                if self.process.poll() is not None or time.monotonic() > until:
-                    self.close()
-                    pytest.fail(f"No worker: {self.log.read_text()}")
-                time.sleep(0.05)
+    def load(self, model_dir: Path, batch_size: int = BATCH_SIZE) -> None:
+        reply = BytesIO(self.ask(load_message(model_dir, batch_size, model="bloodcells")))
+        loaded = number(reply), text(reply)
+        assert loaded == (200, "loaded model bloodcells"), self.log.read_text()
 
-    def load(self, model_dir: Path, batch_size: int = BATCH_SIZE) -> tuple[int, str]:
-        manifest = json.loads((model_dir / "MAR-INF" / "MANIFEST.json").read_text())["model"]
-        message = b"L" + pack(manifest["modelName"]) + pack(str(model_dir))
-        message += struct.pack("!i", batch_size) + pack(manifest["handler"])
-        message += struct.pack("!i", -1) + pack("") + struct.pack("!?", True)
-        self.socket.sendall(message)
-        status, text = self._int(), self._text()
-        assert self._int() == -1
-        return status, text
-
-    def ask(self, *requests: Request) -> list[Response]:
-        """Send a batch, and read the reply to its last byte."""
-        message = b"I"
-        for index, request in enumerate(requests):
-            message += pack(f"request-{index}")
-            for name, value in request.headers.items():
-                message += pack(name) + pack(value)
-            message += END
-            for name, content_type, data in request.parameters:
-                message += pack(name) + pack(content_type) + pack(data)
-            message += END
-        self.socket.sendall(message + END)
-        assert (self._int(), self._text()) == (200, "Prediction success")
-        responses = []
-        while (length := self._int()) != -1:
-            responses.append(self._response(self._bytes(length).decode()))
-        assert [response.id for response in responses] == [
-            f"request-{index}" for index in range(len(requests))
-        ]
+    def answers(self, *requests: Request) -> list[Response]:
+        """Send a batch; return the responses in its order."""
+        message = infer_message(*((each.headers, each.parameters) for each in requests))
+        reply = BytesIO(self.ask(message))
+        assert (number(reply), text(reply)) == (200, "Prediction success")
+        responses = [response(reply) for _ in requests]
+        assert [each.id for each in responses] == [f"id-{at}" for at in range(len(requests))]
+        assert number(reply) == -1
         return responses
 
-    def ask_one(self, request: Request) -> Response:
-        (response,) = self.ask(request)
-        return response
+    def answer(self, request: Request) -> Response:
+        [only] = self.answers(request)
+        return only
 
-    def close(self) -> bytes:
-        """Hang up, which ends the worker; return what it had not been asked for."""
-        try:
-            self.socket.shutdown(socket.SHUT_WR)
-            rest = self.socket.recv(1)
-        except OSError:
-            rest = b""
-        finally:
-            self.socket.close()
-        try:
-            self.process.wait(PATIENCE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        return rest
 
-    def _response(self, request_id: str) -> Response:
-        content_type, status, phrase = self._text(), self._int(), self._text()
-        headers = {self._text(): self._text() for _ in range(self._int())}
-        return Response(request_id, content_type, status, phrase, headers, self._bytes(self._int()))
+def number(reply: BytesIO) -> int:
+    return int.from_bytes(reply.read(4), "big", signed=True)
 
-    def _bytes(self, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            part = self.socket.recv(length - len(data))
-            assert part, f"The worker hung up: {self.log.read_text()}"
-            data += part
-        return data
 
-    def _int(self) -> int:
-        value: int = struct.unpack("!i", self._bytes(4))[0]
-        return value
+def text(reply: BytesIO) -> str:
+    return reply.read(number(reply)).decode()
 
-    def _text(self) -> str:
-        return self._bytes(self._int()).decode()
+
+def response(reply: BytesIO) -> Response:
+    name, kind, status, phrase = text(reply), text(reply), number(reply), text(reply)
+    headers = {text(reply): text(reply) for _ in range(number(reply))}
+    return Response(name, kind, status, phrase, headers, reply.read(number(reply)))
 
 
 # The archive
@@ -231,10 +156,10 @@ def model_dir(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def worker(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(model_dir, tmp_path_factory.mktemp("w"))
-    assert worker.load(model_dir) == (200, "loaded model bloodcells"), worker.log.read_text()
-    yield worker
-    assert worker.close() == b""
+    with Worker(model_dir, tmp_path_factory.mktemp("w")) as worker:
+        worker.load(model_dir)
+        yield worker
+        assert worker.end() == 0
 
 
 @pytest.fixture(scope="module")
@@ -279,14 +204,11 @@ BAD = [
     pytest.param(Request(), 400, "EmptyImage", id="empty row"),
     pytest.param(body(CUT), 400, "CorruptImage", id="cut"),
     pytest.param(body(GIF), 415, "UnsupportedImage", id="GIF"),
-    pytest.param(body(b"cell", "text/plain"), 415, "UnsupportedImage", id="text"),
     pytest.param(body(b"\xff\xfe", "text/plain"), 415, "UnsupportedImage", id="no text"),
     pytest.param(Request([("a", "", b"1")]), 415, "UnsupportedImage", id="urlencoded field"),
     pytest.param(body(bytes(MAX_BYTES + 1)), 413, "ImageTooLarge", id="too many bytes"),
     pytest.param(body(b"{", "application/json"), 400, "BadRequest", id="no JSON"),
     pytest.param(body(b"[]", "application/json"), 400, "BadRequest", id="JSON list"),
-    pytest.param(body(b"null", "application/json"), 400, "BadRequest", id="JSON null"),
-    pytest.param(body(b'"a"', "application/json"), 400, "BadRequest", id="JSON string"),
     pytest.param(body(b"{}", "application/json"), 400, "BadRequest", id="JSON without instances"),
     pytest.param(instances(), 400, "BadRequest", id="no instances"),
     pytest.param(
@@ -408,7 +330,7 @@ def test_the_archive_needs_nothing_else(model_dir: Path, tmp_path: Path) -> None
 
 
 def test_an_answer_follows_the_contract(worker: Worker, card: Any) -> None:
-    for response in worker.ask(*map(body, PICTURES[:4])):
+    for response in worker.answers(*map(body, PICTURES[:4])):
         assert (response.status, response.phrase) == (200, "OK")
         assert response.headers == {
             "content-type": "application/json",
@@ -432,7 +354,7 @@ def test_each_kind_is_answered_as_in_evaluation(
     """Whatever content type the client names."""
     data = picture(3, kind, (641, 479))
     for content_type in ("", "image/gif", "x/" + MARKER):
-        document = worker.ask_one(body(data, content_type)).json
+        document = worker.answer(body(data, content_type)).json
         assert are_close(document, ask_directly(pipeline, card, data))
 
 
@@ -440,7 +362,7 @@ def test_each_kind_is_answered_as_in_evaluation(
 def test_the_batch_does_not_change_an_answer(
     worker: Worker, expected: list[Answer], size: int
 ) -> None:
-    responses = worker.ask(*map(body, PICTURES[:size]))
+    responses = worker.answers(*map(body, PICTURES[:size]))
     assert all(are_close(response.json, expected[at]) for at, response in enumerate(responses))
 
 
@@ -456,11 +378,11 @@ def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
         shutil.copytree(model_dir, folder, dirs_exist_ok=True)
         card = json.loads((folder / "card.json").read_text())
         (folder / "card.json").write_text(json.dumps(card | changes))
-        assert worker.load(folder, batch_size)[0] == 200, worker.log.read_text()
+        worker.load(folder, batch_size)
         return worker
 
     yield load
-    assert worker.load(model_dir)[0] == 200
+    worker.load(model_dir)
 
 
 @ONE_VERSION
@@ -472,11 +394,11 @@ def test_the_card_decides_version_verdict_and_temperature(reload: Any, card: Any
     ):
         limits = {"confident": confident, "foreign": 1, "stain": stain}
         worker = reload(version="7.5", thresholds=card["thresholds"] | limits)
-        document = worker.ask_one(body(GOOD)).json
+        document = worker.answer(body(GOOD)).json
         assert (document["version"], document["verdict"]) == ("7.5", verdict)
         assert (document["label"] is None) == (verdict == "rejected")
     sharp, flat = (
-        reload(temperature=card["temperature"] * factor).ask_one(body(GOOD)).json
+        reload(temperature=card["temperature"] * factor).answer(body(GOOD)).json
         for factor in (0.5, 4)
     )
     assert max(sharp["probabilities"].values()) > max(flat["probabilities"].values())
@@ -492,7 +414,7 @@ def test_more_images_than_the_batch_size_are_answered_in_order(
 ) -> None:
     worker = reload(batch_size)
     for request in (form(*PICTURES), instances(*map(b64, PICTURES))):
-        documents = worker.ask_one(request).json["predictions"]
+        documents = worker.answer(request).json["predictions"]
         assert len(documents) == len(PICTURES)
         assert all(map(are_close, documents, expected))
 
@@ -512,10 +434,10 @@ def test_more_images_than_the_batch_size_are_answered_in_order(
     ids=["form", "field beside it", "field named explain", "describe", "describe alone"],
 )
 def test_one_image_has_one_answer(worker: Worker, request_: Request) -> None:
-    document = worker.ask_one(body(GOOD)).json
+    document = worker.answer(body(GOOD)).json
     assert "heat_map" not in document
-    assert worker.ask_one(request_).json == document
-    assert worker.ask_one(instances(b64(GOOD))).json == {"predictions": [document]}
+    assert worker.answer(request_).json == document
+    assert worker.answer(instances(b64(GOOD))).json == {"predictions": [document]}
 
 
 def types(response: Response) -> list[str]:
@@ -535,12 +457,12 @@ def test_an_invalid_image_is_an_error_in_its_place(worker: Worker) -> None:
     ]
     values = [b64(GOOD), *(value for value, _ in wrong), b64(GOOD) | {"name": MARKER}]
     expected = ["answer", *(error for _, error in wrong), "answer"]
-    assert types(worker.ask_one(instances(*values))) == expected
-    found = types(worker.ask_one(form(GOOD, CUT, GIF, b"", GOOD)))
+    assert types(worker.answer(instances(*values))) == expected
+    found = types(worker.answer(form(GOOD, CUT, GIF, b"", GOOD)))
     assert found == ["answer", "CorruptImage", "UnsupportedImage", "EmptyImage", "answer"]
     file = ("note", "text/plain; charset=utf-8", b"a word")
     beside = Request([file, ("image", "image/png", GOOD)])
-    assert types(worker.ask_one(beside)) == ["UnsupportedImage", "answer"]
+    assert types(worker.answer(beside)) == ["UnsupportedImage", "answer"]
 
 
 # Errors
@@ -551,7 +473,7 @@ def test_an_invalid_image_is_an_error_in_its_place(worker: Worker) -> None:
 def test_an_invalid_request_is_an_error_and_leaves_its_neighbours_alone(
     worker: Worker, card: Any, expected: list[Answer], request_: Request, status: int, error: str
 ) -> None:
-    before, response, after = worker.ask(body(GOOD), request_, body(PICTURES[1]))
+    before, response, after = worker.answers(body(GOOD), request_, body(PICTURES[1]))
     assert [before.status, response.status, after.status] == [200, status, 200]
     assert are_close(before.json, expected[0])
     assert are_close(after.json, expected[1])
@@ -567,7 +489,7 @@ def test_an_invalid_request_is_an_error_and_leaves_its_neighbours_alone(
 def test_no_user_text_is_in_a_response(worker: Worker) -> None:
     marker = MARKER.encode()
     headers = {"Host": MARKER, "Authorization": f"Bearer {MARKER}", MARKER: MARKER}
-    responses = worker.ask(
+    responses = worker.answers(
         Request([(MARKER, f"image/{MARKER}", GOOD)], headers),
         Request([(MARKER, "image/png", CUT + marker)], headers),
         Request([("body", "", marker)], headers),
@@ -583,13 +505,13 @@ def test_no_user_text_is_in_a_response(worker: Worker) -> None:
 @ONE_VERSION
 def test_a_request_leaves_no_line_in_the_log(worker: Worker) -> None:
     before = worker.log.read_text()
-    worker.ask(
+    worker.answers(
         *map(body, (GOOD, CUT, GIF, picture(0, "TIFF")[:9000])),
         form(GOOD, b""),
         instances(b64(GOOD), 7),
     )
     for kind in ("JPEG", "PNG", "WEBP"):
-        worker.ask(*(body(picture(0, kind, exif=exif)) for exif in DAMAGED_EXIF))
+        worker.answers(*(body(picture(0, kind, exif=exif)) for exif in DAMAGED_EXIF))
     assert worker.log.read_text().removeprefix(before) == ""
 
 
@@ -606,7 +528,7 @@ def heat_map(document: Any) -> Image.Image:
 def test_only_a_request_for_an_explanation_gets_one(worker: Worker, expected: list[Answer]) -> None:
     """With the proportions of the upload."""
     wide = picture(1, size=(1280, 960))
-    plain, explained, after, larger = worker.ask(
+    plain, explained, after, larger = worker.answers(
         body(PICTURES[0]),
         body(PICTURES[1], explain="True"),
         body(PICTURES[2]),
@@ -622,9 +544,9 @@ def test_only_a_request_for_an_explanation_gets_one(worker: Worker, expected: li
 @ONE_VERSION
 def test_each_image_of_a_request_is_explained(worker: Worker) -> None:
     request = Request(form(GOOD, CUT, PICTURES[1]).parameters, HOST | {"explain": "True"})
-    first, damaged, last = worker.ask_one(request).json["predictions"]
+    first, damaged, last = worker.answer(request).json["predictions"]
     alone = [
-        worker.ask_one(body(data, explain="True")).json["heat_map"] for data in (GOOD, PICTURES[1])
+        worker.answer(body(data, explain="True")).json["heat_map"] for data in (GOOD, PICTURES[1])
     ]
     assert [first["heat_map"], last["heat_map"]] == alone
     assert damaged["type"] == "CorruptImage"
@@ -638,17 +560,17 @@ def test_a_failed_explanation_leaves_its_neighbours_alone(
     broken = tmp_path / "broken"
     shutil.copytree(model_dir, broken)
     (broken / "torch.py").write_text("raise ImportError('no torch here')")
-    worker = Worker(broken, tmp_path)
-    assert worker.load(broken) == (200, "loaded model bloodcells"), worker.log.read_text()
-    first, explained, last = worker.ask(
-        body(PICTURES[0]), body(PICTURES[1], explain="True"), body(PICTURES[2])
-    )
+    with Worker(broken, tmp_path) as worker:
+        worker.load(broken)
+        first, explained, last = worker.answers(
+            body(PICTURES[0]), body(PICTURES[1], explain="True"), body(PICTURES[2])
+        )
+        assert worker.end() == 0
+        assert "no torch here" in worker.log.read_text()
     assert are_close(first.json, expected[0])
     assert are_close(last.json, expected[2])
     assert explained.status == explained.json["code"] == 503
     assert explained.json["type"] == "ExplanationFailed"
-    assert worker.close() == b""
-    assert "no torch here" in worker.log.read_text()
 
 
 # The card
@@ -656,7 +578,7 @@ def test_a_failed_explanation_leaves_its_neighbours_alone(
 
 @ONE_VERSION
 def test_a_describe_request_returns_the_card(worker: Worker, card: Any) -> None:
-    response = worker.ask_one(Request(headers={"describe": "True"}))
+    response = worker.answer(Request(headers={"describe": "True"}))
     assert (response.status, response.json) == (200, card)
     assert response.headers["X-Model-Version"] == card["version"]
 

@@ -186,12 +186,6 @@ def test_photographs_of_a_split_are_listed(photographs: Path) -> None:
     assert both[1].path == photographs / "dataset-master" / "JPEGImages" / "P2.jpg"
 
 
-def test_a_folder_that_is_there_twice_is_found(photographs: Path) -> None:
-    outer = photographs / "dataset-master" / "dataset-master"
-    outer.mkdir(parents=True)
-    assert data.photograph_file(photographs, "P1") == outer / "JPEGImages" / "P1.jpg"
-
-
 @pytest.mark.parametrize(
     ("drawn", "expected"),
     [

@@ -28,7 +28,6 @@ from training import locate as training
 from training.augment import warp
 from training.export import in_torch
 from training.locate import (
-    LEAST_VISIBLE,
     Field,
     _loss,
     _targets,
@@ -296,12 +295,6 @@ def test_a_box_is_correct_once_if_it_overlaps_by_half(
     )
 
 
-def test_shares_are_of_all_fields() -> None:
-    found = [located(SQUARE), located(SQUARE, ELSEWHERE), located()]
-    measured = measure_locator(found, [[SQUARE], [SQUARE], [SQUARE, ELSEWHERE]])
-    assert (measured["recall"], measured["false_share"]) == (0.5, 0.3333)
-
-
 # What it trains on
 
 
@@ -311,22 +304,6 @@ def angle(degrees: float) -> np.ndarray:
 
 
 CENTRE, ONTO = np.array([60.0, 40.0]), np.array([64.0, 64.0])
-
-
-@pytest.mark.parametrize(
-    ("turn", "expected"),
-    [
-        (angle(0), (54, 54, 74, 64)),
-        (angle(90), (64, 54, 74, 74)),
-        (np.diag([-1, 1]), (54, 54, 74, 64)),
-        (2 * angle(0), (44, 44, 84, 64)),
-    ],
-)
-def test_a_box_turns_with_its_field(turn: np.ndarray, expected: Box) -> None:
-    """Around (60, 40), the middle of the box's lower side."""
-    box, visible = _turned((50, 30, 70, 40), turn, ONTO, CENTRE)
-    assert box == pytest.approx(expected)
-    assert visible == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -372,25 +349,6 @@ def test_the_targets_decode_to_the_box(box: Box) -> None:
     logits = heat.clamp(1e-4, 1 - 1e-4).logit()[:, None]
     [[cell]] = decode(torch.cat([logits, shapes], 1).numpy())
     assert cell.box == pytest.approx(box, abs=0.01)
-
-
-def test_there_is_one_centre_for_each_cell_and_shapes_around_it() -> None:
-    cells = [((20, 20, 60, 60), 1.0), ((80, 70, 120, 110), 1.0)]
-    heat, _shapes, near, counts = _targets([cells, [], cells[:1]])
-    assert [(each == 1).sum().item() for each in heat] == [2, 0, 1]
-    assert heat[0, 10, 10] == heat[0, 22, 25] == 1
-    assert 0 <= heat.min() <= heat.max() <= 1
-    assert heat[1].max() == near[1].max() == 0
-    assert ((near > 0) <= (heat > 0.6)).all()
-    assert counts.min() == 1
-
-
-def test_a_hardly_visible_cell_has_no_weight() -> None:
-    box = (0.0, 40.0, 12.0, 60.0)
-    heat, _shapes, near, counts = _targets([[(box, LEAST_VISIBLE - 0.01)]])
-    assert heat.max() == near.max() == 0
-    assert (counts[0, 10:15, :3] == 0).all()
-    assert counts.sum() == PLACES**2 - 15
 
 
 def test_the_correct_output_costs_least() -> None:

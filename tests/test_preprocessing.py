@@ -7,7 +7,6 @@ import gc
 import struct
 import zlib
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from handler.preprocessing import (
     squashed,
     within_field,
 )
+from testing import formats
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +53,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **(KINDS.get(kind, {}) | options))
-    return buffer.getvalue()
+    return formats.encoded(image, kind, **(KINDS.get(kind, {}) | options))
 
 
 def solid(mode: str, color: Any, kind: str, **options: Any) -> bytes:
@@ -68,37 +66,13 @@ def palette(kind: str, color: tuple[int, int, int], **options: Any) -> bytes:
     return encode(image, kind, **options)
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack("!I", len(data)) + name + data + struct.pack("!I", zlib.crc32(name + data))
-
-
-def png(
-    size: tuple[int, int], depth: int, color_type: int, row: bytes = b"", extra: bytes = b""
-) -> bytes:
-    """Write a PNG of equal rows by hand, for what Pillow reads but can't write."""
-    header = struct.pack("!IIBBBBB", *size, depth, color_type, 0, 0, 0)
-    pixels = zlib.compress((b"\0" + row) * size[1]) if row else b""
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + extra
-        + chunk(b"IDAT", pixels)
-        + chunk(b"IEND", b"")
-    )
-
-
-def png16(color_type: int, *samples: int, transparent: int | None = None) -> bytes:
-    extra = b"" if transparent is None else chunk(b"tRNS", struct.pack("!H", transparent))
-    return png((64, 48), 16, color_type, struct.pack(f"!{len(samples)}H", *samples) * 64, extra)
-
-
-def tiled_tiff(size: tuple[int, int], tile: tuple[int, int]) -> bytes:
-    """Write the head of a grey, deflated TIFF of one tile, and next to nothing in it."""
-    data = zlib.compress(bytes(1000))
-    tags = [(256, size[0]), (257, size[1]), (258, 8), (259, 8), (262, 1), (277, 1)]
-    tags += [(322, tile[0]), (323, tile[1]), (324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + data
+def png16(colour: int, *samples: int, transparent: int | None = None) -> bytes:
+    """Return a PNG of 16 bits of one colour, which Pillow can't write."""
+    row = b"\0" + struct.pack(f"!{len(samples)}H", *samples) * 64
+    made = formats.png(64, 48, zlib.compress(row * 48), 16, colour)
+    if transparent is None:
+        return made
+    return made[:33] + formats.chunk(b"tRNS", struct.pack("!H", transparent)) + made[33:]
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -326,7 +300,11 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
 
 @pytest.mark.parametrize(
     "data",
-    [png((7000, 7000), 8, 2), png((MAX_PIXELS + 1, 1), 8, 2), tiled_tiff((80, 60), (8000, 8000))],
+    [
+        formats.png(7000, 7000, b""),
+        formats.png(MAX_PIXELS + 1, 1, b""),
+        formats.tiff(80, 60, zlib.compress(bytes(1000)), 8, tile=(8000, 8000)),
+    ],
     ids=["square", "long", "tile"],
 )
 def test_too_many_pixels_are_refused_before_they_are_decoded(
@@ -337,7 +315,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
 
 def test_as_many_pixels_as_allowed_are_decoded(loads: list[Image.Image]) -> None:
     with pytest.raises(InputError):
-        decode(png((MAX_PIXELS // 1000, 1000), 8, 2))
+        decode(formats.png(MAX_PIXELS // 1000, 1000, b""))
     assert loads != []
 
 
