@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.cells import ZOOM, Cutout, cut_out, to_amounts, window
+from handler.cells import ZOOM, Cutout, cut_out, to_amounts
 from handler.locator import Located
 from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
@@ -74,24 +74,6 @@ def painted(labels: Sequence[int], seed: int = 0, laboratory: str = "here") -> C
     laboratories = np.full(len(labels), laboratory)
     cutouts = np.array(cutouts_of(fields), object)
     return CellSet(cutouts, np.stack(wide), np.array(labels), names, laboratories)
-
-
-# The window around a cell
-
-
-@pytest.mark.parametrize(
-    ("box", "zoom", "proportions", "expected"),
-    [
-        ((100, 100, 140, 140), 1.35, 4 / 3, (84, 93, 156, 147)),
-        ((110, 100, 130, 140), 1.35, 4 / 3, (84, 93, 156, 147)),
-        ((0, 0, 40, 40), 1, 1, (0, 0, 40, 40)),
-        ((0, 10, 40, 30), 2.5, 1, (-30, -30, 70, 70)),
-    ],
-)
-def test_a_window_is_centred_and_as_high_as_the_longer_side_times_the_zoom(
-    box: Box, zoom: float, proportions: float, expected: Box
-) -> None:
-    assert window(box, zoom, proportions) == pytest.approx(expected)
 
 
 # Cutting out
@@ -285,18 +267,6 @@ def test_training_starts_from_a_seed_or_a_copy_of_given_weights() -> None:
     assert same_weights(fresh, again)
     assert not same_weights(fresh, other)
     assert all(torch.equal(weight, before[name]) for name, weight in start.state_dict().items())
-
-
-def test_the_result_is_the_running_mean_of_the_weights() -> None:
-    """With a decay of 1 it stays at the first weights."""
-    cells = painted([0, 1, 2, 3])
-    first, _ = train_cells(cells, replace(SMALL, decay=1.0, mean_from=0.5), 0, "")
-    last, _ = train_cells(cells, replace(SMALL, decay=0.0, mean_from=0.5), 0, "")
-    between, _ = train_cells(cells, replace(SMALL, decay=0.5, mean_from=0.5), 0, "")
-    weights = [network.classifier.weight for network in (first, between, last)]
-    # It saw the weights after steps 3 and 4.
-    torch.testing.assert_close(weights[1], (weights[0] + weights[2]) / 2)
-    assert not torch.equal(weights[0], weights[2])
 
 
 @pytest.fixture

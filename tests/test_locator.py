@@ -113,23 +113,6 @@ def test_wild_sizes_stay_numbers(number: float) -> None:
     assert cells[0].score == pytest.approx(0.9)
 
 
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        ((0, 0, 10, 20), 1.0),
-        ((0, 0, 10, 10), 0.5),
-        ((2, 5, 7, 15), 0.25),
-        ((10, 0, 20, 20), 0.0),
-        ((30, 30, 40, 40), 0.0),
-        ((-5, -5, 5, 5), 25 / 275),
-    ],
-)
-def test_overlap_is_the_intersection_over_the_union(other: Box, expected: float) -> None:
-    box = (0.0, 0.0, 10.0, 20.0)
-    assert overlap(box, other) == pytest.approx(expected)
-    assert overlap(other, box) == pytest.approx(expected)
-
-
 # From a field to the canvas and back
 
 

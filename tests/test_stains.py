@@ -185,13 +185,6 @@ def test_without_a_nucleus_azure_is_assumed() -> None:
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
 
-def test_red_cells_as_blue_as_the_nucleus_are_ignored() -> None:
-    azure = (0.5, 1.1, 0.6)
-    smear = paint(azure=azure, eosin=azure, eosin_strength=0.6)
-    [stains] = measure(smear.pixels, [BOX])
-    np.testing.assert_allclose(stains[2], EOSIN_BESIDE_AZURE * np.linalg.norm(stains[1]), rtol=1e-5)
-
-
 def cosine(one: Floats, other: Floats) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from handler.preprocessing import Box
@@ -19,7 +19,6 @@ from handler.verdict import (
     Prediction,
     answer,
     other_probability,
-    probabilities,
 )
 
 CARD: dict[str, Any] = {
@@ -76,12 +75,6 @@ def test_an_answer_has_the_same_keys_in_the_same_order(
         assert sum(part["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert part["verdict"] in {"confident", "uncertain", "rejected"}
         assert (part["label"] is None) == (part["verdict"] == "rejected")
-
-
-def test_the_version_without_boxes_has_one_cell_that_is_all_of_it() -> None:
-    said = answer("bloodcells", CARD | {"finds_cells": False}, Prediction(STAINED, [Cell(SURE)]))
-    assert "cells" not in said
-    assert said["label"] == "NEUTROPHIL"
 
 
 def test_boxes_are_rounded_to_a_tenth() -> None:
@@ -178,13 +171,6 @@ def test_cells_keep_their_order_and_boxes() -> None:
 # Probabilities
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_the_temperature_divides_the_logits(temperature: float) -> None:
-    shares = probabilities([2.0, 1.0, -1.0], temperature)
-    powers = [math.exp(logit / temperature) for logit in (2.0, 1.0, -1.0)]
-    assert shares == pytest.approx([power / sum(powers) for power in powers])
-
-
 def test_the_temperature_of_the_card_decides() -> None:
     """Of the label and of OTHER."""
     verdicts = [say([SURE], temperature=each)[0]["verdict"] for each in (1.0, 4.0)]
@@ -193,24 +179,7 @@ def test_the_temperature_of_the_card_decides() -> None:
     assert not is_rejected(say([FOREIGN], temperature=100.0)[0])
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        [1e30, -1e30, 0.0, 5.0, 0.0],
-        [1e308, -1e308, 1e308, 0.0, 0.0],
-        [-1e308] * 5,
-        [800.0, 0.0, 0.0, 0.0, 900.0],
-        [0.0] * 5,
-    ],
-)
-@pytest.mark.parametrize("temperature", [0.1, 1.0, 10.0])
-def test_huge_logits_give_numbers(cell: list[float], temperature: float) -> None:
-    said, _ = say([cell], temperature=temperature)
-    json.dumps(said, allow_nan=False)
-    assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-
-
-NUMBERS = st.floats(-1e4, 1e4)
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -219,14 +188,14 @@ NUMBERS = st.floats(-1e4, 1e4)
     st.floats(-1, 1),
     st.floats(0.05, 20),
 )
-def test_any_examination_is_answered(
+@example([[1e308, -1e308, 1e308, 0.0, 0.0], [800.0, 0.0, 0.0, 0.0, 900.0]], 1.0, 0.1)
+def test_any_prediction_is_answered(
     cells: list[list[float]], stain: float, temperature: float
 ) -> None:
+    """In JSON, also for logits that overflow."""
     said, each = say(cells, stain, temperature=temperature)
-    json.dumps(said, allow_nan=False)
+    assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-4)
-    kept = [cell for cell in each if cell["label"]]
-    assert (said["label"] is None) == (not kept)
-    if kept:
-        tops = [max(cell["probabilities"].values()) for cell in kept]
-        assert max(said["probabilities"].values()) == max(tops)
+    tops = [max(cell["probabilities"].values()) for cell in each if cell["label"]]
+    assert (said["label"] is None) == (not tops)
+    assert not tops or max(said["probabilities"].values()) == max(tops)
