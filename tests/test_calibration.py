@@ -47,9 +47,6 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-# The temperature
-
-
 @pytest.mark.parametrize(("weights", "expected"), [((1, 0), 0.5), ((0, 1), 3.0)])
 def test_the_temperature_corrects_overconfident_logits_by_weight(
     weights: tuple[int, int], expected: float
@@ -58,9 +55,6 @@ def test_the_temperature_corrects_overconfident_logits_by_weight(
     weight = np.repeat(np.array(weights, float), 2000)
     found = temperature(*tensors(*(np.concatenate(pair) for pair in pairs), weight))
     assert found == pytest.approx(expected, rel=0.08)
-
-
-# How well calibrated probabilities are
 
 
 def sure(share: float, right: int, of: int) -> list[torch.Tensor]:
@@ -95,9 +89,6 @@ def test_likelihood_and_brier_score_of_a_known_case() -> None:
     assert measured["brier"] == pytest.approx((0.12 + 0.49 + 0.81 + 0.02) / 2, abs=1e-4)
 
 
-# Thresholds
-
-
 @pytest.mark.parametrize(
     ("weight", "share", "expected"),
     [
@@ -114,9 +105,6 @@ def test_confident_from_is_the_lowest_that_keeps_the_accuracy(
 ) -> None:
     top, right = np.array([0.6, 0.9, 0.7, 0.8]), np.array([True, True, False, True])
     assert confident_from(top, right, np.array([1, 1, weight, 1]), share) == expected
-
-
-# Everything that a card needs
 
 
 def predictions(

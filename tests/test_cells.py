@@ -76,9 +76,6 @@ def painted(labels: Sequence[int], seed: int = 0, laboratory: str = "here") -> C
     return CellSet(cutouts, np.stack(wide), np.array(labels), names, laboratories)
 
 
-# Cutting out
-
-
 @pytest.mark.parametrize("size", [(WIDTH, HEIGHT), (PATCH, PATCH)])
 @pytest.mark.parametrize("field", [(160, 120), (1, 1), (320, 1), (2, 3)])
 def test_any_cell_of_any_field_is_cut_out(field: tuple[int, int], size: tuple[int, int]) -> None:
@@ -112,9 +109,6 @@ def test_the_middle_of_a_nucleus_is_one_azure_and_no_eosin() -> None:
     assert dyes[:, HEIGHT // 2, WIDTH // 2].tolist() == pytest.approx([1, 0, 0], abs=0.1)
 
 
-# The network
-
-
 @pytest.mark.parametrize("channels", [(8,), (8, 16), (8, 16, 16, 24, 32)])
 def test_a_cell_alone_and_in_a_batch_has_the_same_logits(channels: tuple[int, ...]) -> None:
     """One for each class, and one for other cells."""
@@ -125,9 +119,6 @@ def test_a_cell_alone_and_in_a_batch_has_the_same_logits(channels: tuple[int, ..
     assert together.shape == (4, len(CLASSES) + 1)
     alone = torch.cat([predict_cells(network, [cutout]) for cutout in cutouts])
     torch.testing.assert_close(alone, together, atol=1e-4, rtol=0)
-
-
-# The labelled cells
 
 
 LEFT, MIDDLE, RIGHT = (
@@ -196,9 +187,6 @@ def test_labelled_cells_are_cut_out_where_they_are_found(samples: list[Sample]) 
     assert (collect(samples, "here", Locator(), surest).patches != cells.patches).any()
 
 
-# What training draws of a cell
-
-
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def unturned(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.eye(2).repeat(len(strength), 1, 1), torch.zeros(len(strength), 2)
@@ -230,9 +218,6 @@ def test_logits_are_the_mean_over_a_cell_and_its_half_turn() -> None:
     once, mean = network(dyes), flip_averaged_logits(network, dyes)
     torch.testing.assert_close(mean, (once + network(dyes.flip(2, 3))) / 2)
     assert (mean - once).abs().max() > 1e-4
-
-
-# Training
 
 
 def same_weights(one: CellNet, other: CellNet) -> bool:

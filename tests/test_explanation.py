@@ -79,9 +79,6 @@ def maps(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch
     return heat_maps(network, network.last_convolution, inputs, targets)
 
 
-# Any network's map
-
-
 def test_a_map_is_the_same_alone_and_in_a_batch(network: Network, inputs: torch.Tensor) -> None:
     """Of the input's size, with a maximum of 1."""
     targets = torch.arange(4)
@@ -98,9 +95,6 @@ def test_nothing_is_marked_in_a_blank_picture(network: Network, colour: float) -
     blank = torch.full((1, 3, HEIGHT, WIDTH), colour)
     blank[:, 0] *= 0.7
     assert not maps(network, blank, torch.tensor([0])).any()
-
-
-# What is left behind
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
@@ -128,9 +122,6 @@ def test_the_network_is_left_unchanged(
         assert torch.equal(given, inputs[:2])
     finally:
         network.requires_grad_(True)
-
-
-# Version 1.0's maps agree with occlusion
 
 
 def grid(heat: torch.Tensor) -> np.ndarray:
@@ -193,8 +184,6 @@ def test_the_hottest_place_is_in_the_cell(heat: torch.Tensor) -> None:
         assert np.hypot(x + 0.5 - right, y + 0.5 - down) <= 18
 
 
-# On the canvas
-
 ONES = np.ones((HEIGHT, WIDTH), np.float32)
 
 
@@ -235,9 +224,6 @@ def test_a_map_covers_its_window_and_nothing_else(size: Size, share: Box) -> Non
     # Its edge may fall on the middle of a pixel.
     assert (np.abs(placed - inside) > 0.01).mean() <= 0.02
     assert {placed.min().round(3), placed.max().round(3)} <= {0, 1}
-
-
-# As a PNG
 
 
 def test_heat_decides_the_transparency() -> None:

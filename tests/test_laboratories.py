@@ -35,9 +35,6 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-# A folder
-
-
 def test_a_folder_is_a_class_and_a_kind(tmp_path: Path) -> None:
     """Files that are not images are skipped."""
     samples = read_folder(make(tmp_path, *FILES, "notes.txt", "EOSINOPHIL/Thumbs.db"))
@@ -58,9 +55,6 @@ def test_an_unknown_class_is_refused(tmp_path: Path, name: str) -> None:
     make(tmp_path, *FILES, f"{name}/a.png")
     with pytest.raises(DataError, match=rf"unknown classes.*{name}.*EOSINOPHIL.*OTHER"):
         read_folder(tmp_path)
-
-
-# Groups
 
 
 def test_an_image_without_a_group_is_its_own(tmp_path: Path) -> None:
@@ -95,9 +89,6 @@ def test_each_class_needs_a_few_cells(counts: tuple[int, ...], lacking: int) -> 
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
     with pytest.raises(DataError, match=rf"{CLASSES[lacking]} has [0-4] cells; each class needs"):
         require(labels)
-
-
-# The second laboratory
 
 
 @pytest.fixture
@@ -147,9 +138,6 @@ def test_the_committed_list_has_both_parts_of_each_class(
     assert train.total() + test.total() == len(names)
     for label in (*range(len(CLASSES)), OTHER):
         assert train[label] > test[label] >= MIN_CELLS
-
-
-# The photographs
 
 
 @pytest.fixture

@@ -42,9 +42,6 @@ PLACES = CANVAS // STRIDE
 NOWHERE = -9.0
 
 
-# How the output is read
-
-
 def output(*peaks: tuple[int, int, float, Sequence[float]]) -> Floats:
     """Make an output with peaks: column, row, score, (shift right, shift down, width, height).
 
@@ -113,9 +110,6 @@ def test_wild_sizes_stay_numbers(number: float) -> None:
     assert cells[0].score == pytest.approx(0.9)
 
 
-# From a field to the canvas and back
-
-
 @pytest.mark.parametrize(
     ("width", "height", "expected"),
     [
@@ -160,9 +154,6 @@ def test_boxes_outside_the_field_are_dropped(box: Box) -> None:
     """Below row 96 the canvas of a landscape is black."""
     inside = Located((10, 10, 20, 20), 0.4)
     assert len(within([Located(box, 0.9), inside], FIELD, CANVAS / 320)) == 1
-
-
-# Painted fields
 
 
 def paint(seed: int, width: int = 96, height: int = 72, cells: int = 1) -> Field:
@@ -243,9 +234,6 @@ def test_the_colour_of_the_lamp_does_not_matter(shade: float) -> None:
         torch.testing.assert_close(locator(canvas + tint), locator(canvas), atol=1e-4, rtol=0)
 
 
-# How well cells are found
-
-
 def located(*boxes: Box) -> list[Located]:
     return [Located(box, 0.9 - at / 10) for at, box in enumerate(boxes)]
 
@@ -276,9 +264,6 @@ def test_a_box_is_correct_once_if_it_overlaps_by_half(
         right,
         false,
     )
-
-
-# What it trains on
 
 
 def angle(degrees: float) -> np.ndarray:

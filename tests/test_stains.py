@@ -95,9 +95,6 @@ def paint(
     return Smear(pixels, parts)
 
 
-# Measured
-
-
 @pytest.mark.parametrize(
     ("lamp", "azure", "eosin"),
     [
@@ -168,9 +165,6 @@ def test_the_light_between_crowded_red_cells_is_the_background() -> None:
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
 
-# Assumed where nothing can be measured
-
-
 def test_without_red_cells_eosin_is_derived_from_azure() -> None:
     smear = paint(red_cells=())
     [stains] = measure(smear.pixels, [BOX])
@@ -196,9 +190,6 @@ def test_the_dyes_of_a_smear_differ(
 ) -> None:
     [stains] = measure(paint(azure=azure, red_cells=red_cells).pixels, [BOX])
     assert cosine(stains[1], stains[2]) <= MAX_ALIKE
-
-
-# Any image
 
 
 def solid(*colour: int) -> Pixels:

@@ -55,9 +55,6 @@ def is_rejected(said: Answer) -> bool:
     return (said["label"], said["verdict"]) == (None, "rejected")
 
 
-# The contract
-
-
 @pytest.mark.parametrize("cells", [[], [SURE], [FOREIGN], [UNSURE, SURE, FOREIGN]])
 @pytest.mark.parametrize("stain", [STAINED, PALE])
 @pytest.mark.parametrize("finds_cells", [True, False])
@@ -80,9 +77,6 @@ def test_an_answer_has_the_same_keys_in_the_same_order(
 def test_boxes_are_rounded_to_a_tenth() -> None:
     _, [cell] = say([SURE])
     assert cell["box"] == [10.0, 20.1, 30.0, 42.0]
-
-
-# One cell
 
 
 @pytest.mark.parametrize("label", CLASSES)
@@ -121,9 +115,6 @@ def test_where_there_is_no_cell_nothing_is_known(stain: float) -> None:
     assert set(said["probabilities"].values()) == {0.25}
 
 
-# Thresholds
-
-
 @pytest.mark.parametrize(("stain", "rejected"), [(0.1999, True), (0.2, False), (0.2001, False)])
 def test_the_stain_may_be_as_low_as_its_threshold(stain: float, rejected: bool) -> None:
     assert is_rejected(say([SURE], stain)[0]) == rejected
@@ -145,9 +136,6 @@ def test_a_version_of_four_classes_rejects_no_cell() -> None:
     assert not is_rejected(say([SURE], thresholds=CARD["thresholds"] | {"foreign": 0.0})[0])
 
 
-# Several cells
-
-
 @pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
 def test_the_most_certain_cell_leads_a_rejected_one_only_where_all_are(order: list[int]) -> None:
     cells = [FOREIGN, UNSURE, [*logits(0.97, 0.01, 0.01, 0.01), 5.0]]
@@ -166,9 +154,6 @@ def test_cells_keep_their_order_and_boxes() -> None:
     said = answer("bloodcells", CARD, Prediction(STAINED, cells))
     assert [cell["box"] for cell in said["cells"]] == [list(box) for box in boxes]
     assert [cell["verdict"] for cell in said["cells"]] == ["uncertain", "rejected", "confident"]
-
-
-# Probabilities
 
 
 def test_the_temperature_of_the_card_decides() -> None:
