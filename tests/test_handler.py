@@ -266,13 +266,13 @@ service = TsModelLoader().load("bloodcells", model_dir, handler, None, 8, None, 
 service.set_cl_socket(None)
 parameters = [{"name": "body", "contentType": "", "value": b"no image"}]
 reply = service.predict([{"requestId": b"a", "headers": [], "parameters": parameters}])
-unneeded = {"torch", "torchvision", "captum", "matplotlib", "onnx"}
+unneeded = {"torchvision", "captum", "matplotlib", "onnx"}
 unneeded |= {"training", "serving", "frontend"}
 foreign = sorted(unneeded & set(sys.modules))
 import handler.attribution
-names = [name for name in sys.modules if name.partition(".")[0] in ("handler", "bloodcells_handler")]
+ours = [each for name, each in sys.modules.items() if name.startswith(("handler", "bloodcells"))]
 print(json.dumps({
-    "files": sorted(os.path.relpath(sys.modules[name].__file__, model_dir) for name in names),
+    "files": sorted(os.path.relpath(module.__file__, model_dir) for module in ours),
     "foreign": foreign,
     "folder": os.listdir(),
     "unsupported": b'"UnsupportedImage"' in reply,
