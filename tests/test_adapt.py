@@ -119,9 +119,6 @@ def taught(folder: Path, base: str = "2.0", version: str = "3.0") -> Path:
     return version_files.folder(version)
 
 
-# From a folder of images to a version
-
-
 @dataclass
 class Run:
     printed: str
@@ -209,9 +206,6 @@ def test_the_known_answers_are_those_of_the_version(adapted: Run) -> None:
     said = answer(MODEL, card, version.predict([picture])[0])
     assert said["cells"]
     assert golden["monocyte.png"] == pytest.approx(said["probabilities"], abs=1e-4)
-
-
-# What trains and what is held out: made-up cells, and trainings that do nothing
 
 
 @dataclass
@@ -338,9 +332,6 @@ def test_every_training_starts_from_the_older_version(
     assert own["before"] == own["after"]
 
 
-# Old cells
-
-
 @pytest.fixture
 def at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
     """Provide old cells; record which are read."""
@@ -378,9 +369,6 @@ def test_old_training_cells_train_beside_its_own(
     for when, said in (("before", 0), ("after", 3)):
         assert old[when]["images"] == 8
         assert np.array(old[when]["confusion"])[:, said].tolist() == [2] * 4
-
-
-# Errors
 
 
 def assert_refused(result: Result, message: str) -> None:
@@ -447,9 +435,6 @@ def test_too_few_slides_are_refused(tmp_path: Path) -> None:
     slides(lay(tmp_path / "cells"), 3)
     refused = teach(tmp_path / "cells")
     assert_refused(refused, "EOSINOPHIL has 3 groups; each class needs at least 4")
-
-
-# The curve
 
 
 @pytest.fixture

@@ -51,9 +51,6 @@ MARKER = "Xq7marker"
 HOST = {"Host": "localhost"}
 
 
-# The wire
-
-
 @dataclass
 class Request:
     """Parameters are (name, content type, value), as TorchServe makes them of HTTP."""
@@ -133,9 +130,6 @@ def response(reply: BytesIO) -> Response:
     return Response(name, kind, status, phrase, headers, reply.read(number(reply)))
 
 
-# The archive
-
-
 # What does not depend on the networks is tested with those of one version.
 ONE_VERSION = pytest.mark.parametrize("archive", VERSIONS[:1], indirect=True)
 
@@ -170,9 +164,6 @@ def card(model_dir: Path) -> Any:
 @pytest.fixture(scope="module")
 def pipeline(model_dir: Path, card: Any) -> Pipeline:
     return pipelines.load(model_dir, card, BATCH_SIZE)
-
-
-# What to send, and what to expect
 
 
 def picture(
@@ -299,9 +290,6 @@ def test_the_archive_needs_nothing_else(model_dir: Path, tmp_path: Path) -> None
     }
 
 
-# Valid images
-
-
 def test_an_answer_follows_the_contract(worker: Worker, card: Any) -> None:
     for response in worker.answers(*map(body, PICTURES[:4])):
         assert (response.status, response.phrase) == (200, "OK")
@@ -339,9 +327,6 @@ def test_the_batch_does_not_change_an_answer(
     assert all(are_close(response.json, expected[at]) for at, response in enumerate(responses))
 
 
-# Other cards and batch sizes
-
-
 @pytest.fixture
 def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
     """Load the archive with another card or batch size for one test."""
@@ -375,9 +360,6 @@ def test_the_card_decides_version_verdict_and_temperature(reload: Any, card: Any
         for factor in (0.5, 4)
     )
     assert max(sharp["probabilities"].values()) > max(flat["probabilities"].values())
-
-
-# Several images in one request
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, BATCH_SIZE])
@@ -438,9 +420,6 @@ def test_an_invalid_image_is_an_error_in_its_place(worker: Worker) -> None:
     assert types(worker.answer(beside)) == ["UnsupportedImage", "answer"]
 
 
-# Errors
-
-
 @ONE_VERSION
 @pytest.mark.parametrize(("request_", "status", "error"), BAD)
 def test_an_invalid_request_is_an_error_and_leaves_its_neighbours_alone(
@@ -486,9 +465,6 @@ def test_a_request_leaves_no_line_in_the_log(worker: Worker) -> None:
     for kind in ("JPEG", "PNG", "WEBP"):
         worker.answers(*(body(picture(0, kind, exif=exif)) for exif in DAMAGED_EXIF))
     assert worker.log.read_text().removeprefix(before) == ""
-
-
-# Explanations
 
 
 def heat_map(document: Any) -> Image.Image:
@@ -546,17 +522,11 @@ def test_a_failed_explanation_leaves_its_neighbours_alone(
     assert explained.json["type"] == "ExplanationFailed"
 
 
-# The card
-
-
 @ONE_VERSION
 def test_a_describe_request_returns_the_card(worker: Worker, card: Any) -> None:
     response = worker.answer(Request(headers={"describe": "True"}))
     assert (response.status, response.json) == (200, card)
     assert response.headers["X-Model-Version"] == card["version"]
-
-
-# The payload
 
 
 JSON = st.recursive(

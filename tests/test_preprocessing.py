@@ -108,9 +108,6 @@ def ramps(width: int, height: int) -> tuple[Image.Image, Array]:
     return image, draw(area_weights(width, WIDTH) @ x, area_weights(height, HEIGHT) @ y)
 
 
-# Kinds and modes
-
-
 KEPT = (200, 100, 50)
 OPAQUE = {
     **{f"RGB {kind}": (solid("RGB", KEPT, kind), KEPT) for kind in KINDS},
@@ -183,9 +180,6 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
     assert np.abs(decode(data).astype(int) - (200, 30, 30)).max() <= 8
 
 
-# Orientation
-
-
 # By the EXIF standard: where the picture's row 0 and column 0 are stored, in terms of the upright.
 STORED = {
     1: lambda upright: upright,
@@ -252,9 +246,6 @@ def test_damaged_exif_is_ignored(kind: str, exif: bytes) -> None:
     assert (decode(encode(image, kind, exif=exif)) == decode(encode(image, kind))).all()
 
 
-# Scaling
-
-
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", [(641, 479), (80, 60), (1, 1)], ids="{0[0]}x{0[1]}".format)
 def test_images_are_scaled_by_area_averaging(size: tuple[int, int], kind: str) -> None:
@@ -262,9 +253,6 @@ def test_images_are_scaled_by_area_averaging(size: tuple[int, int], kind: str) -
     difference = np.abs(decode(encode(image, kind)) - expected)
     assert difference.max() <= (4 if kind == "JPEG" else 1.5)
     assert difference.mean() <= 1
-
-
-# Limits
 
 
 def test_the_number_of_bytes_is_limited() -> None:
@@ -357,9 +345,6 @@ def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
     )
 
 
-# A field, and windows of it
-
-
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -384,9 +369,6 @@ def test_a_window_is_copied_averaged_and_black_beyond_the_picture() -> None:
     assert np.abs(cut(striped, (4, 4, 36, 36), (8, 8)).astype(int) - 100).max() <= 13
     window = cut(np.full((10, 10, 3), 9, np.uint8), (-10, -10, 10, 10), (20, 20))
     assert (window[:9].max(), window[:, :9].max(), window[11:, 11:].min()) == (0, 0, 9)
-
-
-# Errors
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -416,9 +398,6 @@ def test_a_png_with_damaged_pixels_is_corrupt(seed: int) -> None:
 )
 def test_what_is_no_known_kind_is_unsupported(data: bytes) -> None:
     assert refusal(data) == (415, "UnsupportedImage")
-
-
-# The network's input
 
 
 def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
