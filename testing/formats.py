@@ -28,13 +28,13 @@ def packed(size: int) -> bytes:
 def png(width: int, height: int, rows: bytes, depth: int = 8, colour: int = 2) -> bytes:
     """Return a PNG; `rows` is its compressed data."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
-    return PNG_HEAD + _chunk(b"IHDR", head) + _chunk(b"IDAT", rows) + _chunk(b"IEND", b"")
+    return PNG_HEAD + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
 def with_packed_chunk(image: bytes, kind: bytes, head: bytes, size: int) -> bytes:
     """Return a PNG with one more chunk, of compressed zeros."""
     end = len(PNG_HEAD) + 25
-    return image[:end] + _chunk(kind, head + packed(size)) + image[end:]
+    return image[:end] + chunk(kind, head + packed(size)) + image[end:]
 
 
 def with_right_sums(image: bytes) -> bytes:
@@ -49,7 +49,8 @@ def with_right_sums(image: bytes) -> bytes:
     return b"".join([*parts, image[at:]])
 
 
-def _chunk(kind: bytes, data: bytes) -> bytes:
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a chunk of a PNG."""
     total = zlib.crc32(kind + data)
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", total)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -18,13 +17,12 @@ import torch
 from captum.attr import Occlusion
 from PIL import Image
 from scipy.stats import spearmanr
-from torch import nn
 from torch.nn import functional as F
 
 from handler.attribution import heat_maps
 from handler.explanation import CANVAS, canvas_size, place, to_png
 from handler.networks import BloodCellNet, CellNet, to_input
-from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Size, decode
+from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode
 from handler.verdict import CLASSES
 from serving.settings import ROOT
 
@@ -81,69 +79,40 @@ def maps(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch
     return heat_maps(network, network.last_convolution, inputs, targets)
 
 
-# Any network's map
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_a_map_has_the_inputs_size_and_a_maximum_of_1(
-    network: Network, inputs: torch.Tensor, targets: torch.Tensor, count: int
-) -> None:
-    heat = maps(network, inputs[:count], targets[:count])
-    assert (heat.shape, heat.dtype) == ((count, HEIGHT, WIDTH), torch.float32)
+def test_a_map_is_the_same_alone_and_in_a_batch(network: Network, inputs: torch.Tensor) -> None:
+    """Of the input's size, with a maximum of 1."""
+    targets = torch.arange(4)
+    heat = maps(network, inputs[:4], targets)
+    assert (heat.shape, heat.dtype) == ((4, HEIGHT, WIDTH), torch.float32)
     assert heat.min() >= 0
-    assert heat.amax((1, 2)).tolist() == pytest.approx([1] * count)
+    assert heat.amax((1, 2)).tolist() == pytest.approx([1] * 4)
+    alone = [maps(network, inputs[[at]], targets[[at]]) for at in range(4)]
+    torch.testing.assert_close(torch.cat(alone), heat, atol=1e-4, rtol=0)
 
 
-def test_a_map_alone_is_the_map_in_a_batch(network: Network, inputs: torch.Tensor) -> None:
-    targets = torch.arange(8) % len(CLASSES)
-    together = maps(network, inputs[:8], targets)
-    alone = [maps(network, inputs[[at]], targets[[at]]) for at in range(8)]
-    torch.testing.assert_close(torch.cat(alone), together, atol=1e-4, rtol=0)
-
-
-def test_a_map_is_of_the_class_asked_for(network: Network, inputs: torch.Tensor) -> None:
-    heat = maps(network, inputs[:1].expand(4, -1, -1, -1), torch.arange(4))
-    assert min((heat[one] - heat[other]).abs().max() for one, other in [(0, 1), (1, 2), (2, 3)]) > 0
-
-
-@pytest.mark.parametrize("colour", [0.0, 1.0, 0.3], ids=["black", "white", "grey"])
+@pytest.mark.parametrize("colour", [0.0, 1.0], ids=["black", "white"])
 def test_nothing_is_marked_in_a_blank_picture(network: Network, colour: float) -> None:
     blank = torch.full((1, 3, HEIGHT, WIDTH), colour)
     blank[:, 0] *= 0.7
     assert not maps(network, blank, torch.tensor([0])).any()
 
 
-def test_nothing_is_marked_where_nothing_speaks_for_the_class(inputs: torch.Tensor) -> None:
-    class Mute(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Conv2d(3, 2, 3)
-
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            return -self.layer(images).square().sum((2, 3)) * 0
-
-    mute = Mute()
-    heat = heat_maps(mute, mute.layer, inputs[:2], torch.tensor([0, 1]))
-    assert torch.equal(heat, torch.zeros(2, HEIGHT, WIDTH))
-
-
-# What is left behind
-
-
 @pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
-@pytest.mark.parametrize("broken", [False, True], ids=["valid", "broken"])
 def test_the_network_is_left_unchanged(
-    network: Network, inputs: torch.Tensor, targets: torch.Tensor, frozen: bool, broken: bool
+    network: Network, inputs: torch.Tensor, targets: torch.Tensor, frozen: bool
 ) -> None:
+    """Also by an error, and in a service that takes no gradients."""
     given = inputs[:2].clone()
     weights = [parameter.clone() for parameter in network.parameters()]
     network.requires_grad_(not frozen)
     try:
-        if broken:
-            with pytest.raises(RuntimeError):
-                maps(network, given[:, :2], targets[:2])
-        else:
-            assert not maps(network, given, targets[:2]).requires_grad
+        heat = maps(network, given, targets[:2])
+        assert not heat.requires_grad
+        with torch.no_grad():
+            torch.testing.assert_close(maps(network, given, targets[:2]), heat)
+            assert not torch.is_grad_enabled()
+        with pytest.raises(RuntimeError):
+            maps(network, given[:, :2], targets[:2])
         assert not any(module._forward_hooks for module in network.modules())
         assert not any(module._forward_pre_hooks for module in network.modules())
         for before, after in zip(weights, network.parameters(), strict=True):
@@ -153,24 +122,6 @@ def test_the_network_is_left_unchanged(
         assert torch.equal(given, inputs[:2])
     finally:
         network.requires_grad_(True)
-
-
-@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
-def test_a_service_that_takes_no_gradients_gets_the_same_maps(
-    network: Network, inputs: torch.Tensor, targets: torch.Tensor, frozen: bool
-) -> None:
-    expected = maps(network, inputs[:2], targets[:2])
-    network.requires_grad_(not frozen)
-    try:
-        with torch.no_grad():
-            heat = maps(network, inputs[:2], targets[:2])
-            assert not torch.is_grad_enabled()
-    finally:
-        network.requires_grad_(True)
-    torch.testing.assert_close(heat, expected)
-
-
-# Version 1.0's maps agree with occlusion
 
 
 def grid(heat: torch.Tensor) -> np.ndarray:
@@ -213,27 +164,14 @@ def test_a_map_agrees_with_occlusion(heat: torch.Tensor, occlusion: np.ndarray) 
     assert found >= 0.35
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        pytest.param(lambda heat: np.roll(heat, 1, 0), id="another picture's"),
-        pytest.param(lambda heat: heat[:, ::-1], id="turned"),
-        pytest.param(lambda heat: np.random.default_rng(0).permuted(heat, axis=1), id="shuffled"),
-    ],
-)
 def test_a_wrong_map_does_not(
-    heat: torch.Tensor,
-    occlusion: np.ndarray,
-    wrong: Callable[[np.ndarray], np.ndarray],
+    shipped: BloodCellNet, inputs: torch.Tensor, heat: torch.Tensor, occlusion: np.ndarray
 ) -> None:
-    found = agreement(wrong(grid(heat)), occlusion)
-    print(f"rank correlation {found:.2f}")
-    assert found <= 0.2
-
-
-def test_a_map_of_the_class_that_it_is_least_does_not(
-    shipped: BloodCellNet, inputs: torch.Tensor, occlusion: np.ndarray
-) -> None:
+    """That of another picture, turned, shuffled, or of the class that it is least."""
+    right = grid(heat)
+    shuffled = np.random.default_rng(0).permuted(right, axis=1)
+    for wrong in (np.roll(right, 1, 0), right[:, ::-1], shuffled):
+        assert agreement(wrong, occlusion) <= 0.2
     with torch.no_grad():
         least = shipped(inputs).argmin(1)
     assert agreement(grid(maps(shipped, inputs, least)), occlusion) <= 0
@@ -246,8 +184,6 @@ def test_the_hottest_place_is_in_the_cell(heat: torch.Tensor) -> None:
         assert np.hypot(x + 0.5 - right, y + 0.5 - down) <= 18
 
 
-# On the canvas
-
 ONES = np.ones((HEIGHT, WIDTH), np.float32)
 
 
@@ -255,9 +191,7 @@ ONES = np.ones((HEIGHT, WIDTH), np.float32)
     ("size", "expected"),
     [
         ((320, 240), (320, 240)),
-        ((640, 480), (640, 480)),
         ((1280, 960), (640, 480)),
-        ((960, 1280), (480, 640)),
         ((3000, 1001), (640, 214)),
         ((1, 1), (1, 1)),
         ((20000, 3), (CANVAS, 1)),
@@ -270,14 +204,13 @@ def test_a_canvas_has_the_uploads_proportions(size: Size, expected: Size) -> Non
     assert placed == pytest.approx(1)
 
 
-@pytest.mark.parametrize("size", [(300, 900), (1600, 1200), (90, 70)])
+@pytest.mark.parametrize("size", [(300, 900), (1600, 1200)])
 @pytest.mark.parametrize(
     "share",
     [
         pytest.param((0.25, 0.25, 0.75, 0.75), id="inside"),
         pytest.param((-0.5, -0.25, 0.5, 0.25), id="over the left and the top"),
         pytest.param((0.75, 0.5, 1.25, 1.5), id="over the right and the bottom"),
-        pytest.param((-1, -1, 2, 2), id="all around"),
         pytest.param((1.5, 0, 2, 1), id="outside"),
     ],
 )
@@ -293,38 +226,9 @@ def test_a_map_covers_its_window_and_nothing_else(size: Size, share: Box) -> Non
     assert {placed.min().round(3), placed.max().round(3)} <= {0, 1}
 
 
-@pytest.mark.parametrize("size", [(480, 640), (2000, 1500)])
-@pytest.mark.parametrize("window", [(0, 0, 1, 1), (0.5, 0.4, 0.8, 0.9), (-0.2, -0.3, 0.3, 0.4)])
-@pytest.mark.parametrize("spot", [(60, 45), (70, 50)])
-def test_a_hot_spot_lies_where_it_was(size: Size, window: Box, spot: tuple[int, int]) -> None:
-    (left, top, right, bottom), (column, row) = window, spot
-    heat = np.zeros((HEIGHT, WIDTH), np.float32)
-    heat[row - 1 : row + 2, column - 1 : column + 2] = 1
-    across, down = size
-    placed = place(heat, (left * across, top * down, right * across, bottom * down), size)
-    y, x = np.argwhere(placed > 0.5).mean(0) + 0.5
-    width, height = canvas_size(size)
-    # Half a pixel of the map, and one of the canvas.
-    tolerance = 1 + max(width * (right - left) / WIDTH, height * (bottom - top) / HEIGHT) / 2
-    assert x == pytest.approx(
-        (left + (column + 0.5) / WIDTH * (right - left)) * width, abs=tolerance
-    )
-    assert y == pytest.approx((top + (row + 0.5) / HEIGHT * (bottom - top)) * height, abs=tolerance)
-
-
-# As a PNG
-
-
-def decoded(heat: Floats) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(to_png(heat), validate=True)))
-
-
-def slope(width: int, height: int) -> Floats:
-    return np.tile(np.linspace(0, 1, width, dtype=np.float32), (height, 1))
-
-
 def test_heat_decides_the_transparency() -> None:
-    image = decoded(slope(400, 2))
+    slope = np.tile(np.linspace(0, 1, 400, dtype=np.float32), (2, 1))
+    image = Image.open(io.BytesIO(base64.b64decode(to_png(slope), validate=True)))
     assert (image.format, image.size) == ("PNG", (400, 2))
     alpha = np.asarray(image.convert("RGBA"))[0, :, 3].astype(int)
     assert alpha[0] == 0

@@ -7,24 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from handler import gate
 from handler.preprocessing import Pixels, decode, squashed, within_field
 from handler.verdict import CLASSES
-from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
-from training import data
+from training import data, out_of_distribution
 from training.export import in_torch
-from training.gate import Gate, _order_statistic
+from training.gate import Gate
 from training.out_of_distribution import far_images
 
 # Between the scores of nuclei and of nearly all else; not the threshold of a version.
 BETWEEN = 0.65
-KINDS = ("photograph", "text", "blank", "noise")
 
 Change = Callable[[Pixels], Pixels]
 
@@ -38,7 +33,10 @@ def sample(request: pytest.FixtureRequest) -> Pixels:
 
 @pytest.fixture(scope="module")
 def far() -> dict[str, list[Pixels]]:
-    return far_images(seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(out_of_distribution, "CROPS", 2)
+        patch.setattr(out_of_distribution, "DRAWN", 40)
+        return far_images(seed=0)
 
 
 def lamp(*colour: float) -> Change:
@@ -86,17 +84,6 @@ def noisy(pixels: Pixels) -> Pixels:
     return np.clip(pixels + noise, 0, 255).astype(np.uint8)
 
 
-def middle(pixels: Pixels) -> Pixels:
-    """Cut out what the cell fills."""
-    height, width = pixels.shape[:2]
-    return pixels[height // 4 : -height // 4, width // 3 : -width // 3]
-
-
-@pytest.mark.parametrize("label", CLASSES)
-def test_drawn_cells_score_high(label: str) -> None:
-    assert stain(np.asarray(draw_cell(label, 1, (320, 240)))) > BETWEEN
-
-
 @pytest.mark.parametrize(
     ("change", "by"),
     [
@@ -104,14 +91,11 @@ def test_drawn_cells_score_high(label: str) -> None:
         pytest.param(lambda pixels: pixels.transpose(1, 0, 2), 0.1, id="quarter turn"),
         pytest.param(turned, 0.1, id="black wedges"),
         pytest.param(lamp(0.4, 0.4, 0.4), 0.1, id="very dark"),
-        pytest.param(lamp(1.1, 1.1, 1.1), 0.05, id="brighter"),
         pytest.param(lamp(1, 0.9, 0.75), 0.05, id="warm lamp"),
-        pytest.param(lamp(0.8, 0.9, 1), 0.05, id="cold lamp"),
         pytest.param(lamp(1, 0.8, 0.95), 0.05, id="pink lamp"),
         pytest.param(stained(0.7), 0.1, id="pale stain"),
         pytest.param(stained(1.5), 0.1, id="deep stain"),
         pytest.param(scaled(80, 60), 0.02, id="80x60"),
-        pytest.param(scaled(640, 480), 0.02, id="640x480"),
         pytest.param(scaled(200, 200), 0.05, id="square"),
         pytest.param(noisy, 0.05, id="noisy"),
         pytest.param(through_an_eyepiece, 0.15, id="through an eyepiece"),
@@ -123,82 +107,32 @@ def test_a_nucleus_stays_a_nucleus(sample: Pixels, change: Change, by: float) ->
     assert score > BETWEEN
 
 
-def test_a_cell_that_fills_the_picture_is_found(sample: Pixels) -> None:
-    """With a lower score: a wide nucleus is surrounded by itself."""
-    assert stain(middle(sample)) > 0.5
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_images_without_a_smear_score_low(far: dict[str, list[Pixels]], kind: str) -> None:
-    scores = np.array([stain(pixels) for pixels in far[kind]])
-    assert (scores > BETWEEN).mean() <= 0.05
-    assert np.median(scores) < 0.1
+def test_images_without_a_smear_score_low(far: dict[str, list[Pixels]]) -> None:
+    for kind, images in far.items():
+        scores = np.array([stain(pixels) for pixels in images])
+        assert (scores > BETWEEN).mean() <= 0.05, kind
+        assert np.median(scores) < 0.1, kind
 
 
 @pytest.mark.parametrize(
-    "order",
-    [
-        pytest.param((1, 0, 2), id="green nuclei"),
-        pytest.param((0, 2, 1), id="yellow nuclei"),
-        pytest.param((1, 1, 1), id="grey"),
-    ],
+    "order", [(1, 0, 2), (0, 2, 1), (1, 1, 1)], ids=["green", "yellow", "grey"]
 )
 def test_the_colour_decides(sample: Pixels, order: tuple[int, ...]) -> None:
     """The same shapes in colours of no stain."""
     assert stain(sample[..., order]) < 0.2
 
 
-@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (114, 84, 178), (230, 150, 190)])
-@pytest.mark.parametrize("size", [(1, 1), (1, 300), (300, 1), (60, 80)])
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (114, 84, 178)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (60, 80)])
 def test_one_colour_is_no_nucleus(colour: tuple[int, ...], size: tuple[int, int]) -> None:
     """Not even that of a nucleus, which is then the background too."""
     assert 0 <= stain(np.full((*size, 3), colour, np.uint8)) < 0.2
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 255), st.integers(0, 1000))
-def test_any_pixels_have_a_score(height: int, width: int, top: int, seed: int) -> None:
-    random = np.random.default_rng(seed)
-    score = stain(random.integers(0, top, (height, width, 3), np.uint8, endpoint=True))
-    assert isinstance(score, float)
-    assert np.isfinite(score)
-    assert score <= 1
-
-
-def test_the_batch_does_not_matter(far: dict[str, list[Pixels]]) -> None:
-    pictures = [pictures[at] for pictures in far.values() for at in range(3)]
-    pictures.append(through_an_eyepiece(pictures[0]))
-    together = LOOK(np.stack([gate.shrink(pixels) for pixels in pictures]))
-    assert together == pytest.approx([stain(pixels) for pixels in pictures], abs=1e-6)
-
-
-def test_black_borders_do_not_matter(sample: Pixels) -> None:
-    bordered = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)))
-    plain = np.pad(sample, ((0, 0), (len(sample[0]) // 2,) * 2, (0, 0)), "symmetric")
-    assert stain(bordered) == pytest.approx(stain(plain), abs=0.1)
-
-
-def test_a_larger_picture_is_averaged_as_it_is_decoded(sample: Pixels) -> None:
-    """In version 1.0 the gate scales the decoded image."""
-    pixels = scaled(80, 60)(sample)
-    [score] = in_torch(Gate((80, 60)))(np.stack([pixels]))
-    assert score == pytest.approx(stain(pixels), abs=1e-6)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(0, 255), min_size=1, max_size=60), st.data())
-def test_the_order_statistic_is_that_of_the_sorted_row(
-    tones: list[int], data: st.DataObject
-) -> None:
-    place = data.draw(st.integers(0, len(tones) - 1))
-    row, wanted = torch.tensor([tones]).float(), torch.tensor([place]).float()
-    assert _order_statistic(row, wanted).tolist() == [sorted(tones)[place]]
 
 
 @pytest.mark.data
 @pytest.mark.parametrize("fit", [squashed, within_field])
 def test_real_cells_score_high(blood_cells: Path, fit: Callable[..., tuple[int, int]]) -> None:
     """Except the few whose cell an augmentation has moved out of the image."""
-    images = data.list_images(blood_cells, "TRAIN")[::50]
+    images = data.list_images(blood_cells, "TRAIN")[::100]
     scores = np.array([stain(decode(each.path.read_bytes(), fit).pixels) for each in images])
     assert (scores > BETWEEN).mean() >= 0.98

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import pytest
 from handler.preprocessing import Box
 from handler.verdict import CLASSES
 from training import data, laboratories
-from training.data import OTHER, DataError, Sample
+from training.data import OTHER, DataError
 from training.laboratories import pbc, read_folder, require
 from training.protocol import MIN_CELLS
 
@@ -36,15 +35,9 @@ def make(root: Path, *names: str) -> Path:
     return root
 
 
-def by_name(samples: Sequence[Sample]) -> dict[str, Sample]:
-    return {sample.path.name: sample for sample in samples}
-
-
-# A folder
-
-
 def test_a_folder_is_a_class_and_a_kind(tmp_path: Path) -> None:
-    samples = read_folder(make(tmp_path, *FILES))
+    """Files that are not images are skipped."""
+    samples = read_folder(make(tmp_path, *FILES, "notes.txt", "EOSINOPHIL/Thumbs.db"))
     assert [(each.path.name, each.label, each.kind) for each in samples] == [
         ("a.JPG", 0, "EOSINOPHIL"),
         ("b.png", 0, "EOSINOPHIL"),
@@ -57,53 +50,30 @@ def test_a_folder_is_a_class_and_a_kind(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "EOSINOPHIL/notes.txt", "EOSINOPHIL/Thumbs.db"])
-def test_other_files_are_skipped(tmp_path: Path, name: str) -> None:
-    assert len(read_folder(make(tmp_path, *FILES, name))) == len(FILES)
-
-
-def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"cells is not a folder"):
-        read_folder(tmp_path / "cells")
-
-
-@pytest.mark.parametrize("name", ["BASOPHIL", "eosinophil", "Neutrophils"])
+@pytest.mark.parametrize("name", ["BASOPHIL", "eosinophil"])
 def test_an_unknown_class_is_refused(tmp_path: Path, name: str) -> None:
     make(tmp_path, *FILES, f"{name}/a.png")
     with pytest.raises(DataError, match=rf"unknown classes.*{name}.*EOSINOPHIL.*OTHER"):
         read_folder(tmp_path)
 
 
-# Groups
-
-
-def test_without_groups_every_image_is_its_own(tmp_path: Path) -> None:
-    samples = read_folder(make(tmp_path, *FILES, "NEUTROPHIL/a.JPG"))
+def test_an_image_without_a_group_is_its_own(tmp_path: Path) -> None:
+    make(tmp_path, *FILES, "NEUTROPHIL/a.JPG")
+    samples = read_folder(tmp_path)
     assert len({sample.group for sample in samples}) == len(samples)
-
-
-def test_groups_are_read_from_a_file(tmp_path: Path) -> None:
-    make(tmp_path, *FILES)
     rows = "file,group\nEOSINOPHIL/b.png,slide 1\nOTHER/platelet/g.tif,slide 1\n"
     (tmp_path / "groups.csv").write_text(rows)
-    samples = by_name(read_folder(tmp_path))
-    assert samples["b.png"].group == samples["g.tif"].group == "slide 1"
-    assert samples["h.png"].group == "OTHER/platelet/h.png"
+    groups = {sample.path.name: sample.group for sample in read_folder(tmp_path)}
+    assert groups["b.png"] == groups["g.tif"] == "slide 1"
+    assert groups["h.png"] == "OTHER/platelet/h.png"
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("image,patient\nEOSINOPHIL/b.png,1\n", "columns file,group"),
-        ("file\nEOSINOPHIL/b.png\n", "columns file,group"),
-        ("file,group,slide\nEOSINOPHIL/b.png,1,2\n", "columns file,group"),
-        ("EOSINOPHIL/b.png,1\nEOSINOPHIL/a.JPG,1\n", "columns file,group"),
         ("file;group\nEOSINOPHIL/b.png;1\n", "columns file,group"),
-        (
-            "file,group\nEOSINOPHIL/b.png,1\nx.png,1\ny.png,1\n",
-            "missing files: x.png, y.png",
-        ),
-        ("file,group\nb.png,1\n", "missing files: b.png"),
+        ("file,group\nEOSINOPHIL/b.png,1\nx.png,1\nb.png,1\n", "missing files: b.png, x.png"),
     ],
 )
 def test_a_wrong_file_of_groups_is_refused(tmp_path: Path, text: str, said: str) -> None:
@@ -113,19 +83,12 @@ def test_a_wrong_file_of_groups_is_refused(tmp_path: Path, text: str, said: str)
         read_folder(tmp_path)
 
 
-# Enough cells
-
-
-@pytest.mark.parametrize("counts", [(4, 5, 5, 5), (5, 5, 5, 4), (9, 0, 9, 9), ()])
-def test_each_class_needs_a_few_cells(counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("counts", "lacking"), [((4, 5, 5, 5), 0), ((9, 0, 9, 9), 1), ((), 0)])
+def test_each_class_needs_a_few_cells(counts: tuple[int, ...], lacking: int) -> None:
     require([*range(4)] * MIN_CELLS)
     labels = [label for label, count in enumerate(counts) for _ in range(count)]
-    lacking = next(at for at in range(4) if labels.count(at) < MIN_CELLS)
     with pytest.raises(DataError, match=rf"{CLASSES[lacking]} has [0-4] cells; each class needs"):
         require(labels)
-
-
-# The second laboratory
 
 
 @pytest.fixture
@@ -142,7 +105,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("made_up")
 def test_images_train_or_test() -> None:
-    train, test = (set(by_name(pbc(part))) for part in ("train", "test"))
+    train, test = ({sample.path.name for sample in pbc(part)} for part in ("train", "test"))
     assert test == {"b.png", "d.webp", "g.tif"}
     assert train == {"a.JPG", "c.tiff", "e.bmp", "f.jpeg"}
 
@@ -177,9 +140,6 @@ def test_the_committed_list_has_both_parts_of_each_class(
         assert train[label] > test[label] >= MIN_CELLS
 
 
-# The photographs
-
-
 @pytest.fixture
 def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a data set of four made-up photographs, with a list of its own."""
@@ -206,27 +166,12 @@ def annotate(root: Path, name: str, *drawn: tuple[str, tuple[int, int, int, int]
 CELL, SECOND, SPECK = (100, 50, 260, 220), (300, 10, 351, 40), (10, 10, 60, 60)
 
 
-@pytest.mark.parametrize(
-    ("splits", "names"),
-    [(("TRAIN",), ["P1", "P3"]), (("TEST",), ["P2"]), (("TRAIN", "TEST"), ["P1", "P2", "P3"])],
-)
-def test_photographs_of_a_split_are_listed(
-    photographs: Path, splits: tuple[str, ...], names: list[str]
-) -> None:
-    samples = data.photographs(photographs, *splits)
-    assert [sample.path.stem for sample in samples] == names
-
-
-def test_a_photograph_has_a_label_and_a_group(photographs: Path) -> None:
-    [sample] = data.photographs(photographs, "TEST")
-    assert (sample.label, sample.kind, sample.group) == (0, "EOSINOPHIL", "G2")
-    assert sample.path == photographs / "dataset-master" / "JPEGImages" / "P2.jpg"
-
-
-def test_a_folder_that_is_there_twice_is_found(photographs: Path) -> None:
-    outer = photographs / "dataset-master" / "dataset-master"
-    outer.mkdir(parents=True)
-    assert data.photograph_file(photographs, "P1") == outer / "JPEGImages" / "P1.jpg"
+def test_photographs_of_a_split_are_listed(photographs: Path) -> None:
+    train, both = (data.photographs(photographs, *each) for each in (["TRAIN"], ["TRAIN", "TEST"]))
+    assert [sample.path.stem for sample in train] == ["P1", "P3"]
+    assert [sample.path.stem for sample in both] == ["P1", "P2", "P3"]
+    assert (both[1].label, both[1].kind, both[1].group) == (0, "EOSINOPHIL", "G2")
+    assert both[1].path == photographs / "dataset-master" / "JPEGImages" / "P2.jpg"
 
 
 @pytest.mark.parametrize(
@@ -234,9 +179,7 @@ def test_a_folder_that_is_there_twice_is_found(photographs: Path) -> None:
     [
         ((("RBC", (1, 2, 90, 99)), ("WBC", CELL), ("WBC", SECOND)), [CELL, SECOND]),
         ((("WBC", SPECK), ("WBC", CELL), ("Platelets", CELL)), [CELL]),
-        ((("WBC", SPECK),), None),
-        ((("RBC", CELL),), None),
-        ((), None),
+        ((("WBC", SPECK), ("RBC", CELL)), None),
         (None, None),
     ],
 )
@@ -256,13 +199,3 @@ def test_photographs_with_boxes_are_listed_whatever_their_split(photographs: Pat
         ("P2", "TEST", "G2", [CELL]),
         ("P4", "unused", "G4", [SECOND]),
     ]
-
-
-@pytest.mark.parametrize(("split", "count"), [("TRAIN", 277), ("TEST", 71)])
-def test_the_list_has_every_photograph_that_images_stem_from(split: str, count: int) -> None:
-    listed = data.photographs(Path("nowhere"), split)
-    assert len(listed) == count
-    images = data.list_images(Path("nowhere"), split)
-    assert {image.photograph for image in images} == {sample.path.stem for sample in listed}
-    labels = {sample.path.stem: sample.label for sample in listed}
-    assert all(labels[image.photograph] == image.label for image in images)

@@ -28,7 +28,6 @@ from training import locate as training
 from training.augment import warp
 from training.export import in_torch
 from training.locate import (
-    LEAST_VISIBLE,
     Field,
     _loss,
     _targets,
@@ -41,9 +40,6 @@ from training.recipes import LOCATOR, LocatorRecipe
 
 PLACES = CANVAS // STRIDE
 NOWHERE = -9.0
-
-
-# How the output is read
 
 
 def output(*peaks: tuple[int, int, float, Sequence[float]]) -> Floats:
@@ -71,24 +67,19 @@ def test_a_peak_is_a_cell() -> None:
     assert cell.box == pytest.approx((x - 20, y - 12, x + 20, y + 12), abs=1e-4)
 
 
-@pytest.mark.parametrize("score", [MIN_SCORE - 0.01, MIN_SCORE + 0.01])
-def test_low_scores_are_not_cells(score: float) -> None:
-    assert bool(decoded((9, 9, score, (0, 0, 20, 20)))) == (score > MIN_SCORE)
-
-
-def test_the_slopes_of_a_peak_are_not_cells() -> None:
+def test_low_scores_and_the_slopes_of_a_peak_are_not_cells() -> None:
     shape = (0, 0, 4, 4)
-    cells = decoded((9, 9, 0.9, shape), (10, 9, 0.8, shape), (10, 10, 0.7, shape))
-    assert [cell.score for cell in cells] == pytest.approx([0.9])
+    slopes = (10, 9, 0.8, shape), (10, 10, 0.7, shape)
+    low, high = (20, 9, MIN_SCORE - 0.01, shape), (20, 20, MIN_SCORE + 0.01, shape)
+    cells = decoded((9, 9, 0.9, shape), *slopes, low, high)
+    assert [cell.score for cell in cells] == pytest.approx([0.9, MIN_SCORE + 0.01])
 
 
 @pytest.mark.parametrize(
     ("columns", "kept"),
     [
-        ((8, 10), [0.9]),
         ((8, 12), [0.9]),
         ((8, 13), [0.9, 0.8]),
-        ((8, 20), [0.9, 0.8]),
         ((6, 10, 14), [0.9, 0.7]),
     ],
 )
@@ -120,33 +111,10 @@ def test_wild_sizes_stay_numbers(number: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("other", "expected"),
-    [
-        ((0, 0, 10, 20), 1.0),
-        ((0, 0, 10, 10), 0.5),
-        ((5, 0, 15, 20), 1 / 3),
-        ((2, 5, 7, 15), 0.25),
-        ((10, 0, 20, 20), 0.0),
-        ((30, 30, 40, 40), 0.0),
-        ((-5, -5, 5, 5), 25 / 275),
-    ],
-)
-def test_overlap_is_the_intersection_over_the_union(other: Box, expected: float) -> None:
-    box = (0.0, 0.0, 10.0, 20.0)
-    assert overlap(box, other) == pytest.approx(expected)
-    assert overlap(other, box) == pytest.approx(expected)
-
-
-# From a field to the canvas and back
-
-
-@pytest.mark.parametrize(
     ("width", "height", "expected"),
     [
         (320, 240, (128, 96)),
-        (240, 320, (96, 128)),
-        (320, 320, (128, 128)),
-        (64, 48, (128, 96)),
+        (48, 64, (96, 128)),
         (320, 1, (128, 1)),
         (1, 320, (1, 128)),
         (7, 5, (128, 91)),
@@ -170,7 +138,6 @@ FIELD = np.zeros((240, 320, 3), np.uint8)
 @pytest.mark.parametrize(
     ("box", "expected"),
     [
-        ((40, 40, 80, 60), (100, 100, 200, 150)),
         ((-20, -4, 20, 30), (0, 0, 50, 75)),
         ((100, 80, 140, 130), (250, 200, 320, 240)),
         ((-500, -500, 500, 500), (0, 0, 320, 240)),
@@ -187,9 +154,6 @@ def test_boxes_outside_the_field_are_dropped(box: Box) -> None:
     """Below row 96 the canvas of a landscape is black."""
     inside = Located((10, 10, 20, 20), 0.4)
     assert len(within([Located(box, 0.9), inside], FIELD, CANVAS / 320)) == 1
-
-
-# Painted fields
 
 
 def paint(seed: int, width: int = 96, height: int = 72, cells: int = 1) -> Field:
@@ -215,16 +179,17 @@ def paint(seed: int, width: int = 96, height: int = 72, cells: int = 1) -> Field
 
 @pytest.fixture(scope="module")
 def trained() -> Locator:
-    recipe = LocatorRecipe(steps=50, batch_size=8, cell_sizes=(0.2, 0.45))
+    recipe = LocatorRecipe(60, batch_size=4, learning_rate=4e-3, cell_sizes=(0.25, 0.4))
     return train_locator([paint(seed) for seed in range(12)], recipe, 0, "painted")
 
 
 def test_a_trained_locator_finds_painted_cells(trained: Locator) -> None:
-    fields = [paint(seed, cells=1 + seed % 2) for seed in range(100, 116)]
+    """An untrained one finds none."""
+    fields = [paint(seed, cells=1 + seed % 2) for seed in range(100, 108)]
     found = locate(in_torch(trained), [field.pixels for field in fields])
     measured = measure_locator(found, [field.boxes for field in fields])
-    assert measured["recall"] >= 0.8
-    assert measured["false_share"] <= 0.2
+    assert measured["recall"] >= 0.5
+    assert measured["false_share"] <= 0.4
     assert not trained.training
 
 
@@ -250,12 +215,13 @@ def test_a_field_alone_and_in_a_batch_has_the_same_cells(trained: Locator) -> No
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 300), (300, 2)])
-@pytest.mark.parametrize("level", [0, 255])
-def test_an_empty_field_is_accepted(trained: Locator, size: tuple[int, int], level: int) -> None:
-    [cells] = locate(in_torch(trained), [np.full((*size, 3), level, np.uint8)])
-    for cell in cells:
-        assert 0 <= cell.box[0] < cell.box[2] <= size[1]
-        assert 0 <= cell.box[1] < cell.box[3] <= size[0]
+def test_an_empty_field_is_accepted(trained: Locator, size: tuple[int, int]) -> None:
+    for cells in locate(
+        in_torch(trained), [np.full((*size, 3), each, np.uint8) for each in (0, 255)]
+    ):
+        for cell in cells:
+            assert 0 <= cell.box[0] < cell.box[2] <= size[1]
+            assert 0 <= cell.box[1] < cell.box[3] <= size[0]
 
 
 @pytest.mark.parametrize("shade", [-0.2, 0.2])
@@ -266,9 +232,6 @@ def test_the_colour_of_the_lamp_does_not_matter(shade: float) -> None:
     tint = shade * torch.tensor([1.0, 0.5, 0.2])[:, None, None]
     with torch.no_grad():
         torch.testing.assert_close(locator(canvas + tint), locator(canvas), atol=1e-4, rtol=0)
-
-
-# How well cells are found
 
 
 def located(*boxes: Box) -> list[Located]:
@@ -284,14 +247,12 @@ ELSEWHERE: Box = (50, 50, 60, 60)
 @pytest.mark.parametrize(
     ("found", "drawn", "right", "false"),
     [
-        ([SQUARE], [SQUARE], 1, 0),
         ([HALF], [SQUARE], 1, 0),
         ([LESS], [SQUARE], 0, 1),
         ([], [SQUARE], 0, 0),
         ([ELSEWHERE], [SQUARE], 0, 1),
         ([SQUARE, SQUARE], [SQUARE], 1, 1),
         ([ELSEWHERE, SQUARE], [SQUARE, ELSEWHERE], 2, 0),
-        ([SQUARE], [SQUARE, ELSEWHERE], 1, 0),
     ],
 )
 def test_a_box_is_correct_once_if_it_overlaps_by_half(
@@ -305,39 +266,12 @@ def test_a_box_is_correct_once_if_it_overlaps_by_half(
     )
 
 
-def test_shares_are_of_all_fields() -> None:
-    found = [located(SQUARE), located(SQUARE, ELSEWHERE), located()]
-    measured = measure_locator(found, [[SQUARE], [SQUARE], [SQUARE, ELSEWHERE]])
-    assert (measured["recall"], measured["false_share"]) == (0.5, 0.3333)
-
-
-# What it trains on
-
-
 def angle(degrees: float) -> np.ndarray:
     turn = math.radians(degrees)
     return np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
 
 
 CENTRE, ONTO = np.array([60.0, 40.0]), np.array([64.0, 64.0])
-
-
-@pytest.mark.parametrize(
-    ("turn", "expected"),
-    [
-        (angle(0), (54, 54, 74, 64)),
-        (angle(90), (64, 54, 74, 74)),
-        (angle(180), (54, 64, 74, 74)),
-        (angle(270), (54, 54, 64, 74)),
-        (np.diag([-1, 1]), (54, 54, 74, 64)),
-        (2 * angle(0), (44, 44, 84, 64)),
-    ],
-)
-def test_a_box_turns_with_its_field(turn: np.ndarray, expected: Box) -> None:
-    """Around (60, 40), the middle of the box's lower side."""
-    box, visible = _turned((50, 30, 70, 40), turn, ONTO, CENTRE)
-    assert box == pytest.approx(expected)
-    assert visible == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -352,8 +286,7 @@ def test_a_cell_cut_off_keeps_its_visible_part(
     assert visible == pytest.approx(share)
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     """The box is where the dark disc is in the view."""
     monkeypatch.setattr(training, "recolour", lambda images: images)
     monkeypatch.setattr(training, "refocus", lambda images, *_, **__: images)
@@ -364,7 +297,7 @@ def test_views_and_boxes_agree(monkeypatch: pytest.MonkeyPatch, seed: int) -> No
     field = np.full((120, 160, 3), 255, np.uint8)
     field[np.hypot(across + 0.5 - 90, down + 0.5 - 70) < 20] = 0
     views, boxes = _view(
-        [Field(field, [(70, 50, 110, 90)])] * 8, LOCATOR.cell_sizes, np.random.default_rng(seed)
+        [Field(field, [(70, 50, 110, 90)])] * 8, LOCATOR.cell_sizes, np.random.default_rng(0)
     )
     assert views.shape == (8, 3, CANVAS, CANVAS)
     for view, [(box, visible)] in zip(views, boxes, strict=True):
@@ -386,39 +319,15 @@ def test_the_targets_decode_to_the_box(box: Box) -> None:
     assert cell.box == pytest.approx(box, abs=0.01)
 
 
-def test_there_is_one_centre_for_each_cell_and_shapes_around_it() -> None:
-    cells = [((20, 20, 60, 60), 1.0), ((80, 70, 120, 110), 1.0)]
-    heat, _shapes, near, counts = _targets([cells, [], cells[:1]])
-    assert [(each == 1).sum().item() for each in heat] == [2, 0, 1]
-    assert heat[0, 10, 10] == heat[0, 22, 25] == 1
-    assert 0 <= heat.min() <= heat.max() <= 1
-    assert heat[1].max() == near[1].max() == 0
-    assert ((near > 0) <= (heat > 0.6)).all()
-    assert counts.min() == 1
-
-
-def test_a_hardly_visible_cell_has_no_weight() -> None:
-    box = (0.0, 40.0, 12.0, 60.0)
-    heat, _shapes, near, counts = _targets([[(box, LEAST_VISIBLE - 0.01)]])
-    assert heat.max() == near.max() == 0
-    assert (counts[0, 10:15, :3] == 0).all()
-    assert counts.sum() == PLACES**2 - 15
-
-
 def test_the_correct_output_costs_least() -> None:
+    """False alarms cost nothing in a hardly visible cell."""
     targets = _targets([[((40, 40, 80, 72), 1.0)]])
     heat, shapes = targets[:2]
     right = torch.cat([heat.clamp(1e-4, 1 - 1e-4).logit()[:, None], shapes], 1)
     costs = [float(_loss(each, *targets)) for each in (right, right.roll(8, 3), right * 0)]
     assert costs[0] < 0.3
     assert costs[0] < min(costs[1:]) / 3
-
-
-def test_false_alarms_in_a_hardly_visible_cell_cost_nothing() -> None:
-    seen = ((40.0, 40.0, 80.0, 72.0), 1.0)
-    hidden = ((0.0, 100.0, 12.0, 128.0), 0.2)
-    heat, shapes, *_ = _targets([[seen]])
-    alarm = torch.cat([heat.clamp(1e-4, 1 - 1e-4).logit()[:, None], shapes], 1)
-    alarm[0, 0, 26:31, :3] = 5
-    assert float(_loss(alarm, *_targets([[seen, hidden]]))) < 0.3
-    assert float(_loss(alarm, *_targets([[seen]]))) > 1
+    seen, hidden = ((40.0, 40.0, 80.0, 72.0), 1.0), ((0.0, 100.0, 12.0, 128.0), 0.2)
+    right[0, 0, 26:31, :3] = 5
+    assert float(_loss(right, *_targets([[seen, hidden]]))) < 0.3
+    assert float(_loss(right, *_targets([[seen]]))) > 1

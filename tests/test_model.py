@@ -1,7 +1,7 @@
 """Behaviour of the networks: a changed image of a cell keeps its class.
 
-Each share has a floor some points below the one measured on TEST, so that a network that loses the
-property fails, and a retrained one does not fail by chance.
+One image of each of TEST's 71 photographs is changed. The counts are those of the versions in the
+repository, measured on the same images: the second is that of versions that find cells.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from serving.settings import ROOT
 from training import data
 
 Change = Callable[[Image.Image], Image.Image]
-# The floor is this far below the measured share.
-SLACK = 0.03
+# So many images may differ between machines, whose arithmetic rounds differently.
+SLACK = 3
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
@@ -41,15 +41,15 @@ def version(name: str) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
-def files(blood_cells: Path) -> list[bytes]:
+def photographs(blood_cells: Path) -> list[data.Image]:
     """Return one image of each TEST photograph."""
     images = {image.photograph: image for image in data.list_images(blood_cells, "TEST")}
-    return [image.path.read_bytes() for image in images.values()]
+    return [*images.values()]
 
 
 @pytest.fixture(scope="module")
-def before(version: Pipeline, files: list[bytes]) -> np.ndarray:
-    return answers(version, files)
+def before(version: Pipeline, photographs: list[data.Image]) -> np.ndarray:
+    return answers(version, [image.path.read_bytes() for image in photographs])
 
 
 def answers(version: Pipeline, files: list[bytes]) -> np.ndarray:
@@ -59,9 +59,10 @@ def answers(version: Pipeline, files: list[bytes]) -> np.ndarray:
     return np.array([np.argmax(cell.logits[: len(CLASSES)]) if cell else -1 for cell in cells])
 
 
-def changed(file: bytes, change: Change, kind: str = "PNG", **options: int) -> bytes:
+def changed(path: Path, change: Change) -> bytes:
     out = io.BytesIO()
-    change(Image.open(io.BytesIO(file)).convert("RGB")).save(out, kind, **options)
+    with Image.open(path) as image:
+        change(image.convert("RGB")).save(out, "BMP")
     return out.getvalue()
 
 
@@ -69,8 +70,10 @@ def certainty(cell: Cell) -> float:
     return max(probabilities(cell.logits[: len(CLASSES)], 1.0))
 
 
-def same(image: Image.Image) -> Image.Image:
-    return image
+def as_jpeg(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=50)
+    return Image.open(buffer)
 
 
 def transpose(how: Image.Transpose) -> Change:
@@ -82,46 +85,34 @@ def brightness(factor: float) -> Change:
 
 
 @pytest.mark.parametrize(
-    ("change", "seen"),
+    ("change", "kept"),
     [
-        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), (0.94, 0.968), id="mirrored"),
-        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), (0.91, 0.951), id="upside down"),
-        pytest.param(transpose(Image.Transpose.ROTATE_180), (0.93, 0.982), id="half turn"),
+        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), (69, 68), id="mirrored"),
+        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), (70, 69), id="upside down"),
         # 1.0 squashes the field to 80x60 whatever its shape, so this distorts it, too.
-        pytest.param(transpose(Image.Transpose.ROTATE_90), (0.90, 0.944), id="quarter turn"),
-        pytest.param(brightness(0.9), (0.99, 1.0), id="darker"),
-        pytest.param(brightness(1.1), (1.0, 1.0), id="brighter"),
-        pytest.param(same, (1.0, 1.0), id="another kind of file"),
+        pytest.param(transpose(Image.Transpose.ROTATE_90), (63, 67), id="quarter turn"),
+        pytest.param(brightness(0.9), (71, 71), id="darker"),
+        pytest.param(brightness(1.1), (71, 71), id="brighter"),
+        pytest.param(as_jpeg, (69, 71), id="JPEG quality 50"),
     ],
 )
 def test_a_changed_cell_stays_the_same_cell(
     name: str,
     version: Pipeline,
-    files: list[bytes],
+    photographs: list[data.Image],
     before: np.ndarray,
     change: Change,
-    seen: tuple[float, float],
+    kept: tuple[int, int],
 ) -> None:
-    after = answers(version, [changed(file, change) for file in files])
-    share = float((before == after).mean())
-    print(f"{share:.3f} of {len(files)} images keep their class")
-    assert share >= seen[name == "2.0"] - SLACK
+    after = answers(version, [changed(image.path, change) for image in photographs])
+    count = int((before == after).sum())
+    print(f"{count} of {len(photographs)} images keep their class")
+    assert count >= kept[name != "1.0"] - SLACK
 
 
-def test_jpeg_quality_50_keeps_the_class(
-    version: Pipeline, files: list[bytes], before: np.ndarray
-) -> None:
-    after = answers(version, [changed(file, same, "JPEG", quality=50) for file in files])
-    share = float((before == after).mean())
-    print(f"{share:.3f} of {len(files)} images keep their class")
-    assert share >= 0.93
-
-
-def test_every_class_is_recognised(version: Pipeline, blood_cells: Path) -> None:
-    """Recall per class on a tenth of TEST: no class is given up for the others."""
-    images = data.list_images(blood_cells, "TEST")[::10]
-    predicted = answers(version, [image.path.read_bytes() for image in images])
-    labels = np.array([image.label for image in images])
-    recall = [float((predicted[labels == label] == label).mean()) for label in range(4)]
-    # One of TEST's four photographs of monocytes is missed by both versions.
+def test_every_class_is_recognised(before: np.ndarray, photographs: list[data.Image]) -> None:
+    """No class is given up for the others; of four photographs of monocytes, three are right."""
+    labels = np.array([image.label for image in photographs])
+    recall = [float((before[labels == label] == label).mean()) for label in range(len(CLASSES))]
+    print(f"recall {recall}")
     assert min(recall) >= 0.5

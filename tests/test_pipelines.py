@@ -1,4 +1,4 @@
-"""A version's networks, asked directly: with made-up weights, so that 2.0's way is tested, too."""
+"""Both pipelines, that of whole fields and that of cells, with made-up weights."""
 
 from __future__ import annotations
 
@@ -23,44 +23,45 @@ from training.version_files import write_onnx
 
 FIELD = {"channels": [4, 8], "pools": [4, 4], "hidden": 8, "dropout": [0, 0]}
 CELL = {"channels": [8, 8, 8], "dropout": 0}
+DRAWN = draw_cell("MONOCYTE", 3, (320, 240))
 BOXES = [(20.0, 30.0, 80.0, 90.0), (100.0, 40.0, 150.0, 100.0)]
 
 
 def picture(version: Pipeline, scale: int = 2) -> DecodedImage:
     width, height = version.fit((320 * scale, 240 * scale))
-    pixels = np.asarray(draw_cell("MONOCYTE", 3, (width, height)))
+    pixels = np.asarray(DRAWN.resize((width, height)))
     return DecodedImage(pixels, 320 * scale, 240 * scale)
 
 
-@pytest.fixture(params=["field", "cells"])
-def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> list[Located]:
+    """Return the cells that are found in each field, which a test may change."""
+    found = [Located(box, 0.9) for box in BOXES]
+    monkeypatch.setattr(pipelines, "locate", lambda _locator, fields: [found for _ in fields])
+    return found
+
+
+@pytest.fixture
+def cells(places: list[Located]) -> CellByCell:
     torch.manual_seed(0)
-    if request.param == "field":
-        field_network = BloodCellNet(**FIELD)
-        look = in_torch(Gate((WIDTH, HEIGHT)))
-        return WholeField(look, in_torch(field_network), lambda: field_network, 2)
-    monkeypatch.setattr(
-        pipelines,
-        "locate",
-        lambda _locator, fields: [[Located(box, 0.9) for box in BOXES] for _ in fields],
-    )
-    return cell_by_cell()
-
-
-def cell_by_cell() -> CellByCell:
     network = CellNet(**CELL)
     look = in_torch(Gate(gate.SIZE))
     return CellByCell(look, in_torch(Locator()), in_torch(network), lambda: network, 2)
 
 
-def test_no_picture_needs_no_answer(version: Pipeline) -> None:
-    """As when all of a batch are to be explained."""
+@pytest.fixture(params=["field", "cells"])
+def version(request: pytest.FixtureRequest, cells: CellByCell) -> Pipeline:
+    if request.param == "cells":
+        return cells
+    network = BloodCellNet(**FIELD)
+    look = in_torch(Gate((WIDTH, HEIGHT)))
+    return WholeField(look, in_torch(network), lambda: network, 2)
+
+
+def test_pictures_are_examined_in_their_order(version: Pipeline) -> None:
+    """More of them than fit a batch, and none, as when all of a batch are to be explained."""
     assert version.predict([]) == []
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_pictures_are_examined_in_their_order(version: Pipeline, count: int) -> None:
-    pictures = [picture(version) for _ in range(count)]
+    pictures = [picture(version) for _ in range(3)]
     for index, each in enumerate(pictures):
         each.pixels = np.roll(each.pixels, 5 * index, axis=1)
     together = version.predict(pictures)
@@ -89,24 +90,18 @@ def test_warming_up_leaves_no_trace(version: Pipeline) -> None:
     assert before == after
 
 
-def test_boxes_are_in_pixels_of_the_upload(monkeypatch: pytest.MonkeyPatch) -> None:
-    def located(_locator: Any, fields: Any) -> list[list[Located]]:
-        return [[Located(box, 0.9) for box in BOXES] for _ in fields]
-
-    monkeypatch.setattr(pipelines, "locate", located)
-    version = cell_by_cell()
-    [prediction] = version.predict([picture(version, scale=3)])
+def test_boxes_are_in_pixels_of_the_upload(cells: CellByCell) -> None:
+    [prediction] = cells.predict([picture(cells, scale=3)])
     assert [cell.box for cell in prediction.cells] == [
         pytest.approx([side * 3 for side in box]) for box in BOXES
     ]
 
 
 def test_a_picture_without_cells_has_none_and_is_not_explained(
-    monkeypatch: pytest.MonkeyPatch,
+    cells: CellByCell, places: list[Located]
 ) -> None:
-    monkeypatch.setattr(pipelines, "locate", lambda _locator, fields: [[] for _ in fields])
-    version = cell_by_cell()
-    prediction, heat = version.explain(picture(version))
+    places.clear()
+    prediction, heat = cells.explain(picture(cells))
     assert list(prediction.cells) == []
     assert heat.max() == 0
 

@@ -7,7 +7,6 @@ import gc
 import struct
 import zlib
 from collections.abc import Callable
-from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -32,6 +31,7 @@ from handler.preprocessing import (
     squashed,
     within_field,
 )
+from testing import formats
 
 Array = npt.NDArray[Any]
 
@@ -53,9 +53,7 @@ def decode(data: bytes) -> Pixels:
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **(KINDS.get(kind, {}) | options))
-    return buffer.getvalue()
+    return formats.encoded(image, kind, **(KINDS.get(kind, {}) | options))
 
 
 def solid(mode: str, color: Any, kind: str, **options: Any) -> bytes:
@@ -68,37 +66,13 @@ def palette(kind: str, color: tuple[int, int, int], **options: Any) -> bytes:
     return encode(image, kind, **options)
 
 
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack("!I", len(data)) + name + data + struct.pack("!I", zlib.crc32(name + data))
-
-
-def png(
-    size: tuple[int, int], depth: int, color_type: int, row: bytes = b"", extra: bytes = b""
-) -> bytes:
-    """Write a PNG of equal rows by hand, for what Pillow reads but can't write."""
-    header = struct.pack("!IIBBBBB", *size, depth, color_type, 0, 0, 0)
-    pixels = zlib.compress((b"\0" + row) * size[1]) if row else b""
-    return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + extra
-        + chunk(b"IDAT", pixels)
-        + chunk(b"IEND", b"")
-    )
-
-
-def png16(color_type: int, *samples: int, transparent: int | None = None) -> bytes:
-    extra = b"" if transparent is None else chunk(b"tRNS", struct.pack("!H", transparent))
-    return png((64, 48), 16, color_type, struct.pack(f"!{len(samples)}H", *samples) * 64, extra)
-
-
-def tiled_tiff(size: tuple[int, int], tile: tuple[int, int]) -> bytes:
-    """Write the head of a grey, deflated TIFF of one tile, and next to nothing in it."""
-    data = zlib.compress(bytes(1000))
-    tags = [(256, size[0]), (257, size[1]), (258, 8), (259, 8), (262, 1), (277, 1)]
-    tags += [(322, tile[0]), (323, tile[1]), (324, 8 + 2 + 12 * 10 + 4), (325, len(data))]
-    directory = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + directory + bytes(4) + data
+def png16(colour: int, *samples: int, transparent: int | None = None) -> bytes:
+    """Return a PNG of 16 bits of one colour, which Pillow can't write."""
+    row = b"\0" + struct.pack(f"!{len(samples)}H", *samples) * 64
+    made = formats.png(64, 48, zlib.compress(row * 48), 16, colour)
+    if transparent is None:
+        return made
+    return made[:33] + formats.chunk(b"tRNS", struct.pack("!H", transparent)) + made[33:]
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -134,111 +108,69 @@ def ramps(width: int, height: int) -> tuple[Image.Image, Array]:
     return image, draw(area_weights(width, WIDTH) @ x, area_weights(height, HEIGHT) @ y)
 
 
-# Kinds and modes
+KEPT = (200, 100, 50)
+OPAQUE = {
+    **{f"RGB {kind}": (solid("RGB", KEPT, kind), KEPT) for kind in KINDS},
+    **{f"L {kind}": (solid("L", 100, kind), (100,) * 3) for kind in ("JPEG", "PNG", "BMP", "TIFF")},
+    **{f"1 {kind}": (solid("1", 255, kind), WHITE) for kind in ("PNG", "BMP", "TIFF")},
+    **{f"P {kind}": (palette(kind, KEPT), KEPT) for kind in ("PNG", "BMP", "TIFF")},
+    **{
+        f"CMYK {kind}": (solid("CMYK", (0, 255, 255, 0), kind), (255, 0, 0))
+        for kind in ("JPEG", "TIFF")
+    },
+    "YCbCr JPEG": (encode(Image.new("RGB", (64, 48), KEPT).convert("YCbCr"), "JPEG"), KEPT),
+    "RGB-coded JPEG": (solid("RGB", KEPT, "JPEG", keep_rgb=True), KEPT),
+    "progressive JPEG": (solid("RGB", KEPT, "JPEG", progressive=True), KEPT),
+}
+# Transparency shows white.
+TRANSPARENT = {
+    **{
+        f"RGBA 20 % {kind}": (solid("RGBA", (0, 0, 0, 51), kind), (204,) * 3)
+        for kind in ("PNG", "TIFF", "WEBP")
+    },
+    "RGBA": (solid("RGBA", (200, 0, 0, 0), "PNG"), WHITE),
+    "LA 20 %": (solid("LA", (0, 51), "PNG"), (204,) * 3),
+    "LA opaque": (solid("LA", (100, 255), "PNG"), (100,) * 3),
+    "P index": (palette("PNG", KEPT, transparency=1), WHITE),
+    "P alphas": (palette("PNG", KEPT, transparency=b"\xff\x00"), WHITE),
+    "P other index": (palette("PNG", KEPT, transparency=0), KEPT),
+    "L key": (solid("L", 100, "PNG", transparency=100), WHITE),
+    "1 key": (solid("1", 0, "PNG", transparency=0), WHITE),
+    "RGB key": (solid("RGB", KEPT, "PNG", transparency=KEPT), WHITE),
+    "16-bit LA": (png16(4, 0x6464, 0), WHITE),
+    "16-bit RGBA": (png16(6, 0x6464, 0, 0, 0), WHITE),
+    "16-bit L key": (png16(0, 0x6464, transparent=0x6464), WHITE),
+}
+DEEP = {
+    **{
+        f"I;16 {value} {kind}": (solid("I;16", value, kind), (grey,) * 3)
+        for kind in ("PNG", "TIFF")
+        for value, grey in ((100, 0), (0x8000, 128), (0xFFFF, 255))
+    },
+    "I;16B": (solid("I;16B", 0x8000, "TIFF"), (128,) * 3),
+    **{
+        f"I {value}": (solid("I", value, "TIFF"), (grey,) * 3)
+        for value, grey in ((-5, 0), (100, 100), (0x8000, 128), (2**31 - 1, 255))
+    },
+    **{
+        f"F {value}": (solid("F", value, "TIFF"), (grey,) * 3)
+        for value, grey in (
+            (-1.0, 0),
+            (0.5, 128),
+            (128.0, 128),
+            (32768.0, 128),
+            (float("nan"), 0),
+            (float("inf"), 255),
+        )
+    },
+    "16-bit RGB": (png16(2, 0x8080, 0x8080, 0x8080), (128,) * 3),
+}
+COLOURS = OPAQUE | TRANSPARENT | DEEP
 
 
-@pytest.mark.parametrize(
-    ("data", "color"),
-    [
-        *(
-            pytest.param(solid("RGB", (200, 100, 50), kind), (200, 100, 50), id=f"RGB {kind}")
-            for kind in KINDS
-        ),
-        *(
-            pytest.param(solid("L", 100, kind), (100, 100, 100), id=f"L {kind}")
-            for kind in ("JPEG", "PNG", "BMP", "TIFF")
-        ),
-        *(
-            pytest.param(solid("1", value, kind), (value,) * 3, id=f"1 {value} {kind}")
-            for kind in ("PNG", "BMP", "TIFF")
-            for value in (0, 255)
-        ),
-        *(
-            pytest.param(palette(kind, (10, 200, 30)), (10, 200, 30), id=f"P {kind}")
-            for kind in ("PNG", "BMP", "TIFF")
-        ),
-        *(
-            pytest.param(solid("CMYK", (0, 255, 255, 0), kind), (255, 0, 0), id=f"CMYK {kind}")
-            for kind in ("JPEG", "TIFF")
-        ),
-        pytest.param(
-            encode(Image.new("RGB", (64, 48), (200, 100, 50)).convert("YCbCr"), "JPEG"),
-            (200, 100, 50),
-            id="YCbCr JPEG",
-        ),
-        pytest.param(
-            solid("RGB", (200, 100, 50), "JPEG", keep_rgb=True), (200, 100, 50), id="RGB-coded JPEG"
-        ),
-        pytest.param(
-            solid("RGB", (200, 100, 50), "JPEG", progressive=True),
-            (200, 100, 50),
-            id="progressive JPEG",
-        ),
-    ],
-)
-def test_opaque_colors_are_kept(data: bytes, color: tuple[int, int, int]) -> None:
-    assert np.abs(decode(data).astype(int) - color).max() <= 2
-
-
-@pytest.mark.parametrize(
-    ("data", "color"),
-    [
-        *(
-            pytest.param(solid("RGBA", (200, 0, 0, 0), kind), WHITE, id=f"RGBA {kind}")
-            for kind in ("PNG", "TIFF", "WEBP")
-        ),
-        *(
-            pytest.param(solid("RGBA", (0, 0, 0, 51), kind), (204,) * 3, id=f"RGBA 20 % {kind}")
-            for kind in ("PNG", "TIFF", "WEBP")
-        ),
-        pytest.param(solid("LA", (100, 0), "PNG"), WHITE, id="LA"),
-        pytest.param(solid("LA", (0, 51), "PNG"), (204,) * 3, id="LA 20 %"),
-        pytest.param(solid("LA", (100, 255), "PNG"), (100,) * 3, id="LA opaque"),
-        pytest.param(palette("PNG", (10, 200, 30), transparency=1), WHITE, id="P index"),
-        pytest.param(palette("PNG", (9, 9, 9), transparency=b"\xff\x00"), WHITE, id="P alphas"),
-        pytest.param(palette("PNG", (9, 9, 9), transparency=0), (9, 9, 9), id="P other index"),
-        pytest.param(solid("L", 100, "PNG", transparency=100), WHITE, id="L key"),
-        pytest.param(solid("1", 0, "PNG", transparency=0), WHITE, id="1 key"),
-        pytest.param(solid("RGB", (1, 2, 3), "PNG", transparency=(1, 2, 3)), WHITE, id="RGB key"),
-        pytest.param(png16(4, 0x6464, 0), WHITE, id="16-bit LA"),
-        pytest.param(png16(6, 0x6464, 0, 0, 0), WHITE, id="16-bit RGBA"),
-        pytest.param(png16(0, 0x6464, transparent=0x6464), WHITE, id="16-bit L key"),
-    ],
-)
-def test_transparency_lies_on_white(data: bytes, color: tuple[int, int, int]) -> None:
-    assert np.abs(decode(data).astype(int) - color).max() <= 1
-
-
-@pytest.mark.parametrize(
-    ("data", "grey"),
-    [
-        *(
-            pytest.param(solid("I;16", value, kind), grey, id=f"I;16 {value} {kind}")
-            for kind in ("PNG", "TIFF")
-            for value, grey in ((0, 0), (100, 0), (0x8000, 128), (0xFFFF, 255))
-        ),
-        pytest.param(solid("I;16B", 0x8000, "TIFF"), 128, id="I;16B"),
-        *(
-            pytest.param(solid("I", value, "TIFF"), grey, id=f"I {value}")
-            for value, grey in ((-5, 0), (100, 100), (0x8000, 128), (2**31 - 1, 255))
-        ),
-        *(
-            pytest.param(solid("F", value, "TIFF"), grey, id=f"F {value}")
-            for value, grey in (
-                (-1.0, 0),
-                (0.5, 128),
-                (1.0, 255),
-                (128.0, 128),
-                (32768.0, 128),
-                (float("nan"), 0),
-                (float("inf"), 255),
-            )
-        ),
-        pytest.param(png16(2, 0x8080, 0x8080, 0x8080), 128, id="16-bit RGB"),
-    ],
-)
-def test_grey_of_more_bits_is_scaled_to_8(data: bytes, grey: int) -> None:
-    assert np.abs(decode(data).astype(int) - grey).max() <= 1
+@pytest.mark.parametrize(("data", "colour"), COLOURS.values(), ids=COLOURS)
+def test_any_mode_becomes_rgb_of_8_bits_on_white(data: bytes, colour: tuple[int, int, int]) -> None:
+    assert np.abs(decode(data).astype(int) - colour).max() <= 2
 
 
 @pytest.mark.parametrize("kind", ["WEBP", "TIFF", "MPO", "PNG"])
@@ -246,9 +178,6 @@ def test_of_several_frames_the_first_is_taken(kind: str) -> None:
     frames = [Image.new("RGB", (64, 48), color) for color in ((200, 30, 30), (30, 30, 200))]
     data = encode(frames[0], kind, save_all=True, append_images=frames[1:])
     assert np.abs(decode(data).astype(int) - (200, 30, 30)).max() <= 8
-
-
-# Orientation
 
 
 # By the EXIF standard: where the picture's row 0 and column 0 are stored, in terms of the upright.
@@ -284,7 +213,6 @@ def turned(orientation: int, size: tuple[int, int], kind: str) -> bytes:
         ("JPEG", (240, 320)),
         ("PNG", (90, 160)),
         ("WEBP", (160, 90)),
-        ("TIFF", (80, 60)),
         ("TIFF", (90, 160)),
     ],
     ids=lambda value: value if isinstance(value, str) else "{}x{}".format(*value),
@@ -318,39 +246,19 @@ def test_damaged_exif_is_ignored(kind: str, exif: bytes) -> None:
     assert (decode(encode(image, kind, exif=exif)) == decode(encode(image, kind))).all()
 
 
-# Scaling
-
-
-@pytest.mark.parametrize(
-    "size",
-    [(640, 480), (641, 479), (161, 121), (80, 60), (1, 1), (4000, 3000)],
-    ids=lambda size: "{}x{}".format(*size),
-)
-def test_jpeg_is_scaled_by_area_averaging(size: tuple[int, int]) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(641, 479), (80, 60), (1, 1)], ids="{0[0]}x{0[1]}".format)
+def test_images_are_scaled_by_area_averaging(size: tuple[int, int], kind: str) -> None:
     image, expected = ramps(*size)
-    difference = np.abs(decode(encode(image, "JPEG")) - expected)
-    assert (difference.max() <= 4, difference.mean() <= 1) == (True, True)
+    difference = np.abs(decode(encode(image, kind)) - expected)
+    assert difference.max() <= (4 if kind == "JPEG" else 1.5)
+    assert difference.mean() <= 1
 
 
-@pytest.mark.parametrize("kind", LOSSLESS)
-@pytest.mark.parametrize(
-    "size", [(641, 479), (80, 60), (1, 1)], ids=lambda size: "{}x{}".format(*size)
-)
-def test_other_kinds_are_scaled_by_area_averaging(kind: str, size: tuple[int, int]) -> None:
-    image, expected = ramps(*size)
-    assert np.abs(decode(encode(image, kind)) - expected).max() <= 1.5
-
-
-# Limits
-
-
-@pytest.mark.parametrize("beyond", [0, 1])
-def test_the_number_of_bytes_is_limited(beyond: int) -> None:
-    data = solid("RGB", (1, 2, 3), "PNG").ljust(contract.MAX_BYTES + beyond, b"\0")
-    if beyond:
-        assert refusal(data) == (413, "ImageTooLarge")
-    else:
-        assert (decode(data) == (1, 2, 3)).all()
+def test_the_number_of_bytes_is_limited() -> None:
+    data = solid("RGB", (1, 2, 3), "PNG").ljust(contract.MAX_BYTES, b"\0")
+    assert (decode(data) == (1, 2, 3)).all()
+    assert refusal(data + b"\0") == (413, "ImageTooLarge")
 
 
 @pytest.fixture
@@ -368,22 +276,24 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize(
-    "size", [(30_000, 30_000), (7000, 7000), (MAX_PIXELS + 1, 1)], ids=lambda size: str(size[0])
+    "data",
+    [
+        formats.png(7000, 7000, b""),
+        formats.png(MAX_PIXELS + 1, 1, b""),
+        formats.tiff(80, 60, zlib.compress(bytes(1000)), 8, tile=(8000, 8000)),
+    ],
+    ids=["square", "long", "tile"],
 )
 def test_too_many_pixels_are_refused_before_they_are_decoded(
-    size: tuple[int, int], loads: list[Image.Image]
+    data: bytes, loads: list[Image.Image]
 ) -> None:
-    assert (refusal(png(size, 8, 2)), loads) == ((413, "ImageTooLarge"), [])
+    assert (refusal(data), loads) == ((413, "ImageTooLarge"), [])
 
 
 def test_as_many_pixels_as_allowed_are_decoded(loads: list[Image.Image]) -> None:
     with pytest.raises(InputError):
-        decode(png((MAX_PIXELS // 1000, 1000), 8, 2))
+        decode(formats.png(MAX_PIXELS // 1000, 1000, b""))
     assert loads != []
-
-
-def test_a_tile_of_too_many_pixels_is_refused(loads: list[Image.Image]) -> None:
-    assert (refusal(tiled_tiff((80, 60), (8000, 8000))), loads) == ((413, "ImageTooLarge"), [])
 
 
 def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,31 +304,29 @@ def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> 
     assert refusal(solid("RGB", (1, 2, 3), "PNG")) == (413, "ImageTooLarge")
 
 
+SMALL = encode(noise(10, 10), "PNG")
+CUT = SMALL[: len(SMALL) // 2]
+
+
 def outcomes(answers: list[DecodedImage | InputError]) -> list[str]:
     return [answer.type if isinstance(answer, InputError) else "ok" for answer in answers]
 
 
-def test_the_images_of_a_request_share_a_budget_of_pixels() -> None:
-    image = encode(noise(10, 10), "PNG")
-    answers = decode_all([image] * 3, max_pixels=200)
-    assert outcomes(answers) == ["ok", "ok", "ImageTooLarge"]
-
-
-def test_an_image_beyond_the_budget_costs_none_of_it() -> None:
-    images = [encode(noise(10, side), "PNG") for side in (10, 11, 10)]
-    assert outcomes(decode_all(images, max_pixels=200)) == ["ok", "ImageTooLarge", "ok"]
-
-
-def test_an_image_that_fails_in_decoding_costs_its_pixels() -> None:
-    image = encode(noise(10, 10), "PNG")
-    answers = decode_all([image[: len(image) // 2], image], max_pixels=100)
-    assert outcomes(answers) == ["CorruptImage", "ImageTooLarge"]
-
-
-def test_errors_stay_in_their_place() -> None:
-    image = encode(noise(10, 10), "PNG")
-    answers = decode_all([b"", image, InputError(400, "Given", ""), b"GIF89a", image])
-    assert outcomes(answers) == ["EmptyImage", "ok", "Given", "UnsupportedImage", "ok"]
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ([SMALL, SMALL, SMALL], ["ok", "ok", "ImageTooLarge"]),
+        # An image beyond the budget costs none of it; one that fails in decoding costs its pixels.
+        ([SMALL, encode(noise(10, 11), "PNG"), SMALL], ["ok", "ImageTooLarge", "ok"]),
+        ([CUT, SMALL, SMALL], ["CorruptImage", "ok", "ImageTooLarge"]),
+        ([b"", SMALL, b"GIF89a", SMALL], ["EmptyImage", "ok", "UnsupportedImage", "ok"]),
+        ([InputError(400, "Given", ""), SMALL], ["Given", "ok"]),
+    ],
+)
+def test_the_images_of_a_request_share_a_budget_of_pixels(
+    data: list[bytes | InputError], expected: list[str]
+) -> None:
+    assert outcomes(decode_all(data, max_pixels=200)) == expected
 
 
 def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
@@ -437,9 +345,6 @@ def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
     )
 
 
-# A field, and windows of it
-
-
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
@@ -456,27 +361,17 @@ def test_a_field_keeps_its_proportions(size: Size, expected: Size) -> None:
     assert (picture.width, picture.height) == size
 
 
-def test_a_window_of_the_same_size_is_a_copy() -> None:
+def test_a_window_is_copied_averaged_and_black_beyond_the_picture() -> None:
     pixels = np.asarray(noise(30, 20))
     assert (cut(pixels, (5, 4, 25, 14), (20, 10)) == pixels[4:14, 5:25]).all()
-
-
-def test_a_window_averages_what_it_shrinks() -> None:
-    pixels = np.zeros((40, 40, 3), np.uint8)
-    pixels[::2] = 200
-    assert np.abs(cut(pixels, (4, 4, 36, 36), (8, 8)).astype(int) - 100).max() <= 13
-
-
-def test_a_window_beyond_the_picture_is_black_there() -> None:
-    pixels = np.full((10, 10, 3), 9, np.uint8)
-    window = cut(pixels, (-10, -10, 10, 10), (20, 20))
+    striped = np.zeros((40, 40, 3), np.uint8)
+    striped[::2] = 200
+    assert np.abs(cut(striped, (4, 4, 36, 36), (8, 8)).astype(int) - 100).max() <= 13
+    window = cut(np.full((10, 10, 3), 9, np.uint8), (-10, -10, 10, 10), (20, 20))
     assert (window[:9].max(), window[:, :9].max(), window[11:, 11:].min()) == (0, 0, 9)
 
 
-# Errors
-
-
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(3))
 def test_a_png_with_damaged_pixels_is_corrupt(seed: int) -> None:
     """Pillow also decodes it to read the EXIF; damage found then must not be ignored."""
     data = bytearray(encode(noise(100, 100), "PNG"))
@@ -491,23 +386,18 @@ def test_a_png_with_damaged_pixels_is_corrupt(seed: int) -> None:
     "data",
     [
         pytest.param(b"white blood cell", id="text"),
-        pytest.param(b"\0", id="zero"),
         pytest.param(bytes(range(256)), id="bytes"),
         pytest.param(b'<svg xmlns="http://www.w3.org/2000/svg"/>', id="SVG"),
-        pytest.param(b"%PDF-1.7\n", id="PDF"),
         pytest.param(b"RIFF\x04\0\0\0WAVE", id="WAV"),
         pytest.param(b" " + encode(Image.new("RGB", (8, 8)), "PNG"), id="PNG after a space"),
         *(
             pytest.param(encode(Image.new("RGB", (8, 8)), kind), id=kind)
-            for kind in ("GIF", "PPM", "TGA", "ICO", "PDF", "EPS", "JPEG2000")
+            for kind in ("GIF", "PPM", "ICO", "PDF", "JPEG2000")
         ),
     ],
 )
 def test_what_is_no_known_kind_is_unsupported(data: bytes) -> None:
     assert refusal(data) == (415, "UnsupportedImage")
-
-
-# The network's input
 
 
 def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
@@ -517,32 +407,23 @@ def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
     np.testing.assert_allclose(to_input(images).numpy(), expected, rtol=1e-6)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
-    width=st.integers(1, 500),
-    height=st.integers(1, 500),
+    size=st.tuples(st.integers(1, 500), st.integers(1, 500)),
     mode=st.sampled_from(["RGB", "L"]),
-    quality=st.integers(30, 95),
-    subsampling=st.sampled_from([0, 1, 2]),
-    progressive=st.booleans(),
+    options=st.fixed_dictionaries(
+        {
+            "quality": st.integers(30, 95),
+            "subsampling": st.sampled_from([0, 1, 2]),
+            "progressive": st.booleans(),
+        }
+    ),
     fit=st.sampled_from([squashed, within_field]),
 )
 def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
-    width: int,
-    height: int,
-    mode: str,
-    quality: int,
-    subsampling: int,
-    progressive: bool,
-    fit: Callable[[Size], Size],
+    size: Size, mode: str, options: dict[str, Any], fit: Callable[[Size], Size]
 ) -> None:
-    data = encode(
-        noise(width, height).convert(mode),
-        "JPEG",
-        quality=quality,
-        subsampling=subsampling,
-        progressive=progressive,
-    )
+    data = encode(noise(*size).convert(mode), "JPEG", **options)
     fast = preprocessing._common_jpeg(data, fit, MAX_PIXELS)
     slow = preprocessing._shrink(preprocessing._open(data, MAX_PIXELS), fit)
     assert fast
@@ -550,7 +431,7 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
     np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(place=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, value: int) -> None:
     damaged = bytearray(encode(noise(200, 150), "JPEG", quality=90))

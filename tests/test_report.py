@@ -15,10 +15,9 @@ from click.testing import CliRunner
 from conftest import VERSIONS
 from PIL import Image
 
-from handler.verdict import CLASSES
 from serving.settings import ROOT
-from training import data, report, version_files
 from training import figures as docs
+from training import report, version_files
 from training.__main__ import main
 from training.measured import all_measured, find, read
 from training.protocol import KEPT, RIGHT
@@ -170,34 +169,6 @@ def test_every_percentage_is_a_number_of_the_files(both: Path, version: str) -> 
     numbers |= {1 - kept for kept in KEPT.values()} | {RIGHT, 0.25}
     known = {f"{number:.1%}" for number in numbers}
     assert set(re.findall(r"[\d.]+%", (folder / "CARD.md").read_text())) <= known
-
-
-def test_the_card_counts_the_listed_photographs(both: Path, version: str) -> None:
-    text = (both / "models" / version / "CARD.md").read_text()
-    test = data.photographs(Path(), "TEST")
-    assert f"{len(test)} photographs" in text
-    for index, name in enumerate(CLASSES):
-        count = sum(sample.label == index for sample in test)
-        images = data.IMAGES_PER_CLASS["TEST"][name]
-        assert f"| {name.lower()} | {count} | {images} |" in text
-
-
-def test_the_headings_are_those_of_model_cards(both: Path, version: str) -> None:
-    text = (both / "models" / version / "CARD.md").read_text()
-    assert re.findall("^## (.*)$", text, re.MULTILINE) == [
-        "Model details",
-        "Intended use",
-        "Out of scope",
-        "Factors",
-        "Metrics",
-        "Evaluation data",
-        "Training data",
-        "Quantitative analyses",
-        "Ethical considerations",
-        "Caveats and recommendations",
-    ]
-    assert ("### Where the cells are" in text) == (version == "2.0")
-    assert ("cannot" in text) == (version == "1.0")
 
 
 @pytest.mark.parametrize("missing", [*((name,) for name in OPTIONAL), OPTIONAL])

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from training.robustness import CHANGES, blur, brightness, hue, jpeg, rotation, scale
+from training.robustness import CHANGES, blur, brightness, hue, rotation, scale
 
 # The neutral amount of each change, and the mean difference that it may make.
 NEUTRAL = {
@@ -42,29 +42,21 @@ def difference(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_only_the_neutral_amount_changes_next_to_nothing(name: str) -> None:
-    """And a larger amount changes more, apart from a full turn, which comes back."""
+    """A larger amount changes more, apart from a full turn; size and original stay."""
     _unit, amounts, change = CHANGES[name]
     neutral, most = NEUTRAL[name]
     assert list(amounts) == sorted(amounts, reverse=name == "JPEG quality")
-    changes = {amount: difference(change(paint(), amount), paint()) for amount in amounts}
-    assert changes[neutral] <= most
-    as_neutral = change(paint(), neutral)
+    image = paint()
+    changed = {amount: change(image, amount) for amount in amounts}
+    assert {(each.size, each.mode) for each in changed.values()} == {((160, 120), "RGB")}
+    assert (levels(image) == levels(paint())).all()
+    differences = [difference(each, image) for each in changed.values()]
+    assert differences[amounts.index(neutral)] <= most
     for amount in set(amounts) - {neutral}:
-        assert difference(change(paint(), amount), as_neutral) > 0.15
+        assert difference(changed[amount], changed[neutral]) > 0.15
     if name != "rotation":
-        above = list(changes.values())[amounts.index(neutral) :]
+        above = differences[amounts.index(neutral) :]
         assert above == sorted(above)
-
-
-@pytest.mark.parametrize("name", CHANGES)
-def test_the_size_and_the_image_itself_stay(name: str) -> None:
-    _unit, amounts, change = CHANGES[name]
-    for size in ((160, 120), (31, 17)):
-        for amount in amounts:
-            image, before = paint(*size), levels(paint(*size))
-            changed = change(image, amount)
-            assert (changed.size, changed.mode) == (size, "RGB")
-            assert (levels(image) == before).all()
 
 
 def test_blur_is_a_share_of_the_width() -> None:
@@ -73,13 +65,10 @@ def test_blur_is_a_share_of_the_width() -> None:
     assert difference(large.resize((160, 120), Image.Resampling.BOX), small) < 1
 
 
-@pytest.mark.parametrize("amount", [0.5, 0.85, 1.1])
-def test_brightness_multiplies(amount: float) -> None:
-    assert np.abs(levels(brightness(paint(), amount)) - levels(paint()) * amount).max() <= 1
-
-
-def test_brightness_ends_at_white() -> None:
-    assert levels(brightness(paint(), 1.6)).max() == 255
+@pytest.mark.parametrize("amount", [0.5, 1.1, 1.6])
+def test_brightness_multiplies_up_to_white(amount: float) -> None:
+    expected = (levels(paint()) * amount).clip(max=255)
+    assert np.abs(levels(brightness(paint(), amount)) - expected).max() <= 1
 
 
 @pytest.mark.parametrize(("degrees", "expected"), [(120, (0, 200, 0)), (-120, (0, 0, 200))])
@@ -88,20 +77,11 @@ def test_hue_turns_around_the_circle(degrees: float, expected: tuple[int, int, i
     assert np.abs(turned - expected).max() <= 8
 
 
-def test_hue_leaves_grey_and_brightness() -> None:
-    grey = Image.new("RGB", (4, 4), (90, 90, 90))
-    assert difference(hue(grey, 30), grey) == 0
-    assert np.abs(levels(hue(paint(), 30)).max(2) - levels(paint()).max(2)).max() <= 2
-
-
-def test_rotation_is_about_the_middle_and_leaves_black_corners() -> None:
+def test_rotation_is_anticlockwise_about_the_middle_and_leaves_black_corners() -> None:
     turned = levels(rotation(paint(), 45))
     assert (turned[0, 0] == 0).all()
     assert (turned[60, 80] == levels(paint())[60, 80]).all()
     assert difference(rotation(paint(), 180), paint().rotate(180)) == 0
-
-
-def test_a_rotation_is_anticlockwise() -> None:
     square = Image.new("RGB", (20, 20))
     square.paste((200, 0, 0), (8, 0, 12, 4))
     assert (levels(rotation(square, 90))[10, 1] == (200, 0, 0)).all()
@@ -118,19 +98,6 @@ def test_a_cell_grows_with_the_scale(amount: float) -> None:
     assert share(scale(paint(), amount)) == pytest.approx(expected, rel=0.1)
 
 
-def test_the_middle_stays_in_the_middle() -> None:
-    picture = paint()
-    picture.paste((10, 200, 10), (70, 50, 90, 70))
-    for amount in (0.4, 2):
-        green = np.argwhere(levels(scale(picture, amount))[..., 2] < 80)
-        assert green.mean(0) == pytest.approx([59.5, 79.5], abs=0.6)
-
-
 def test_a_zoomed_out_image_is_surrounded_by_its_own_light() -> None:
     corner = levels(scale(paint(), 0.4))[:20, :20]
     assert np.abs(corner - LIGHT).max() <= 1
-
-
-def test_a_lower_quality_differs_more() -> None:
-    worst, fine = (difference(jpeg(paint(), quality), paint()) for quality in (8, 75))
-    assert worst > 2 * fine

@@ -57,6 +57,7 @@ def test_is_the_same_each_time() -> None:
     assert audit.bill_of_materials() == BILL, STALE
 
 
+@pytest.mark.long
 def test_an_unreachable_database_is_an_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Any
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from click.testing import CliRunner
 from conftest import SERVED
 
 from handler.verdict import CLASSES
+from serving.client import InferenceClient
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import ROOT, Settings
 from testing.service import Service, environment_of
@@ -21,11 +24,6 @@ from training.__main__ import main
 DRAWN = sorted(SAMPLES.glob("*.png"))
 FILES = [path.read_bytes() for path in DRAWN]
 LABELS = np.array([CLASSES.index(path.stem.upper()) for path in DRAWN])
-
-
-def saying(label: str) -> Callable[[bytes], served.Answer]:
-    """Return a service that gives every cell the same label."""
-    return lambda file: {"probabilities": {name: float(name == label) for name in CLASSES}}
 
 
 @pytest.mark.live
@@ -43,35 +41,29 @@ def test_the_service_answers_as_its_weights_do(
     assert measured["image_accuracy"] == np.mean(known.argmax(1) == LABELS)
 
 
-def test_the_answers_of_the_service_are_measured() -> None:
-    measured = served.measure(FILES, LABELS, saying("NEUTROPHIL"), saying("MONOCYTE"))
-    assert measured["image_accuracy"] == 1 / len(CLASSES)
-    assert measured["answers_that_differ"] == len(FILES)
-
-
-def test_each_is_timed_separately(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a clock that only requests advance: 2 ms for the weights, 5 ms for the service."""
+def test_accuracy_differences_and_times_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that only requests advance: 2 ms for the weights, 1 to 4 ms for the service."""
     now = 0.0
 
-    def taking(seconds: float) -> Callable[[bytes], served.Answer]:
+    def taking(label: str, *milliseconds: float) -> Callable[[bytes], served.Answer]:
+        waits = itertools.cycle(milliseconds)
+
         def ask(file: bytes) -> served.Answer:
             nonlocal now
-            now += seconds
-            return saying("MONOCYTE")(file)
+            now += next(waits) / 1000
+            return {"probabilities": {name: float(name == label) for name in CLASSES}}
 
         return ask
 
     monkeypatch.setattr(served.time, "perf_counter", lambda: now)
-    spreads = served.measure(FILES, LABELS, taking(0.002), taking(0.005))["milliseconds"]
+    measured = served.measure(
+        FILES, LABELS, taking("NEUTROPHIL", 2), taking("MONOCYTE", 1, 2, 3, 4)
+    )
+    assert measured["image_accuracy"] == 1 / len(CLASSES)
+    assert measured["answers_that_differ"] == len(FILES) == 4
+    spreads = measured["milliseconds"]
     assert spreads["one_core"] == {"median": 2.0, "95th percentile": 2.0}
-    assert spreads["service"] == {"median": 5.0, "95th percentile": 5.0}
-
-
-def test_the_spread_is_the_median_and_the_95th_percentile() -> None:
-    assert served._spread([number / 1000 for number in range(101)]) == {
-        "median": 50.0,
-        "95th percentile": 95.0,
-    }
+    assert spreads["service"] == {"median": 2.5, "95th percentile": 3.85}
 
 
 def test_without_a_service_the_message_says_what_to_run(
@@ -83,6 +75,7 @@ def test_without_a_service_the_message_says_what_to_run(
     monkeypatch.setattr(data, "data_root", Path)
     monkeypatch.setattr(data, "list_images", lambda root, split: images)
     monkeypatch.setattr(Settings, "from_environment", lambda: Settings(run_dir=tmp_path))
+    monkeypatch.setattr(served, "InferenceClient", partial(InferenceClient, patience=0))
     result = CliRunner().invoke(main, ["served", "--version", SERVED[0]])
     assert result.exit_code == 1
     assert f"Start {SERVED[0]} with `make run`." in result.output

@@ -34,7 +34,6 @@ LAMPS = {
     "yellow": (235, 220, 170),
     "blue": (190, 205, 240),
     "dim": (140, 135, 128),
-    "rosy": (240, 190, 200),
 }
 
 
@@ -96,11 +95,15 @@ def paint(
     return Smear(pixels, parts)
 
 
-# Measured
-
-
-@pytest.mark.parametrize("lamp", LAMPS.values(), ids=LAMPS)
-@pytest.mark.parametrize(("azure", "eosin"), [(0.5, 1.5), (1.6, 0.8)])
+@pytest.mark.parametrize(
+    ("lamp", "azure", "eosin"),
+    [
+        (LAMPS["white"], 0.5, 1.5),
+        (LAMPS["yellow"], 1.6, 0.8),
+        (LAMPS["blue"], 0.5, 1.5),
+        (LAMPS["dim"], 1.6, 0.8),
+    ],
+)
 def test_light_and_dyes_are_those_painted(
     lamp: tuple[float, float, float], azure: float, eosin: float
 ) -> None:
@@ -115,7 +118,7 @@ def test_light_and_dyes_are_those_painted(
     assert smear.mean(stains, "background") == pytest.approx([0, 0, 0], abs=0.05)
 
 
-@pytest.mark.parametrize("granules", [(0.4, 0.0), (0.0, 0.8), (0.3, 0.6)])
+@pytest.mark.parametrize("granules", [(0.4, 0.0), (0.3, 0.6)])
 def test_a_mixture_of_dyes_is_taken_apart(granules: tuple[float, float]) -> None:
     smear = paint(granules=granules)
     [stains] = measure(smear.pixels, [BOX])
@@ -123,7 +126,7 @@ def test_a_mixture_of_dyes_is_taken_apart(granules: tuple[float, float]) -> None
 
 
 def test_neither_dye_is_the_third_amount() -> None:
-    """In a green speck, which absorbs unlike azure and eosin."""
+    """A green speck absorbs unlike azure and eosin."""
     smear = paint()
     smear.pixels[smear.parts["granules"]] = (60, 250, 60)
     [stains] = measure(smear.pixels, [BOX])
@@ -162,23 +165,6 @@ def test_the_light_between_crowded_red_cells_is_the_background() -> None:
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
 
-def test_specks_of_light_are_not_the_background() -> None:
-    smear = paint(LAMPS["dim"])
-    specks = np.random.default_rng(0).random((SIDE, SIDE)) < 0.02
-    smear.pixels[specks & smear.parts["background"]] = 255
-    np.testing.assert_allclose(measure(smear.pixels, [BOX])[0][0], LAMPS["dim"], rtol=0.02)
-
-
-def test_black_borders_are_ignored() -> None:
-    smear = paint()
-    [framed] = measure(smear.pixels, [BOX])
-    [alone] = measure(smear.pixels[:96], [BOX])
-    np.testing.assert_allclose(framed, alone)
-
-
-# Assumed where nothing can be measured
-
-
 def test_without_red_cells_eosin_is_derived_from_azure() -> None:
     smear = paint(red_cells=())
     [stains] = measure(smear.pixels, [BOX])
@@ -193,18 +179,11 @@ def test_without_a_nucleus_azure_is_assumed() -> None:
     np.testing.assert_allclose(stains[2], DYES[1], rtol=0.05, atol=0.02)
 
 
-def test_red_cells_as_blue_as_the_nucleus_are_ignored() -> None:
-    azure = (0.5, 1.1, 0.6)
-    smear = paint(azure=azure, eosin=azure, eosin_strength=0.6)
-    [stains] = measure(smear.pixels, [BOX])
-    np.testing.assert_allclose(stains[2], EOSIN_BESIDE_AZURE * np.linalg.norm(stains[1]), rtol=1e-5)
-
-
 def cosine(one: Floats, other: Floats) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-@pytest.mark.parametrize("azure", [DYES[0], (0.5, 1.1, 0.4), (0.9, 0.9, 0.3), (0.4, 1.2, 0.2)])
+@pytest.mark.parametrize("azure", [DYES[0], (0.9, 0.9, 0.3), (0.4, 1.2, 0.2)])
 @pytest.mark.parametrize("red_cells", [(1,) * len(RED_CELLS), ()], ids=["red cells", "none"])
 def test_the_dyes_of_a_smear_differ(
     azure: tuple[float, float, float], red_cells: Sequence[float]
@@ -213,54 +192,41 @@ def test_the_dyes_of_a_smear_differ(
     assert cosine(stains[1], stains[2]) <= MAX_ALIKE
 
 
-# Any image
-
-
 def solid(*colour: int) -> Pixels:
     return np.full((SIDE, SIDE, 3), colour, np.uint8)
-
-
-def noise(high: int) -> Pixels:
-    return np.random.default_rng(0).integers(0, high, (SIDE, SIDE, 3), np.uint8)
 
 
 PICTURES = {
     "black": solid(0, 0, 0),
     "white": solid(255, 255, 255),
-    "grey": solid(128, 128, 128),
     "dark": solid(21, 21, 21),
-    "red": solid(255, 0, 0),
-    "green": solid(0, 255, 0),
     "blue": solid(0, 0, 255),
-    "noise": noise(256),
-    "dark noise": noise(40),
+    "noise": np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8),
     "ramp": np.repeat(np.arange(SIDE, dtype=np.uint8)[:, None, None] * 2, SIDE, 1).repeat(3, 2),
     "one lit pixel": np.pad(np.full((1, 1, 3), 255, np.uint8), ((40, 87), (40, 87), (0, 0))),
     "one pixel": np.full((1, 1, 3), 200, np.uint8),
     "smear": paint().pixels,
 }
-BOXES: dict[str, Box] = {
-    "cell": BOX,
-    "all": (0, 0, 128, 128),
-    "tiny": (40.2, 40.2, 40.4, 40.4),
-    "point": (5, 5, 5, 5),
-    "line": (0, 50, 128, 50),
-    "over the upper left": (-30, -30, 20, 20),
-    "over the lower right": (110, 80, 300, 300),
-    "right of it": (200, 10, 260, 60),
-    "left of it": (-60, -60, -10, -10),
-}
+BOXES: list[Box] = [
+    (0, 0, 128, 128),
+    (40.2, 40.2, 40.4, 40.4),
+    (5, 5, 5, 5),
+    (0, 50, 128, 50),
+    (-30, -30, 20, 20),
+    (110, 80, 300, 300),
+    (-60, -60, -10, -10),
+]
 
 
-@pytest.mark.parametrize("box", BOXES.values(), ids=BOXES)
 @pytest.mark.parametrize("picture", PICTURES.values(), ids=PICTURES)
-def test_any_picture_gives_finite_stains_and_amounts(picture: Pixels, box: Box) -> None:
-    [stains] = measure(picture, [box])
-    assert stains.shape == (3, 3)
-    assert stains.dtype == np.float32
-    assert np.isfinite(stains).all()
-    assert 40 <= stains[0].min() <= stains[0].max() <= 255
-    mixed = Smear(picture).mixed(stains)
-    assert mixed.shape == (3, *picture.shape[:2])
-    assert np.isfinite(mixed).all()
-    assert AMOUNTS[0] <= mixed.min() <= mixed.max() <= AMOUNTS[1]
+def test_any_picture_gives_finite_stains_and_amounts(picture: Pixels) -> None:
+    for box in BOXES:
+        [stains] = measure(picture, [box])
+        assert stains.shape == (3, 3)
+        assert stains.dtype == np.float32
+        assert np.isfinite(stains).all()
+        assert 40 <= stains[0].min() <= stains[0].max() <= 255
+        mixed = Smear(picture).mixed(stains)
+        assert mixed.shape == (3, *picture.shape[:2])
+        assert np.isfinite(mixed).all()
+        assert AMOUNTS[0] <= mixed.min() <= mixed.max() <= AMOUNTS[1]
