@@ -301,14 +301,6 @@ class TestDeploy:
         assert set(management.versions()) == set(START.versions)
         assert not archives.deployed(service.settings, "3.4").exists()
 
-    def test_a_second_change_is_refused(self, service: Service) -> None:
-        with change(service.settings, "scale", "1.0"):
-            second = shell(service.settings, "promote", "2.0")
-            _, printed = second.communicate(timeout=PATIENCE)
-        assert second.returncode == 4
-        assert f"`scale 1.0` by process {os.getpid()}" in printed
-
-
 def test_a_canary_that_fails_is_rolled_back(service: Service, load: Load) -> None:
     settings = service.settings
     archive = remade(service, "3.2", faulty.fail_now_and_then)
@@ -323,17 +315,6 @@ def test_a_canary_that_fails_is_rolled_back(service: Service, load: Load) -> Non
 
 
 class TestCrashes:
-    def test_of_a_worker(self, service: Service, load: Load) -> None:
-        management = ManagementClient(service.settings)
-
-        def ready() -> set[int]:
-            workers = management.describe("1.0")["workers"]
-            return {worker["pid"] for worker in workers if worker["status"] == "READY"}
-
-        killed = next(iter(ready()))
-        os.kill(killed, signal.SIGKILL)
-        wait(lambda: len(ready() - {killed}) == 2)
-
     def test_of_torchserve(self, service: Service, load: Load) -> None:
         routing = RoutingFile(service.settings.run_dir)
         parent = psutil.Process(service.process.pid)
