@@ -61,6 +61,12 @@ class Asker:
         """Get without a key."""
         return self.ask(path, None, "GET", None, **kwargs)
 
+    def exchange(self, data: bytes) -> bytes:
+        """Send bytes, and return all that is answered."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            return connection.makefile("rb").read()
+
     def raw(self, data: bytes) -> bytes:
         """Send bytes, and return the answer up to the end of its JSON."""
         received = b""
