@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import psutil
 import pytest
 import requests
+from stand_in import StandIn
 from werkzeug.formparser import parse_form_data
 from werkzeug.test import EnvironBuilder
 
-from benchmarks import bench, bench_report, edge, gpu, limit, servers
+from benchmarks import bench, bench_report, gpu, limit, servers
 from benchmarks.bench import Bodies
 from benchmarks.peers.kernels import Ours, Plain
 from benchmarks.report import RESULTS
@@ -30,7 +28,6 @@ from handler.verdict import CLASSES
 from serving.deployment import archives, known_answers
 from serving.settings import ROOT, Settings
 from testing import processes
-from testing.connections import in_form
 
 SAMPLES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 
@@ -127,13 +124,6 @@ def test_a_committed_report_is_that_of_its_figures(name: str, page: Any) -> None
     assert (RESULTS / f"{name}.md").read_text() == f"{page(figures).rstrip()}\n"
 
 
-def test_the_edges_report_compares_both_ways(found: dict[str, Any]) -> None:
-    found["servers"]["edge"] = found["servers"]["flask-ours"]
-    page = edge.page(found)
-    assert "| 320x240 | 64 | TorchServe, HTTP | 7,680 | 8.33 | 16.67 | 0 |" in page
-    assert "| 640x480 | 1 | through the edge, TLS |" in page
-
-
 def test_only_the_device_of_an_archive_differs(tmp_path: Path) -> None:
     archive = archives.built(Settings(), "1.0")
     gpu.with_device(archive, tmp_path, "gpu")
@@ -170,20 +160,7 @@ def files_in(body: bytes, content_type: str) -> list[bytes]:
     return read
 
 
-def test_a_form_holds_one_image_or_several() -> None:
-    for images in (SAMPLES[:1], SAMPLES[:3]):
-        content_type, body = in_form(images)
-        assert files_in(body, content_type) == images
-
-
 class TestKernels:
-    def test_both_give_the_same_label(self) -> None:
-        ours, plain = Ours()(SAMPLES), Plain()(SAMPLES)
-        for one, other in zip(ours, plain, strict=True):
-            assert one["label"] == other["label"]
-            assert tuple(one["probabilities"]) == tuple(other["probabilities"]) == CLASSES
-            assert sum(other["probabilities"].values()) == pytest.approx(1)
-
     @pytest.mark.parametrize("kind", limit.KINDS)
     def test_the_limit_is_measured(self, kind: str, tmp_path: Path) -> None:
         for at in range(limit.BATCH):
@@ -212,32 +189,6 @@ def test_plain_torchserve_answers(sample_image: Path) -> None:
     assert memory["worker"]
 
 
-class Answering(BaseHTTPRequestHandler):
-    """Answers 200, or 503 to the body `refuse`."""
-
-    protocol_version = "HTTP/1.1"
-    seen: list[tuple[str, str, bytes]]
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.seen.append((self.headers["Content-Type"], self.headers["Authorization"], body))
-        self.send_response(503 if body == b"refuse" else 200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def answering() -> Iterator[tuple[str, list[tuple[str, str, bytes]]]]:
-    handler = type("Seeing", (Answering,), {"seen": []})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/", handler.seen
-        server.shutdown()
-
-
 def test_different_answers_end_the_run() -> None:
     known = [{"A": 0.25, "B": 0.75}]
     assert bench._difference(SERVICE, [{"A": 0.25001, "B": 0.74999}], known) < bench.SAME
@@ -252,24 +203,25 @@ def test_the_peers_have_the_same_versions() -> None:
     assert pins(servers.PEERS / "kernels.txt") <= pins(ROOT / "requirements.txt")
 
 
-NO_WRK = pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
-
-
-@NO_WRK
-def test_a_server_that_answers_nothing_ends_the_run(tmp_path: Path) -> None:
-    (tmp_path / "0").write_bytes(b"refuse")
-    with answering() as (url, _seen), pytest.raises(RuntimeError, match="answered none"):
-        bench.load(Running(url, psutil.Process()), (tmp_path, "image/x"), 1, 1)
-
-
-@NO_WRK
-def test_a_load_counts_images_and_failures(tmp_path: Path) -> None:
+@pytest.mark.long
+@pytest.mark.skipif(not (shutil.which("wrk") or os.environ.get("CI")), reason="no wrk")
+def test_a_load_counts_images_and_failures(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     bodies = [b"one", b"two\0\r\n", b"refuse", b"four"]
     for at, body in enumerate(bodies):
         (tmp_path / str(at)).write_bytes(body)
-    with answering() as (url, seen):
+    seen: list[tuple[str, str, bytes]] = []
+
+    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        seen.append((request.headers["Content-Type"], request.headers["Authorization"], body))
+        return 503 if body == b"refuse" else 200, b""
+
+    with StandIn(tmp_path_factory.mktemp("run")) as server:
+        server.answer = answer
+        url = f"http://127.0.0.1:{server.settings.inference_port}/"
         running = Running(url, psutil.Process(), {"Authorization": "Bearer me"})
-        row = bench.load(running, (tmp_path, "image/x"), 2, 1, images=3)
+        row = bench.load(running, (tmp_path, "image/x"), 2, 5, images=3)
     assert {(kind, token) for kind, token, _ in seen} == {("image/x", "Bearer me")}
     assert {body for *_, body in seen} == set(bodies)
     # wrk does not count what is in flight at its end: one request for each of two clients.
