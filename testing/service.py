@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import itertools
@@ -76,7 +77,8 @@ class Edge(Program):
 
 # Below the range from which the kernel takes the ports of outgoing connections.
 _PORTS = range(10_000, 32_000)
-_reservations: list[socket.socket] = []
+_until_exit = contextlib.ExitStack()
+atexit.register(_until_exit.close)
 
 
 def free_ports(count: int) -> list[int]:
@@ -99,7 +101,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _reservations.append(reservation)
+    _until_exit.enter_context(reservation)
     return True
 
 

@@ -85,7 +85,7 @@ class Asker:
         return "\r\n".join((*first, *lines, "\r\n")).encode()
 
     def connect(self) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=str(self.edge.certificate))
+        context = ssl.create_default_context(cafile=str(self.session.verify))
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         return context.wrap_socket(plain, server_hostname="localhost")
 

@@ -6,7 +6,6 @@ import importlib
 import json
 import os
 import shutil
-import zipfile
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from benchmarks.report import RESULTS
 from benchmarks.servers import SERVERS, SERVICE, Running
 from handler.payload import parse
 from handler.verdict import CLASSES
-from serving.deployment import archives, known_answers
-from serving.settings import ROOT, Settings
+from serving.deployment import known_answers
+from serving.settings import ROOT
 from testing import processes
 
 SAMPLES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
@@ -75,15 +74,6 @@ def found() -> dict[str, Any]:
 
 
 class TestReport:
-    def test_ratios_are_of_one_round_each(self, found: dict[str, Any]) -> None:
-        assert bench_report.best_peer(found, 64) == SERVERS[-1].name
-        expected = [120 / (9 + len(SERVERS))] * 3
-        assert bench_report.ratios(found, SERVERS[-1].name, 16) == pytest.approx(expected)
-        for row in found["servers"]["fastapi-ours"]["loads"]:
-            row["images_a_second"] = row["clients"] * 120
-        assert bench_report.ratios(found, "fastapi-ours", 16) == pytest.approx([0.5, 1, 1.2])
-        assert bench_report.shares(found, 64) == pytest.approx([0.4, 0.8, 0.96])
-
     def test_all_of_it_is_written(
         self, found: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -106,32 +96,11 @@ class TestReport:
         assert "8.33 ms, 16.67 ms" in tables["bench"]
         assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
-    def test_a_quick_run_shows_what_changed(self, found: dict[str, Any]) -> None:
-        chosen = {server.name for server in bench_report.quick_choice(SERVERS)}
-        assert SERVICE.name in chosen
-        now = json.loads(json.dumps(found))
-        now["servers"] = {name: now["servers"][name] for name in chosen}
-        for row in now["servers"][SERVICE.name]["loads"]:
-            row["images_a_second"] *= 0.5
-        lines = bench_report.against(now, found).splitlines()
-        assert len(lines) == 1 + 3 * len(bench_report.CLIENTS) + 1
-        assert all(line.endswith("-50%") for line in lines[1:-1])
-
 
 @pytest.mark.parametrize(("name", "page"), [("bench", bench_report.page), ("gpu", gpu.page)])
 def test_a_committed_report_is_that_of_its_figures(name: str, page: Any) -> None:
     figures = json.loads((RESULTS / f"{name}.json").read_text())
     assert (RESULTS / f"{name}.md").read_text() == f"{page(figures).rstrip()}\n"
-
-
-def test_only_the_device_of_an_archive_differs(tmp_path: Path) -> None:
-    archive = archives.built(Settings(), "1.0")
-    gpu.with_device(archive, tmp_path, "gpu")
-    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(tmp_path / archive.name) as new:
-        assert old.namelist() == new.namelist()
-        differ = [name for name in old.namelist() if old.read(name) != new.read(name)]
-        assert differ == ["model-config.yaml"]
-        assert b"deviceType: gpu " in new.read("model-config.yaml")
 
 
 @pytest.mark.data
@@ -161,12 +130,6 @@ def files_in(body: bytes, content_type: str) -> list[bytes]:
 
 
 class TestKernels:
-    @pytest.mark.parametrize("kind", limit.KINDS)
-    def test_the_limit_is_measured(self, kind: str, tmp_path: Path) -> None:
-        for at in range(limit.BATCH):
-            (tmp_path / str(at)).write_bytes(SAMPLES[at % len(SAMPLES)])
-        assert limit.loop(kind, tmp_path, 0.01) > 0
-
     def test_a_peer_answers_as_its_kernel(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("KERNEL", "ours")
         app = importlib.import_module("benchmarks.peers.flask_app").app

@@ -29,7 +29,6 @@ from serving.edge import certificates, process, status
 from serving.edge.keys import KeyFile
 from serving.settings import ROOT
 from serving.torchserve import StartError
-from serving.torchserve.tokens import HEADER_FILE, Tokens, renew
 from testing.service import Service, free_ports, run_edge
 
 pytestmark = pytest.mark.live
@@ -147,6 +146,9 @@ class TestPaths:
             answer = edge.raw(head)
             assert answer.startswith(b"HTTP/1.1 400 "), head
             assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "BadRequest"
+        response = edge.get("/healthz", headers={"X": "a" * 9000})
+        assert problem_of(response) == (431, "HeadersTooLarge")
+        assert problem_of(edge.ask("/" + "a" * 9000)) == (414, "AddressTooLong")
 
     def test_other_methods_are_not_allowed(self, edge: Asker) -> None:
         for method, path, allowed in (
@@ -180,6 +182,7 @@ class TestHealth:
         last = probe[:-2] + b"Connection: close\r\n\r\n"
         assert b" 429 " in edge.exchange(400 * probe + last)
 
+
 class TestHeaders:
     def test_only_known_ones_pass(self, edge: Asker, received: list[dict[str, str]]) -> None:
         strange = {"describe": "True", "explain": "True", "Cookie": "a=b", "X-Forwarded-For": "1"}
@@ -189,11 +192,17 @@ class TestHeaders:
         expected = {"Host": "bloodcells", "Content-Length": "8", "Authorization": "Bearer first"}
         assert received == [sent | expected]
 
-    def test_a_raw_body_gets_a_type(self, edge: Asker, received: list[dict[str, str]]) -> None:
+    def test_a_raw_body_gets_a_type_and_the_page_an_address(
+        self, edge: Asker, received: list[dict[str, str]]
+    ) -> None:
         raw, kept = "application/octet-stream", ["image/jpeg", "multipart/form-data; boundary=a"]
         for given in (None, "application/x-www-form-urlencoded", *kept):
             edge.ask(headers={"Content-Type": given} if given else {})
         assert [each["Content-Type"] for each in received] == [raw, raw, *kept]
+        # The page gets the address of the client.
+        edge.get("/models", headers={"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"})
+        assert received[-1]["X-Real-IP"] == "127.0.0.1"
+        assert "X-Forwarded-For" not in received[-1]
 
     def test_every_answer_has_an_id(self, edge: Asker) -> None:
         ids: list[Any] = [None, "a b", "x" * 65, "é".encode(), "ok-1_2.3"]
@@ -201,13 +210,6 @@ class TestHeaders:
             found = edge.get(path, headers={"X-Request-ID": given} if given else {})
             own = found.headers["X-Request-ID"]
             assert own == given if given == "ok-1_2.3" else re.fullmatch("[0-9a-f]{32}", own)
-
-    def test_the_page_gets_the_address_of_the_client(
-        self, edge: Asker, received: list[dict[str, str]]
-    ) -> None:
-        edge.get("/models", headers={"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"})
-        assert received[0]["X-Real-IP"] == "127.0.0.1"
-        assert "X-Forwarded-For" not in received[0]
 
 
 class TestSizes:
@@ -244,11 +246,6 @@ class TestSizes:
             assert [begin("Content-Length: 1000000") for _ in range(29)] == 28 * [b"100"] + [b"429"]
             assert begin("Transfer-Encoding: chunked") == b"429"
             assert edge.ask(body=bytes(999_999)).status_code == 200
-
-    def test_headers_and_address(self, edge: Asker) -> None:
-        response = edge.get("/healthz", headers={"X": "a" * 9000})
-        assert problem_of(response) == (431, "HeadersTooLarge")
-        assert problem_of(edge.ask("/" + "a" * 9000)) == (414, "AddressTooLong")
 
     @pytest.mark.long
     def test_a_slow_sender_is_cut_off(self, edge: Asker) -> None:
@@ -388,16 +385,15 @@ class TestSettings:
         # A mounted Secret is followed; another client is not affected.
         assert ask(key=configured.add_key("second")).status_code == 200
 
-    def test_the_page_can_be_closed_and_old_files_are_removed(self, configured: Configured) -> None:
+    def test_old_files_a_trusted_proxy_and_a_closed_page(self, configured: Configured) -> None:
         assert Held(configured.edge).count() == 0
-        for path in ("/", "/api/predictions", "/models"):
-            assert problem_of(configured.edge.ask(path, key=None)) == (404, "NotFound")
-
-    def test_a_trusted_proxy_sends_the_address(self, configured: Configured) -> None:
+        # A trusted proxy sends the address of the client.
         headers = {"X-Real-IP": "10.9.9.9", "X-Request-ID": "proxied"}
         configured.edge.get("/healthz", headers=headers)
         (line,) = [each for each in configured.edge.log() if each["request_id"] == "proxied"]
         assert line["address"] == "10.9.9.0"
+        for path in ("/", "/api/predictions", "/models"):
+            assert problem_of(configured.edge.ask(path, key=None)) == (404, "NotFound")
 
     def test_a_new_certificate_is_loaded(self, configured: Configured) -> None:
         def shown() -> str:
@@ -509,28 +505,3 @@ class TestService:
             )
         assert answer.status_code == 200
         assert answer.json()["cells"]
-
-    def test_token_renewal_costs_no_request(self, real: Asker, image: bytes) -> None:
-        header = real.settings.run_dir / HEADER_FILE
-        renewed, failed = threading.Event(), []
-
-        def load() -> int:
-            for count in itertools.count(1):
-                response = real.ask(f"{ANSWERS}/1.0", image)
-                if response.status_code != 200:
-                    failed.append(response.text)
-                if renewed.is_set():
-                    return count
-            raise AssertionError
-
-        with ThreadPoolExecutor(4) as pool:
-            loads = [pool.submit(load) for _ in range(4)]
-            try:
-                for _ in range(2):
-                    before = header.read_text()
-                    renew(real.settings, Tokens(real.settings.run_dir), "inference")
-                    wait(lambda before=before: header.read_text() != before)  # type: ignore[misc]
-            finally:
-                renewed.set()
-            assert all(each.result() for each in loads)
-        assert failed == []

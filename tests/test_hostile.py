@@ -59,12 +59,12 @@ def test_the_decoder_survives_what_hypothesis_finds(
     assert status(body) in hostile.EITHER
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"])
-def test_the_decoder_survives_images_cut_anywhere(kind: str) -> None:
-    body = hostile.seeds()[kind]
-    seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
-    assert set(seen) <= set(hostile.EITHER)
-    assert seen[400] > 100
+def test_the_decoder_survives_images_cut_anywhere() -> None:
+    for kind in ("JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"):
+        body = hostile.seeds()[kind]
+        seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
+        assert set(seen) <= set(hostile.EITHER)
+        assert seen[400] > 100
 
 
 def test_both_readers_refuse_many_scans() -> None:

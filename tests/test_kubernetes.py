@@ -161,7 +161,7 @@ def test_prometheus_finds_each_pod(manifests: list[Manifest]) -> None:
     assert found == {"names": [name], "type": "A", "port": EXPORTER_PORT}
 
 
-def test_probes(containers: list[Manifest]) -> None:
+def test_probes_and_time_to_drain(pod: Manifest, containers: list[Manifest]) -> None:
     service, edge = containers
     # A sidecar: the edge starts after it and stops before it.
     assert service["restartPolicy"] == "Always"
@@ -170,6 +170,9 @@ def test_probes(containers: list[Manifest]) -> None:
     assert service["livenessProbe"]["httpGet"] == {"port": "metrics", "path": LIVENESS}
     for kind, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
         assert edge[kind]["httpGet"] == {"scheme": "HTTPS", "port": "https", "path": path}
+    sleep = int(edge["lifecycle"]["preStop"]["exec"]["command"][1])
+    # nginx's worker_shutdown_timeout, the grace period of the page, and that of Java.
+    assert pod["terminationGracePeriodSeconds"] >= sleep + 60 + 25 + 10
 
 
 def test_liveness_answers_while_uploads_block_the_page(tmp_path: Path) -> None:
@@ -197,12 +200,6 @@ def test_liveness_answers_while_uploads_block_the_page(tmp_path: Path) -> None:
             assert not any(upload.done() for upload in uploads)
         finally:
             released.set()
-
-
-def test_a_pod_has_time_to_drain(pod: Manifest, containers: list[Manifest]) -> None:
-    sleep = int(containers[1]["lifecycle"]["preStop"]["exec"]["command"][1])
-    # nginx's worker_shutdown_timeout, the grace period of the page, and that of Java.
-    assert pod["terminationGracePeriodSeconds"] >= sleep + 60 + 25 + 10
 
 
 def test_every_selector_matches_the_pods(manifests: list[Manifest]) -> None:

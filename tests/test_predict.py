@@ -180,22 +180,6 @@ class TestAskAll:
         results = predict.ask_all(ask, map(Path, names), jobs=3)
         assert [result.file for result in results] == names
 
-    def test_jobs_run_at_a_time(self) -> None:
-        together, running = threading.Barrier(3, timeout=60), []
-
-        def ask(file: Path) -> predict.Result:
-            running.append(file)
-            # Only three requests at a time pass.
-            together.wait()
-            assert len(running) <= 3
-            together.wait()
-            running.remove(file)
-            together.wait()
-            return predict.Result(file.name)
-
-        files = [Path(str(number)) for number in range(30)]
-        assert len(list(predict.ask_all(ask, files, jobs=3))) == 30
-
     def test_an_exception_stops_all_jobs(self) -> None:
         taken = 0
 
@@ -224,89 +208,63 @@ def written(form: str, *results: predict.Result) -> str:
 
 
 class TestCsv:
-    def test_has_a_column_for_each_field(self) -> None:
+    def test_has_a_column_for_each_field_as_the_table_has(self) -> None:
         error = {"type": "CorruptImage", "message": "It is cut off."}
-        text = written(
-            "csv",
+        results = [
             predict.Result("a.png", answer=ANSWER),
             predict.Result("b.png", error=error),
             predict.Result("c.png", answer=REJECTED),
-        )
+        ]
+        text = written("csv", *results)
         first, second, third = csv.DictReader(io.StringIO(text))
         nothing = dict.fromkeys(first, "")
         shares = {name: str(share) for name, share in SHARES.items()}
         answered = {"file": "a.png", "version": "1.0", "label": "NEUTROPHIL"}
         assert first == nothing | shares | answered | {"verdict": "uncertain"}
-        assert second == nothing | {"file": "b.png", "error": error["type"]} | {
-            "message": error["message"]
+        assert second == nothing | {
+            "file": "b.png",
+            "error": error["type"],
+            "message": error["message"],
         }
         assert (third["label"], third["verdict"]) == ("", "rejected")
         # Numbers stand without quotes.
         assert ",0.1,0.2,0.3,0.4," in text
-
-    @pytest.mark.parametrize(
-        "name",
-        [
-            "=1+1.png",
-            "+a.png",
-            "-a.png",
-            "@SUM(A1).png",
-            " =1.png",
-            "\t=1.png",
-            "\r\n=1.png",
-            "\ufeff=1.png",
-            "\uff1d1.png",
-        ],
-    )
-    def test_a_file_name_is_not_a_formula(self, name: str) -> None:
-        (row,) = csv.DictReader(io.StringIO(written("csv", predict.Result(name, answer=ANSWER))))
-        assert row["file"] == f"'{name}"
-
-    @pytest.mark.parametrize("name", ["a=1.png", "a;=1.png", 'a",=1.png', "a\n=1.png", "é.png", ""])
-    def test_other_names_are_unchanged(self, name: str) -> None:
-        text = written("csv", predict.Result(name, answer=ANSWER))
-        rows = list(csv.DictReader(io.StringIO(text)))
-        assert [row["file"] for row in rows] == [name]
-        # For spreadsheets that split at semicolons.
-        assert text.splitlines()[1].startswith('"')
-
-
-class TestJson:
-    def test_is_a_list_of_answers_and_errors(self) -> None:
-        error = {"type": "CorruptImage", "message": "It is cut off."}
-        text = written(
-            "json", predict.Result("=a", answer=ANSWER), predict.Result("b", error=error)
+        _, *lines = written("table", *results).splitlines()
+        assert lines[0].split() == (
+            ["a.png", "1.0", "NEUTROPHIL", "uncertain", "10.0%", "20.0%", "30.0%", "40.0%"]
         )
-        assert json.loads(text) == [{"file": "=a", "answer": ANSWER}, {"file": "b", "error": error}]
+        assert lines[1].split(maxsplit=1)[1].strip() == "It is cut off."
+        assert lines[2].split()[:3] == ["c.png", "1.0", "rejected"]
 
-    @pytest.mark.parametrize("count", [0, 1, 2])
-    def test_is_a_valid_list_after_ctrl_c(self, count: int) -> None:
-        def results() -> Iterator[predict.Result]:
-            yield from [predict.Result("a", answer=ANSWER)] * count
-            raise KeyboardInterrupt
+    def test_a_file_name_is_not_a_formula(self) -> None:
+        signs = ["=1+1", "+a", "-a", "@SUM(A1)", " =1", "\t=1", "\r\n=1", "\ufeff=1", "\uff1d1"]
+        for name in signs:
+            text = written("csv", predict.Result(name, answer=ANSWER))
+            (row,) = csv.DictReader(io.StringIO(text))
+            assert row["file"] == f"'{name}"
 
-        stream = io.StringIO()
-        with pytest.raises(KeyboardInterrupt):
-            predict.write_json(results(), stream)
-        assert len(json.loads(stream.getvalue())) == count
+    def test_other_names_are_unchanged(self) -> None:
+        for name in ("a=1.png", "a;=1.png", 'a",=1.png', "a\n=1.png", "é.png", ""):
+            text = written("csv", predict.Result(name, answer=ANSWER))
+            rows = list(csv.DictReader(io.StringIO(text)))
+            assert [row["file"] for row in rows] == [name]
+            # For spreadsheets that split at semicolons.
+            assert text.splitlines()[1].startswith('"')
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_json_is_a_valid_list_of_answers_also_after_ctrl_c(count: int) -> None:
+    def results() -> Iterator[predict.Result]:
+        yield from [predict.Result("=a", answer=ANSWER)] * count
+        raise KeyboardInterrupt
+
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt):
+        predict.write_json(results(), stream)
+    assert json.loads(stream.getvalue()) == [{"file": "=a", "answer": ANSWER}] * count
 
 
 class TestTable:
-    def test_has_a_line_for_each_image(self) -> None:
-        error = {"type": "CorruptImage", "message": "It is cut off."}
-        text = written(
-            "table",
-            predict.Result("a.png", answer=ANSWER),
-            predict.Result("b.png", error=error),
-            predict.Result("c.png", answer=REJECTED),
-        )
-        _, first, second, third = text.splitlines()
-        assert first.split() == (
-            ["a.png", "1.0", "NEUTROPHIL", "uncertain", "10.0%", "20.0%", "30.0%", "40.0%"]
-        )
-        assert second.split(maxsplit=1)[1].strip() == "It is cut off."
-        assert third.split()[:3] == ["c.png", "1.0", "rejected"]
-
     def test_names_are_neither_markup_nor_terminal_commands(self) -> None:
         name = "[red]\x1b[2J\n.png" + "a" * 300
         text = written("table", predict.Result(name, answer=ANSWER))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import random
 import socket
 import subprocess
@@ -18,7 +17,7 @@ import pytest
 
 from benchmarks import chaos, cluster, drill, engine, load, nodes, outcome, soak
 from benchmarks.cluster import Cluster
-from benchmarks.outcome import FIELDS, Request, Result, Step, between, figures, split, summary
+from benchmarks.outcome import FIELDS, Request, Result, Step, summary
 from serving.settings import Settings
 
 
@@ -41,39 +40,6 @@ def step_at(started: float, ended: float, workers: tuple[int, ...] = (), **step:
     before, after = ({"workers": each, "megabytes": {"java": 180.4}} for each in ((1, 2), workers))
     made = Step("promote", nothing, **step)
     return Result(made, started, ended, before=before, after=after)
-
-
-def test_a_request_belongs_to_each_moment_in_which_it_was_in_flight() -> None:
-    asked = [request(9.0, 500), request(9.0, 1500), request(10.5, 9000), request(11.5)]
-    assert between(asked, 10, 11) == asked[1:3]
-
-
-def test_failures_count_but_not_their_time() -> None:
-    asked = [request(0, milliseconds) for milliseconds in range(1, 100)]
-    found = figures([*asked, request(0, 20_000, failed=True)])
-    assert found == {"requests": 100, "failed": 1, "p50": 50.0, "p99": 98.0, "slowest": 99.0}
-    assert figures([failure(0)])["p99"] is None
-
-
-def test_the_split_is_by_clients_and_by_requests() -> None:
-    asked = [request(0, client=name, by="2.0") for name in "aab"]
-    asked += [*(request(0, client=name) for name in "bcde"), failure(0, client="f")]
-    assert split(asked) == {
-        "clients": 5,
-        "clients who saw two versions": 1,
-        "percent of clients": {"1.0": 80.0, "2.0": 40.0},
-        "percent of requests": {"1.0": 57.1, "2.0": 42.9},
-    }
-
-
-def test_requests_are_split_into_steps_and_calm() -> None:
-    asked = [request(2, 1), request(19, 1100), request(21, 300), request(24, 900), request(30, 70)]
-    found = summary([step_at(20, 22, (1, 2))], asked)
-    [row] = found["steps"]
-    assert (row["seconds"], row["loads"]["users"]["requests"]) == (2, 3)
-    assert found["loads"]["users"]["all"]["requests"] == 5
-    assert found["loads"]["users"]["calm"]["slowest"] == 70
-    assert found["problems"] == []
 
 
 KEEPS = (1, 2)
@@ -125,25 +91,15 @@ def test_the_report_says_it_all() -> None:
         assert text in page
 
 
-@pytest.mark.parametrize(
-    ("said", "failed"),
-    [
-        ("200", False),
-        *((each, False) for each in load.NOT_ACCEPTED),
-        # As TorchServe answers if the handler fails at every request.
-        ("503 InternalServerException", True),
-        ("closed", True),
-        ("nothing", True),
-    ],
-)
 def test_a_direct_client_loses_what_torchserve_accepted(
-    said: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"inference": {"key": "secret"}}
-    (tmp_path / "key_file.json").write_text(json.dumps(keys))
-    monkeypatch.setattr(load.connections, "ask", lambda call: said)
+    (tmp_path / "key_file.json").write_text('{"inference": {"key": "secret"}}')
     direct = load.Direct(Settings(run_dir=tmp_path), 1, None)
-    assert direct.ask(random.Random(0)) == ("", "", said, failed)
+    lost = ["503 InternalServerException", "503", "closed", "nothing"]
+    for said in ("200", *load.NOT_ACCEPTED, *lost):
+        monkeypatch.setattr(load.connections, "ask", lambda call, said=said: said)
+        assert direct.ask(random.Random(0)) == ("", "", said, said in lost)
 
 
 class Target(SimpleNamespace):
@@ -206,15 +162,6 @@ def memory(minutes: int, **grown: Callable[[float], float]) -> list[dict[str, An
         {"time": 60 * at, "megabytes": {kind: each(at) for kind, each in grown.items()}}
         for at in range(minutes + 1)
     ]
-
-
-def test_the_slope_of_memory_is_that_of_a_line_with_its_error() -> None:
-    samples = memory(9, java=lambda at: 100 + 3 * at, worker=lambda at: 7 * (at % 2))
-    assert soak.slope(samples, "java", 0) == (180, 0)
-    growth = soak.slope(samples, "worker", 0)
-    assert growth
-    assert growth[1] > 10
-    assert soak.slope(samples, "java", 8) is None
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,7 @@ class TestManagement:
             assert not SECRETS.keys() & worker.environ().keys()
             assert MARK not in "".join(worker.environ().values())
 
+
 class TestSecrets:
     def test_files_are_for_their_owner_only(self, service: Service) -> None:
         run_dir = service.settings.run_dir

@@ -389,14 +389,6 @@ def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("message", "why"), [(b"X", "not a command"), (infer_message(), "no model is loaded")]
-)
-def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        worker.serve(Message(Dribble(message, []).receive), lambda reply: None, None)
-
-
-@pytest.mark.parametrize(
     ("request_", "why"),
     [
         (struct.pack("!i", -2), "not a length"),
@@ -407,15 +399,6 @@ def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
 def test_an_invalid_message_ends_the_worker(request_: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         read_all(b"I" + field("id") + request_ + 3 * END_OF_LIST, [])
-
-
-@pytest.mark.parametrize(("kind", "data"), [("application/json", b"{}"), ("text/plain", b"text")])
-def test_bodies_are_not_decoded_where_java_says_so(
-    monkeypatch: pytest.MonkeyPatch, kind: str, data: bytes
-) -> None:
-    assert worker._decoded(data, kind) != data
-    monkeypatch.setattr(worker, "DECODES", False)
-    assert worker._decoded(data, kind) == data
 
 
 @pytest.mark.parametrize("values", ["{},", "[],", "1,", '{"a":[1]},'])
