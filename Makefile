@@ -10,6 +10,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Commands that change what clients get need VERSION on the command line.
 NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=2.0),$(VERSION))
+# Tests that share a started service stay in one process: see tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
@@ -96,8 +97,8 @@ bench: .venv/dev.stamp mar  ## measure speed and cost beside other servers; QUIC
 test: .venv/dev.stamp mar lint  ## run lint and all tests but the long ones
 	@$(PYTEST) -m "not long"
 
-test-all: .venv/dev.stamp mar lint  ## run lint and every test
-	@$(PYTEST)
+test-all: .venv/dev.stamp mar lint  ## run lint and every test, with more random examples
+	@$(PYTEST) --hypothesis-profile full
 
 audit: .venv/dev.stamp  ## write the SBOM; look for known vulnerabilities
 	@$(BIN)/python -m scripts.audit

@@ -147,13 +147,19 @@ def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str,
                     load(running, bodies.singles(SMALL, server), 16, WARM_UP)
                     rows = _loads(server, running, bodies)
                     seen["loads"] += [{"round": number, **row} for row in rows]
-                    memory = processes.megabytes(running.process)
-                    seen["starts"].append({"seconds": round(seconds, 2), "megabytes": memory})
+                    seen["starts"].append({"seconds": round(seconds, 2), **_memory(running)})
                     said = [_ask(server, running, image) for image in images]
                     seen["differences"] = _difference(server, said, known[server.kernel])
             bar.update()
     bar.close()
     return {"rounds": rounds, "servers": found, "limit": limits}
+
+
+def _memory(running: Running) -> dict[str, Any]:
+    """Return the memory of the largest process of each kind, and of all processes."""
+    whole = sum(processes.megabytes(running.process).values())
+    largest = processes.megabytes(running.process, max)
+    return {"megabytes": largest, "megabytes_in_all": round(whole, 1)}
 
 
 def _loads(server: Server, running: Running, bodies: Bodies) -> Iterator[dict[str, Any]]:

@@ -139,8 +139,8 @@ def summary(found: Document) -> str:
         ("64 clients, 16 images a request as JSON, share of the same", share(images=16)),
         ("64 clients, 16 images a request as a form, share", share(images=16, form=True)),
         ("1 client, median and 99th percentile", f"{p50:.2f} ms, {p99:.2f} ms"),
-        ("start to ready, with the page", f"{_start(found, SERVICE.name):.1f} s"),
-        ("memory of all workers, and of Java", f"{memory[0]:.0f} MB, {memory[1]:.0f} MB"),
+        ("start to ready, with the page", f"{_start(found, SERVICE.name, 'seconds'):.1f} s"),
+        ("memory of a worker, and of Java", f"{memory[0]:.0f} MB, {memory[1]:.0f} MB"),
     ]
     return (
         f"{table(('images a second, and costs', ''), rows)}\n\n"
@@ -219,7 +219,10 @@ def _costs(found: Document) -> str:
     for server in _present(found):
         name = server.name
         row = [server.title, *(f"{median(found, name, key, 1):.2f}" for key in ("p50", "p99"))]
-        row += [f"{_start(found, name):.1f}", f"{_start(found, name, 'all'):,.0f}"]
+        row += [
+            f"{_start(found, name, 'seconds'):.1f}",
+            f"{_start(found, name, 'megabytes_in_all'):,.0f}",
+        ]
         row.append(f"{1e6 / cpu_microseconds(found, name, 64):,.0f}")
         rows.append((*row, f"{found['servers'][name]['differences']:.0e}"))
     return (
@@ -245,14 +248,12 @@ def _profile(found: Document) -> str:
     return table(("what", "µs", "share"), cells)
 
 
-def _start(found: Document, name: str, kind: str = "") -> float:
-    """Return the median seconds of a start, or MB of one kind of process or of all."""
+def _start(found: Document, name: str, kind: str) -> float:
+    """Return the median seconds of a start, or MB of a kind's largest process or of all."""
     starts = found["servers"][name]["starts"]
-    if not kind:
-        return float(np.median([start["seconds"] for start in starts]))
-    memory = [start["megabytes"] for start in starts]
-    sums = [sum(each.values()) if kind == "all" else each.get(kind, 0) for each in memory]
-    return float(np.median(sums))
+    if kind in ("seconds", "megabytes_in_all"):
+        return float(np.median([start[kind] for start in starts]))
+    return float(np.median([start["megabytes"].get(kind, 0) for start in starts]))
 
 
 def _present(found: Document) -> list[Server]:

@@ -40,9 +40,11 @@ def cpu_seconds(process: psutil.Process) -> dict[str, float]:
     return _by_kind(process, lambda each: sum(each.cpu_times()[:2]))
 
 
-def megabytes(process: psutil.Process) -> dict[str, float]:
-    """Return the memory, by kind; shared pages count in parts (PSS)."""
-    return _by_kind(process, lambda each: each.memory_full_info().pss / 2**20)
+def megabytes(
+    process: psutil.Process, combine: Callable[[list[float]], float] = sum
+) -> dict[str, float]:
+    """Return the memory, by kind: the sum, or `max`. Shared pages count in parts (PSS)."""
+    return _by_kind(process, lambda each: each.memory_full_info().pss / 2**20, combine)
 
 
 def anonymous_megabytes(process: psutil.Process) -> dict[str, float]:
@@ -51,14 +53,16 @@ def anonymous_megabytes(process: psutil.Process) -> dict[str, float]:
 
 
 def _by_kind(
-    process: psutil.Process, figure: Callable[[psutil.Process], float]
+    process: psutil.Process,
+    figure: Callable[[psutil.Process], float],
+    combine: Callable[[list[float]], float] = sum,
 ) -> dict[str, float]:
-    sums: dict[str, float] = defaultdict(float)
+    figures: dict[str, list[float]] = defaultdict(list)
     for each in tree(process):
         # It may have ended.
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, OSError):
-            sums[kind(each)] += figure(each)
-    return {name: round(total, 2) for name, total in sums.items()}
+            figures[kind(each)].append(figure(each))
+    return {name: round(combine(each), 2) for name, each in figures.items()}
 
 
 def _rss_anon(process: psutil.Process) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 from edges import Asker, edge_over_stand_in
 from flask import Flask
@@ -37,6 +38,14 @@ CARDS = {
 }
 # Those of a laboratory's own (`make train FROM=...`) are not this project's to test.
 VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
+
+# The same examples each time, and no limit on the seconds that one takes.
+for profile, examples in (("quick", 40), ("full", 400)):
+    hypothesis.settings.register_profile(
+        profile, max_examples=examples, deadline=None, derandomize=True, database=None
+    )
+# `make test-all` takes the other one, by --hypothesis-profile.
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
