@@ -91,14 +91,6 @@ def test_a_client_reports_a_broken_connection(
     assert connections.ask(call) == "refused"
 
 
-def test_half_a_body_is_sent(call: Call, serve: Serve) -> None:
-    got = serve(b"")
-    assert connections.half_sent(call, 1) == {"left": 1}
-    # A reset may discard what was sent before it.
-    assert got.result().endswith((b"01234", b"01234reset", b"reset"))
-    assert b"012345" not in got.result()
-
-
 def test_a_slow_client_trickles(call: Call, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PACE", 0.05)
     monkeypatch.setattr(connections, "TRICKLE", 2)
