@@ -146,6 +146,7 @@ WITH_MANAGEMENT_TOKEN = {
     "GET /workflows": OK,
     "POST /workflows?url=x.war": (404, "WorkflowNotFoundException"),
     "POST /models/bloodcells/invoke": NO_METHOD,
+    "POST /v1/models/bloodcells:predict": NO_METHOD,
 }
 ELSEWHERE = ("GET /metrics", "GET /admin", "GET //models", "GET /../../etc/passwd", "GET /v2")
 TOKEN = "GET /token?type=inference"
