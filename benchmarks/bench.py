@@ -27,16 +27,7 @@ from tqdm import tqdm
 from benchmarks import bench_report, limit, report
 from benchmarks.bench_report import CLIENTS, LARGE, SMALL
 from benchmarks.peers.kernels import KERNELS
-from benchmarks.servers import (
-    JPEG,
-    PEER_NAMES,
-    SERVERS,
-    SERVICE,
-    Running,
-    Server,
-    ready,
-    set_up,
-)
+from benchmarks.servers import JPEG, PEER_NAMES, SERVERS, SERVICE, Running, Server, ready, set_up
 from serving.settings import ROOT
 from testing import processes
 from testing.connections import in_form, in_json
@@ -111,17 +102,12 @@ class Bodies:
 
     def _written(self, name: str, made: Sequence[tuple[str, bytes]]) -> tuple[Path, str]:
         folder = self._folder / name.replace(" ", "-")
-        content_type = made[0][0]
+        [content_type] = {own for own, _ in made}
         if not folder.exists():
             folder.mkdir()
-            for index, (own, body) in enumerate(made):
-                # All forms get the boundary of the first, which the content type names.
-                if own != content_type:
-                    old, new = (each.partition("boundary=")[2] for each in (own, content_type))
-                    body = body.replace(old.encode(), new.encode())
+            for index, (_, body) in enumerate(made):
                 (folder / f"{index:04}").write_bytes(body)
-            folder.with_name(f"{folder.name}.type").write_text(content_type)
-        return folder, folder.with_name(f"{folder.name}.type").read_text()
+        return folder, content_type
 
 
 def compare(servers: Sequence[Server], bodies: Bodies, rounds: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from benchmarks import report
 from benchmarks.report import PERFORMANCE, RESULTS, Document, measured_on, spread, table
 from benchmarks.servers import PEER_NAMES, SERVERS, SERVICE, Server
-from training.report import write_readme
+from training.figures import write_readme
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -93,7 +93,6 @@ def failures(found: Document) -> int:
 
 
 def quick_choice(servers: Iterable[Server]) -> list[Server]:
-    """Return the servers of a quick run."""
     return [each for each in servers if each.name in (SERVICE.name, STOCK, "fastapi-ours")]
 
 

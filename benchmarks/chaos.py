@@ -93,11 +93,8 @@ class Chaos(Rig):
 def started(folder: Path) -> Iterator[Chaos]:
     """Run the service during the block."""
     try:
-        it = Chaos(folder)
-        try:
+        with contextlib.closing(Chaos(folder)) as it:
             yield it
-        finally:
-            it.close()
     finally:
         subprocess.run(["umount", "--lazy", str(folder / "run" / "logs")], capture_output=True)
 

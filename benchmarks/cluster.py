@@ -259,7 +259,6 @@ def admin(command: str, path: Path) -> str:
 
 
 def lacking() -> str | None:
-    """Return what this machine lacks, or None."""
     if os.geteuid():
         return "Network namespaces need root."
     if missing := [program for program in PROGRAMS if not shutil.which(program)]:

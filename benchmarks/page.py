@@ -27,7 +27,7 @@ from testing import chromium
 from testing.clients import page_session
 from testing.service import Service, deployed
 from training import data
-from training.report import write_readme
+from training.figures import write_readme
 
 IMAGES, ROUNDS, REPEATS = 100, 10, 5
 # As many requests at a time as the page sends.
@@ -138,7 +138,6 @@ def drop(page: Page, images: Sequence[Path]) -> float:
 
 
 def page_process(service: Service) -> psutil.Process:
-    """Return the process that serves the page."""
     children = psutil.Process(service.process.pid).children(recursive=True)
     return next(child for child in children if "frontend" in child.cmdline())
 

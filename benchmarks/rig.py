@@ -136,16 +136,11 @@ class Rig(Target):
         self.service.stop()
 
 
-@contextlib.contextmanager
 def started(
     folder: Path, wanted: Deployment = START, token_life: float = TOKEN_LIFE
-) -> Iterator[Rig]:
+) -> contextlib.closing[Rig]:
     """Run a service during the block."""
-    rig = Rig(folder, wanted, token_life)
-    try:
-        yield rig
-    finally:
-        rig.close()
+    return contextlib.closing(Rig(folder, wanted, token_life))
 
 
 # --- Faults that several scenarios share

@@ -50,9 +50,7 @@ UPLOAD = {
         ),
     ),
     "UnsupportedImage": Problem(
-        415,
-        _l("This file type is not supported"),
-        _l("Send a JPEG, PNG, BMP, TIFF or WebP image."),
+        415, _l("This file type is not supported"), _l("Send a JPEG, PNG, BMP, TIFF or WebP image.")
     ),
     "NotServed": Problem(
         409,
@@ -60,9 +58,7 @@ UPLOAD = {
         _l("Send the image again to the recommended version, or choose another one."),
     ),
     "TooManyRequests": Problem(
-        429,
-        _l("Too many images in a short time"),
-        _l("Wait a minute, then send the next one."),
+        429, _l("Too many images in a short time"), _l("Wait a minute, then send the next one.")
     ),
     "ServiceUnavailable": Problem(
         503,
@@ -70,9 +66,7 @@ UPLOAD = {
         _l("Your image is not the cause. Try again in a minute."),
     ),
     "ServiceBusy": Problem(
-        503,
-        _l("The model is busy"),
-        _l("Many images are waiting. Try again in a few seconds."),
+        503, _l("The model is busy"), _l("Many images are waiting. Try again in a few seconds.")
     ),
     "ServiceTimeout": Problem(
         504,
@@ -93,11 +87,7 @@ UPLOAD = {
 
 PAGES = {
     404: Problem(404, _l("Page not found"), _l("The address may be mistyped or out of date.")),
-    405: Problem(
-        405,
-        _l("Request not allowed"),
-        _l("Start again from the home page."),
-    ),
+    405: Problem(405, _l("Request not allowed"), _l("Start again from the home page.")),
     500: Problem(
         500, _l("Something went wrong"), _l("This is an error on our side. Try again in a minute.")
     ),

@@ -2,15 +2,7 @@
 
 from typing import Any
 
-from flask import (
-    Blueprint,
-    abort,
-    redirect,
-    render_template,
-    request,
-    send_file,
-    url_for,
-)
+from flask import Blueprint, abort, redirect, render_template, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 
 from . import images, readiness, samples, texts, uploads
@@ -39,10 +31,7 @@ def classify() -> ResponseReturnValue:
     upload = uploads.read()
     answer = uploads.predict(upload.image)
     page = render_template(
-        "page/result.html",
-        answer=answer,
-        file_name=upload.name,
-        picture=images.shown(upload.image),
+        "page/result.html", answer=answer, file_name=upload.name, picture=images.shown(upload.image)
     )
     return page, answer.headers
 

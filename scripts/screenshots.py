@@ -16,7 +16,8 @@ from typing import Any
 from playwright.sync_api import Browser, Page, sync_playwright
 from tqdm import tqdm
 
-from scripts.draw_cells import GREY, NATURAL_CELLS, draw_field
+from scripts.draw_cells import GREY, NATURAL_CELLS
+from scripts.smear import draw_field
 from serving.settings import ROOT
 from testing import chromium
 from testing.service import deployed

@@ -306,7 +306,6 @@ class ManagementClient(_Client):
         )
 
     def set_default(self, version: str) -> None:
-        """Make a version TorchServe's default."""
         self._change("PUT", f"{self._models}/{MODEL}/{version}/set-default")
 
     def unregister(self, version: str) -> None:

@@ -23,34 +23,31 @@ class ServiceError(Exception):
         self.status, self.type, self.message = status, type, message
 
 
-class Unreachable(ServiceError):
-    """Nothing was sent: TorchServe does not run or is not ready."""
+class _Unavailable(ServiceError):
+    kind = "ServiceUnavailable"
 
     def __init__(self, message: str) -> None:
-        super().__init__(503, "ServiceUnavailable", message)
+        super().__init__(503, self.kind, message)
 
 
-class Disconnected(ServiceError):
+class Unreachable(_Unavailable):
+    """Nothing was sent: TorchServe does not run or is not ready."""
+
+
+class Disconnected(_Unavailable):
     """TorchServe closed the connection before the end of its answer."""
 
     about_version = False
 
-    def __init__(self) -> None:
-        super().__init__(503, "ServiceUnavailable", "TorchServe broke the connection.")
 
-
-class WorkerDied(ServiceError):
+class WorkerDied(_Unavailable):
     """The worker died with the request."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(503, "ServiceUnavailable", message)
 
-
-class Busy(ServiceError):
+class Busy(_Unavailable):
     """The version's queue is full."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(503, "ServiceBusy", message)
+    kind = "ServiceBusy"
 
 
 class NotServed(ServiceError):
@@ -66,9 +63,6 @@ class TokenRefused(ServiceError):
     """TorchServe refuses its token, also after a wait for a new one."""
 
     about_version = False
-
-    def __init__(self) -> None:
-        super().__init__(502, "ServiceError", "TorchServe refuses its token.")
 
 
 def document_of(response: requests.Response) -> Any:
@@ -92,7 +86,7 @@ def error_of(response: requests.Response) -> ServiceError:
     if kind in INPUT_ERRORS:
         return ServiceError(status, kind, message)
     if is_token_refused(response):
-        return TokenRefused()
+        return TokenRefused(502, "ServiceError", "TorchServe refuses its token.")
     if status == 404:
         return NotServed(response.url.rpartition("/")[2])
     if status == 413:
@@ -114,7 +108,7 @@ def connection_error_of(error: requests.RequestException) -> ServiceError:
     cause = error.args[0] if error.args else None
     if isinstance(getattr(cause, "reason", None), (NewConnectionError, ConnectTimeoutError)):
         return Unreachable("TorchServe cannot be reached.")
-    return Disconnected()
+    return Disconnected("TorchServe broke the connection.")
 
 
 def is_token_refused(response: requests.Response) -> bool:

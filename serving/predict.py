@@ -53,6 +53,8 @@ class Result:
 
 
 Ask = Callable[[Path], Result]
+# Images and where their results go; None ends a thread.
+Tasks = queue.SimpleQueue[tuple[Path, Future[Result]] | None]
 Write = Callable[[Iterable[Result], TextIO], None]
 
 
@@ -110,7 +112,7 @@ def ask(client: InferenceClient, version: str | None, file: Path) -> Result:
 
 def ask_all(ask: Ask, files: Iterable[Path], jobs: int) -> Iterator[Result]:
     """Yield the result of each image, in order, with `jobs` requests at a time."""
-    tasks: queue.SimpleQueue[tuple[Path, Future[Result]] | None] = queue.SimpleQueue()
+    tasks: Tasks = queue.SimpleQueue()
     ended = threading.Event()
     for _ in range(jobs):
         # Daemon threads: after Ctrl-C, Python would wait for the requests of a thread pool.
@@ -138,12 +140,7 @@ def with_progress(
     if console is None:
         yield from results
         return
-    columns = (
-        TextColumn("classifying"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = TextColumn("classifying"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     # Redirection would send standard output to standard error.
     with Progress(
         *columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -240,11 +237,7 @@ def _predict(client: InferenceClient, image: bytes, version: str | None) -> dict
     return client.predict(image, version)
 
 
-def _work(
-    ask: Ask,
-    tasks: queue.SimpleQueue[tuple[Path, Future[Result]] | None],
-    ended: threading.Event,
-) -> None:
+def _work(ask: Ask, tasks: Tasks, ended: threading.Event) -> None:
     while (task := tasks.get()) and not ended.is_set():
         file, future = task
         try:

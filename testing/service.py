@@ -77,8 +77,8 @@ class Edge(Program):
 
 # Below the range from which the kernel takes the ports of outgoing connections.
 _PORTS = range(10_000, 32_000)
-_until_exit = contextlib.ExitStack()
-atexit.register(_until_exit.close)
+_reservations = contextlib.ExitStack()
+atexit.register(_reservations.close)
 
 
 def free_ports(count: int) -> list[int]:
@@ -101,7 +101,7 @@ def _reserve(port: int) -> bool:
     except OSError:
         reservation.close()
         return False
-    _until_exit.enter_context(reservation)
+    _reservations.enter_context(reservation)
     return True
 
 

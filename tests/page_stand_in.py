@@ -145,8 +145,11 @@ def serving(app: Flask) -> Iterator[str]:
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.effective_port}"
-    # In the thread that polls these connections: it would fail if another closed them.
-    server.trigger.pull_trigger(lambda: wasyncore.close_all(server._map))
+    # In the thread that polls these connections: it would fail if another closed them. The lock
+    # keeps it from closing the trigger, too, before that is pulled.
+    with server.trigger.lock:
+        server.trigger.thunks.append(lambda: wasyncore.close_all(server._map))
+        server.trigger._physical_pull()
     thread.join(timeout=60)
     server.task_dispatcher.shutdown()
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import prometheus
 import psutil
 import pytest
 import requests
@@ -21,7 +22,6 @@ from frontend import metrics as page_metrics
 from serving.client import InferenceClient, ManagementClient
 from serving.deployment import known_answers
 from serving.torchserve.tokens import Tokens
-from testing import prometheus
 from testing.service import Service
 
 PATIENCE = 60

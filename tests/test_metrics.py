@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import prometheus
 import pytest
 import yaml
 from flask import Flask
+from prometheus import DEPLOY
 from prometheus_client import values
 from series import INPUT_ERRORS, PAGE_COUNT, Series, collected, key, read
 
@@ -28,8 +30,6 @@ from serving.client import Unreachable
 from serving.deployment import Canary, Deployment, VersionSpec
 from serving.settings import ROOT, Settings
 from serving.supervisor import exporter
-from testing import prometheus
-from testing.prometheus import DEPLOY
 
 RULES = yaml.safe_load((DEPLOY / "rules.yml").read_text())
 ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert" in rule]

@@ -18,7 +18,9 @@ from PIL import Image
 from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training import data, report, version_files
+from training import figures as docs
 from training.__main__ import main
+from training.measured import all_measured, find, read
 from training.protocol import KEPT, RIGHT
 from training.version_files import write_json
 
@@ -129,7 +131,7 @@ def assert_clean(text: str) -> None:
 
 
 def test_the_card_shows_each_measurement(both: Path, version: str) -> None:
-    this = report.read(version)
+    this = read(version)
     text, metrics = (this.folder / "CARD.md").read_text(), this.metrics
     shown = [
         *(metrics[part]["classes"] for part in ("test", "cross_validation")),
@@ -139,7 +141,7 @@ def test_the_card_shows_each_measurement(both: Path, version: str) -> None:
         *(part["image_accuracy"] for key, part in metrics.items() if key.startswith("test_w")),
         *(point for point in (this.adaptation or {"points": []})["points"]),
     ]
-    assert all(report.text(figure) in text for part in shown for figure in figures_in(part))
+    assert all(docs.text(figure) in text for part in shown for figure in figures_in(part))
     for when in ("before", "after"):
         part = metrics["calibration"][when]
         assert f"| {when} | {part['ece']} | {part['nll']} | {part['brier']} |" in text
@@ -205,10 +207,10 @@ def test_what_was_not_measured_is_left_out(
     folder = make(apart, version, version, missing)
     for name in OPTIONAL_FILES if missing == OPTIONAL else ():
         (folder / name).unlink(missing_ok=True)
-    measured = report.read(version)
+    measured = read(version)
     text = report.card(measured)
     assert_clean(text)
-    assert_clean(report.figures([measured]))
+    assert_clean(docs.figures([measured]))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     anchors = {heading.lower().replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#(.*?)\)", text)) <= anchors
@@ -217,7 +219,7 @@ def test_what_was_not_measured_is_left_out(
 
 def test_plots_are_drawn(both: Path, version: str) -> None:
     paths = list((both / "models" / version / "plots").glob("*.png"))
-    assert {path.stem for path in paths} == set(report.drawings(report.read(version)))
+    assert {path.stem for path in paths} == set(report.drawings(read(version)))
     assert len(paths) == 7
     for path in paths:
         pixels = np.asarray(Image.open(path).convert("RGB"))
@@ -230,10 +232,10 @@ def test_plots_are_drawn(both: Path, version: str) -> None:
 
 def test_the_docs_show_all_versions_side_by_side(both: Path) -> None:
     readme, accuracy = ((both / page).read_text() for page in PAGES)
-    versions = report.all_measured()
+    versions = all_measured()
 
     def row(*path: str) -> str:
-        return " | ".join(report.text(report.find(each.metrics, *path)) for each in versions)
+        return " | ".join(docs.text(find(each.metrics, *path)) for each in versions)
 
     for text in (readme, accuracy):
         assert_clean(text)
@@ -272,13 +274,13 @@ def test_versions_are_in_order_and_only_those_measured_on_test(apart: Path) -> N
     for name in ("10.0", "9.0", "1.0"):
         make(apart, name, "1.0")
     make(apart, "2.0", "2.0", without=("test",))
-    assert [each.name for each in report.all_measured()] == ["1.0", "9.0", "10.0"]
+    assert [each.name for each in all_measured()] == ["1.0", "9.0", "10.0"]
 
 
 def test_pages_without_marks_are_refused(tmp_path: Path) -> None:
     (tmp_path / "README.md").write_text("# No marks\n")
     with pytest.raises(ValueError, match=r"README\.md lacks the marks of figures"):
-        report.write_readme({"figures": ""}, tmp_path / "README.md")
+        docs.write_readme({"figures": ""}, tmp_path / "README.md")
 
 
 def test_a_version_that_is_not_measured_is_refused() -> None:
@@ -288,21 +290,21 @@ def test_a_version_that_is_not_measured_is_refused() -> None:
 
 
 def test_the_committed_files_are_up_to_date(tmp_path: Path) -> None:
-    versions = report.all_measured()
+    versions = all_measured()
     assert [each.name for each in versions] == VERSIONS
     for each in versions:
         assert (each.folder / "CARD.md").read_text() == report.card(each)
         plots = {path.stem for path in (each.folder / "plots").iterdir()}
         assert plots == set(report.drawings(each))
-    parts = {"accuracy": report.accuracy(versions)}, {"figures": report.figures(versions)}
+    parts = {"accuracy": docs.accuracy(versions)}, {"figures": docs.figures(versions)}
     for page, part in zip(PAGES, parts, strict=True):
         shutil.copy(ROOT / page, tmp_path / "page.md")
-        report.write_readme(part, tmp_path / "page.md")
+        docs.write_readme(part, tmp_path / "page.md")
         assert (tmp_path / "page.md").read_text() == (ROOT / page).read_text()
 
 
 def test_the_readmes_example_is_the_newest_versions_answer() -> None:
-    newest = report.all_measured()[-1]
+    newest = all_measured()[-1]
     readme = (ROOT / "README.md").read_text()
     example = re.search(r"<!-- example:.*?```json\n(.*?)\n```", readme, re.DOTALL)
     assert example

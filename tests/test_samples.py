@@ -1,7 +1,6 @@
 """The sample drawings: reproducible, small, and recognised by the model."""
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from frontend import samples
 from handler.pipelines import load
 from handler.preprocessing import decode
 from handler.verdict import answer
-from scripts import draw_cells
-from scripts.draw_cells import FIELD, SIZE
+from scripts.draw_cells import FIELD, SIZE, draw_gallery
 from serving.settings import ROOT
 
 DRAWN = {sample.path.stem: sample for sample in samples.drawn()}
@@ -46,9 +44,8 @@ def pixels(path: Path) -> npt.NDArray[np.int_]:
 
 
 @pytest.mark.long
-def test_the_program_draws_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["draw_cells.py", "--gallery", str(tmp_path)])
-    draw_cells.main()
+def test_the_gallery_is_drawn_the_same_again(tmp_path: Path) -> None:
+    draw_gallery(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {each.name for each in DRAWN.values()}
     for path in tmp_path.iterdir():
         difference = np.abs(pixels(path) - pixels(DRAWN[path.stem].path))

@@ -241,9 +241,9 @@ ORDER = re.findall(
     """
     protocol recipes table metrics data laboratories augment robustness out_of_distribution
     torchvision_cpu gate export optimizer checkpoints version_files
-    locate cell_set cells fields train
+    locate cell_set cells fields
     out_of_fold crossvalidate calibrate predict evaluate served
-    plots sweep adapt report __main__
+    plots sweep adapt measured figures report __main__
     """,
 )
 

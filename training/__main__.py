@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from serving.client import ServiceError
-from training import report
+from training import data, report, version_files
 from training.adapt import adapt, draw_curve
 from training.calibrate import calibrate
+from training.cells import train_cell_by_cell
 from training.crossvalidate import cross_validate
 from training.data import DataError, fetch_and_check
 from training.evaluate import evaluate
-from training.recipes import RECIPES
+from training.fields import train_fields
+from training.measured import read
+from training.recipes import RECIPES, FieldRecipe
 from training.served import measure_served
 from training.sweep import sweep
-from training.train import train
 
 
 class Group(click.Group):
@@ -33,9 +35,22 @@ class Group(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+def train(version: str) -> None:
+    """Train a version: weights.pt, card.json, history.json and the ONNX graphs.
+
+    TEST is never opened. An interrupted training continues: checkpoints are in .train/.
+    """
+    root, recipe, scratch = data.data_root(), RECIPES[version], version_files.scratch(version)
+    if isinstance(recipe, FieldRecipe):
+        trained = train_fields(root, recipe, scratch)
+    else:
+        trained = train_cell_by_cell(root, recipe, scratch)
+    version_files.write(version, trained)
+
+
 def served(version: str) -> None:
     """Measure a version through the running service: served.json."""
-    report.read(version)
+    read(version)
     try:
         measure_served(version)
     except ServiceError as error:

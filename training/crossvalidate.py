@@ -100,11 +100,7 @@ def _by_cell(root: Path, recipe: CellRecipe, scratch: Path, folder: Path) -> Out
 
 
 def predict(
-    locator: Locator,
-    network: CellNet,
-    samples: Sequence[data.Sample],
-    laboratory: str,
-    fold: int,
+    locator: Locator, network: CellNet, samples: Sequence[data.Sample], laboratory: str, fold: int
 ) -> OutOfFold:
     """Predict images as the service does."""
     look = in_torch(Gate(gate.SIZE))

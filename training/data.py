@@ -84,12 +84,10 @@ def data_root() -> Path:
 
 
 def image_folder(root: Path, split: str) -> Path:
-    """Return the folder of a split."""
     return _inner(root, "dataset2-master") / "images" / split
 
 
 def photograph_file(root: Path, name: str) -> Path:
-    """Return the file of a photograph."""
     return _inner(root, "dataset-master") / "JPEGImages" / f"{name}.jpg"
 
 

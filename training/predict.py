@@ -64,7 +64,6 @@ class TrainedVersion:
         return answer(MODEL, self.card, prediction)
 
     def ask(self, pictures: Iterable[DecodedImage], title: str) -> Answers:
-        """Answer pictures."""
         predictions = self.predict(pictures, title)
         answers = [self.answer(each) for each in predictions]
         shares = [[each["probabilities"][name] for name in CLASSES] for each in answers]

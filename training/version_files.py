@@ -46,7 +46,6 @@ class Trained:
 
 
 def folder(version: str) -> Path:
-    """Return the folder of a version's files."""
     return ROOT / "models" / version
 
 

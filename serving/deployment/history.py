@@ -30,7 +30,6 @@ class History:
         self.path = deployment.with_name(f"{deployment.stem}.history.jsonl")
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Add an entry to the end."""
         with self.path.open("a+b") as file:
             if size := file.seek(0, os.SEEK_END):
                 file.seek(size - 1)

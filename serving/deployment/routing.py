@@ -35,7 +35,6 @@ class Routing:
 
     @classmethod
     def of(cls, deployment: Deployment) -> Routing:
-        """Return the routing of a deployment."""
         canary = deployment.canary
         return cls(
             deployment.default,

@@ -90,11 +90,9 @@ class Deployment:
             raise DeploymentError("The limits of a canary must be positive.")
 
     def with_version(self, name: str, version: VersionSpec) -> Deployment:
-        """Return a copy with a version added or changed."""
         return replace(self, versions=self.versions | {name: version})
 
     def without_version(self, name: str) -> Deployment:
-        """Return a copy without a version."""
         return replace(self, versions={k: v for k, v in self.versions.items() if k != name})
 
 

@@ -12,15 +12,7 @@ import psutil
 from serving import deployment
 from serving.deployment import archives, known_answers
 from serving.deployment.archives import BadArchive
-from serving.doctor.findings import (
-    OK,
-    PROBLEM,
-    WARNING,
-    Context,
-    Finding,
-    NotChecked,
-    is_loopback,
-)
+from serving.doctor.findings import OK, PROBLEM, WARNING, Context, Finding, NotChecked, is_loopback
 from serving.settings import Settings
 from serving.torchserve import ports
 from serving.torchserve.config import read_properties
@@ -43,7 +35,6 @@ LISTENERS = (
 
 
 def check_folder(context: Context) -> Iterator[Finding]:
-    """Check who can write to the service's folder."""
     folder = context.settings.run_dir
     if not folder.exists():
         yield Finding(OK, f"{folder} is created at the start")
@@ -59,7 +50,6 @@ def check_folder(context: Context) -> Iterator[Finding]:
 
 
 def check_deployment(context: Context) -> Iterator[Finding]:
-    """Check that deployment.yaml is valid."""
     found = deployment.load(context.settings.deployment)
     yield Finding(OK, f"versions {', '.join(sorted(found.versions))}, default {found.default}")
 

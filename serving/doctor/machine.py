@@ -21,7 +21,6 @@ MIN_MEMORY = 500 * 2**20
 
 
 def check_python(context: Context) -> Iterator[Finding]:
-    """Check that the version of Python is supported."""
     version = platform.python_version()
     project = tomllib.loads("\n".join(read_lines(ROOT / "pyproject.toml")))["project"]
     supported = project["requires-python"]
@@ -33,7 +32,6 @@ def check_python(context: Context) -> Iterator[Finding]:
 
 
 def check_packages(context: Context) -> Iterator[Finding]:
-    """Check that the packages of requirements.txt are installed."""
     lines = (line.partition("#")[0].strip() for line in read_lines(ROOT / "requirements.txt"))
     findings = []
     for package in (Requirement(line) for line in lines if line):
@@ -54,7 +52,6 @@ def check_packages(context: Context) -> Iterator[Finding]:
 
 
 def check_java(context: Context) -> Iterator[Finding]:
-    """Check that TorchServe has a Java it runs on."""
     program = java.find_java()
     version = java.java_version(program)
     yield Finding.judge(
@@ -75,7 +72,6 @@ def check_kill(context: Context) -> Iterator[Finding]:
 
 
 def check_disk(context: Context) -> Iterator[Finding]:
-    """Check the free space where the service writes."""
     folder = context.settings.run_dir
     while not folder.exists():
         folder = folder.parent
@@ -88,7 +84,6 @@ def check_disk(context: Context) -> Iterator[Finding]:
 
 
 def check_memory(context: Context) -> Iterator[Finding]:
-    """Check the free memory."""
     free = psutil.virtual_memory().available
     yield Finding.judge(
         free >= MIN_MEMORY,

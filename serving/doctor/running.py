@@ -54,7 +54,6 @@ REPORTED = (
 
 
 def check_ready(context: Context) -> Iterator[Finding]:
-    """Check that the service accepts clients."""
     ready = RoutingFile(context.settings.run_dir).read() is not None
     state = "accepts clients" if ready else "is starting or restarting"
     yield Finding.judge(
@@ -71,7 +70,6 @@ def check_torchserve(context: Context) -> Iterator[Finding]:
 
 
 def check_page(context: Context) -> Iterator[Finding]:
-    """Check that the page is ready."""
     url = context.settings.frontend_url
     try:
         with local_session() as session:
@@ -113,7 +111,6 @@ def check_tokens(context: Context) -> Iterator[Finding]:
 
 
 def check_workers(context: Context) -> Iterator[Finding]:
-    """Check that each version has its workers."""
     for name, version in sorted(context.deployment.versions.items()):
         if name not in context.versions:
             yield Finding(PROBLEM, f"{name}: not deployed", f"run `apply` or `deploy {name}`")
@@ -128,7 +125,6 @@ def check_workers(context: Context) -> Iterator[Finding]:
 
 
 def check_in_sync(context: Context) -> Iterator[Finding]:
-    """Check that the service matches deployment.yaml."""
     wanted = context.deployment
     if change := files.lock_holder(context.settings.run_dir / "change.lock"):
         raise NotChecked(f"a change is in progress: {change}")
@@ -170,7 +166,6 @@ def check_answers(context: Context) -> Iterator[Finding]:
 
 
 def check_queue(context: Context) -> Iterator[Finding]:
-    """Check that the queues have room."""
     for name, version in sorted(context.versions.items()):
         queue = version["jobQueueStatus"]
         waiting, room = queue["pendingRequests"], queue["remainingCapacity"]

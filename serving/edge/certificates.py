@@ -56,9 +56,7 @@ def create(certificate: Path, key: Path, names: list[str]) -> None:
         .sign(private, hashes.SHA256())
     )
     pem = private.private_bytes(
-        serialization.Encoding.PEM,
-        serialization.PrivateFormat.PKCS8,
-        serialization.NoEncryption(),
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
     with atomic_write(key, 0o600) as file:
         file.write(pem)

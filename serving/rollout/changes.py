@@ -16,15 +16,7 @@ from typing import Any
 
 from serving import deployment, files
 from serving.client import ManagementClient, NotServed, ServiceError
-from serving.deployment import (
-    Canary,
-    Deployment,
-    DeploymentError,
-    History,
-    VersionSpec,
-    archives,
-    change,
-)
+from serving.deployment import Canary, Deployment, DeploymentError, History, VersionSpec, archives
 from serving.deployment.archives import BadArchive
 from serving.deployment.routing import Routing, RoutingFile
 from serving.rollout import state
@@ -68,11 +60,7 @@ class Rollout:
         return state.differences(desired, self.management, self.routing.read())
 
     def deploy(
-        self,
-        version: str,
-        workers: int,
-        archive: Path | None = None,
-        sha256: str | None = None,
+        self, version: str, workers: int, archive: Path | None = None, sha256: str | None = None
     ) -> None:
         """Serve a version beside the others once its answers are correct; raise Refused."""
         with self._change("deploy", version) as (desired, entry):
@@ -195,7 +183,7 @@ class Rollout:
         if self.routing.read() is None:
             raise NotRunning("The service is not running or not ready yet: see `make run`.")
         try:
-            with change(self.settings, action, version) as entry:
+            with deployment.change(self.settings, action, version) as entry:
                 desired = deployment.load(self.settings.deployment)
                 if in_sync and (differences := self.differences(desired)):
                     raise Refused(

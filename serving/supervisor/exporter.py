@@ -60,9 +60,7 @@ def clear(settings: Settings) -> None:
 
 @contextlib.contextmanager
 def exported(
-    settings: Settings,
-    restarts: Mapping[str, int],
-    processes: Callable[[], Mapping[str, int]],
+    settings: Settings, restarts: Mapping[str, int], processes: Callable[[], Mapping[str, int]]
 ) -> Iterator[None]:
     """Answer Prometheus meanwhile; raise OSError if the port can't be used.
 
@@ -195,13 +193,11 @@ class State(Lookup):
             return None
 
     def _token_life(self) -> Metric:
-        life = GaugeMetricFamily(
-            "bloodcells_token_seconds", "Seconds until a token expires.", labels=["kind"]
-        )
+        left: dict[str, float] = {}
         for kind in KINDS:
             with contextlib.suppress(TokenError, KeyError, ValueError):
-                life.add_metric([kind], self._tokens.expires(kind).timestamp() - time.time())
-        return life
+                left[kind] = self._tokens.expires(kind).timestamp() - time.time()
+        return _gauge("token_seconds", "Seconds until a token expires.", "kind", left)
 
     def _restarted(self) -> Metric:
         restarts = CounterMetricFamily(
@@ -212,16 +208,14 @@ class State(Lookup):
         return restarts
 
     def _memory(self) -> Metric:
-        memory = GaugeMetricFamily(
-            "bloodcells_memory_bytes", "Resident memory of a part's processes.", labels=["part"]
-        )
+        resident = {}
         for part, pid in self._processes().items():
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(pid)
-                memory.add_metric([part], process.memory_info().rss)
+                resident[part] = process.memory_info().rss
                 if part == "torchserve":
-                    memory.add_metric(["workers"], sum(map(_resident, process.children())))
-        return memory
+                    resident["workers"] = sum(map(_resident, process.children()))
+        return _gauge("memory_bytes", "Resident memory of a part's processes.", "part", resident)
 
 
 class TorchServe(Lookup):
@@ -275,35 +269,25 @@ def _roles(wanted: Deployment) -> Metric:
 
 
 def _wanted_workers(wanted: Deployment) -> Metric:
-    workers = GaugeMetricFamily(
-        "bloodcells_workers_wanted", "Workers according to deployment.yaml.", labels=["version"]
-    )
-    for version, each in wanted.versions.items():
-        workers.add_metric([version], each.workers)
-    return workers
+    workers = {version: each.workers for version, each in wanted.versions.items()}
+    return _gauge("workers_wanted", "Workers according to deployment.yaml.", "version", workers)
 
 
 def _ready(versions: Iterable[str], described: Descriptions) -> Metric:
     """Count each version's ready workers; 0 for a version that TorchServe does not have."""
-    ready = GaugeMetricFamily("bloodcells_workers_ready", "Ready workers.", labels=["version"])
-    for version in versions:
-        workers = described.get(version, {}).get("workers", [])
-        ready.add_metric([version], sum(worker["status"] == "READY" for worker in workers))
-    return ready
+    workers = {version: described.get(version, {}).get("workers", []) for version in versions}
+    ready = {name: sum(one["status"] == "READY" for one in own) for name, own in workers.items()}
+    return _gauge("workers_ready", "Ready workers.", "version", ready)
 
 
 def _queues(described: Descriptions) -> Iterator[Metric]:
-    waiting = GaugeMetricFamily(
-        "bloodcells_queue_waiting", "Requests in the queue.", labels=["version"]
-    )
-    room = GaugeMetricFamily(
-        "bloodcells_queue_room", "Free places in the queue.", labels=["version"]
-    )
-    for version, each in described.items():
-        queue = each["jobQueueStatus"]
-        waiting.add_metric([version], queue["pendingRequests"])
-        room.add_metric([version], queue["remainingCapacity"])
-    return iter((waiting, room))
+    queues = {version: each["jobQueueStatus"] for version, each in described.items()}
+    for name, text, key in (
+        ("queue_waiting", "Requests in the queue.", "pendingRequests"),
+        ("queue_room", "Free places in the queue.", "remainingCapacity"),
+    ):
+        counts = {version: queue[key] for version, queue in queues.items()}
+        yield _gauge(name, text, "version", counts)
 
 
 def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
@@ -313,11 +297,7 @@ def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
         "Share of a label among the answers to the card's test images.",
         labels=["version", "label"],
     )
-    doubt = GaugeMetricFamily(
-        "bloodcells_expected_doubt",
-        "Share of answers to the card's test images that were not confident.",
-        labels=["version"],
-    )
+    doubts = {}
     for version in wanted.versions:
         with contextlib.suppress(OSError, ValueError, KeyError):
             folder = models / version
@@ -327,8 +307,18 @@ def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
             verdicts = measured["test_verdicts"]
             for label, count in zip(labels, said, strict=True):
                 share.add_metric([version, label], count / sum(said))
-            doubt.add_metric([version], verdicts["uncertain"] + verdicts["rejected"])
-    return iter((share, doubt))
+            doubts[version] = verdicts["uncertain"] + verdicts["rejected"]
+    yield share
+    text = "Share of answers to the card's test images that were not confident."
+    yield _gauge("expected_doubt", text, "version", doubts)
+
+
+def _gauge(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    """Return a metric with one label, and a value for each of its names."""
+    metric = GaugeMetricFamily(f"bloodcells_{name}", text, labels=[label])
+    for each, value in values.items():
+        metric.add_metric([each], value)
+    return metric
 
 
 def _resident(process: psutil.Process) -> int:

@@ -40,7 +40,6 @@ class Page:
         return self._process.pid
 
     def exit_code(self) -> int | None:
-        """Return the exit code, or None while it runs."""
         return self._process.poll()
 
     def wait_until_ready(self) -> None:

@@ -1,19 +1,17 @@
 """The worker that TorchServe's Java starts: TorchServe's own protocol, without torch, and faster.
 
 TorchServe's own worker (ts/model_service_worker.py, 0.12) imports torch, which costs two seconds
-and 180 MB per worker that our networks, run by ONNX Runtime, do not need. It also reads each field
-of a message by a call (31 for a single request) and logs several lines per batch. For the same
-bytes both send the same reply (tests/test_worker.py), with these exceptions:
+and 180 MB per worker. It also reads each field of a message by a call and logs several lines per
+batch. For the same bytes both send the same reply (tests/test_worker.py), with these exceptions:
 - `asyncCommunication`, `parallelType`, service envelopes, handlers that are functions and archives
   without a manifest are refused with a message;
-- partial answers, answers that are tensors, the metric PredictionTime and TS_BENCHMARK profiles are
-  not supported;
+- partial answers, tensors, the metric PredictionTime and TS_BENCHMARK are not supported;
 - a handler gets bytes, not bytearrays;
 - Java is told about every load that fails, not only RuntimeError and a lack of memory;
 - an answer that can't be encoded fails its batch, not the worker.
 
-The service copies this file to where Java looks for the worker. So it is one file, and imports
-nothing of the project. An archive's handler must be one class with `initialize` and `handle`.
+The service copies this file to where Java looks for the worker, so it imports nothing of the
+project. An archive's handler must be one class with `initialize` and `handle`.
 
 A message consists of fields: an int (4 bytes, big-endian), or an int and that many bytes. -1 ends a
 list. Java sends
@@ -70,7 +68,7 @@ class Hangup(Exception):
 
 
 class InvalidOutput(Exception):
-    """The handler's return value is not an answer to its batch; the message goes to the client."""
+    """The handler returned no answer to its batch; the message goes to the client."""
 
 
 @dataclass
@@ -210,10 +208,7 @@ def main() -> int:
 
 
 def serve(
-    message: Message,
-    send: Send,
-    metrics: Any,
-    show: Callable[[bytes], object] = lambda state: None,
+    message: Message, send: Send, metrics: Any, show: Callable[[bytes], object] = lambda state: None
 ) -> None:
     """Answer Java until it hangs up; raise Hangup, or ValueError for an invalid message."""
     model: Model | None = None
@@ -263,19 +258,13 @@ def _load(message: Message, send: Send, metrics: Any) -> Model:
         if envelope:
             raise RuntimeError(f"This worker does not support service_envelope ({envelope!r}).")
         manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text())
-        config = _config(folder, manifest["model"].get("configFile"))
-        device = gpu if gpu >= 0 else None
-        context = Context(
-            name,
-            str(folder),
-            manifest,
-            batch_size,
-            device,
-            __version__,
-            limit_pixels,
-            metrics,
-            config,
-        )
+        config = {}
+        if config_file := manifest["model"].get("configFile"):
+            # Pass the file, not its text, so that an error names it.
+            with (folder / config_file).open() as file:
+                config = yaml.safe_load(file)
+        system = (batch_size, gpu if gpu >= 0 else None, __version__, limit_pixels, metrics, config)
+        context = Context(name, str(folder), manifest, *system)
         entry = _entry_class(handler)()
         entry.initialize(context)
         model = Model(context, entry.handle)
@@ -292,26 +281,13 @@ def _load(message: Message, send: Send, metrics: Any) -> Model:
     return model
 
 
-def _config(folder: Path, name: str | None) -> Any:
-    if not name:
-        return {}
-    # Pass the file, not its text, so that an error names it.
-    with (folder / name).open() as file:
-        return yaml.safe_load(file)
-
-
 def _entry_class(handler: str) -> type[Any]:
     name, _, function = handler.partition(":")
     module = importlib.import_module(Path(name).stem)
     if function or hasattr(module, "handle"):
-        raise RuntimeError(
-            f"This worker does not support a handler that is a function ({handler})."
-        )
-    classes = [
-        each
-        for each in vars(module).values()
-        if isinstance(each, type) and each.__module__ == module.__name__
-    ]
+        raise RuntimeError(f"{handler}: a handler that is a function is not supported.")
+    named = vars(module).values()
+    classes = [c for c in named if isinstance(c, type) and c.__module__ == module.__name__]
     if len(classes) != 1:
         raise RuntimeError(f"{handler} must define one class, not {len(classes)}.")
     return classes[0]
@@ -344,11 +320,9 @@ def _decoded(value: bytes, content_type: str) -> Any:
 
 
 def _has_too_many_values(value: bytes) -> bool:
-    """Return whether JSON has so many values that parsing it would take seconds.
-
-    Each value but the first comes after a comma, or after the bracket that opens it. Base64 has
-    none of these characters, so this takes little time for images.
-    """
+    """Return whether JSON has so many values that parsing it would take seconds."""
+    # Each value but the first comes after a comma, or after the bracket that opens it. Base64 has
+    # none of these, so this is fast for images.
     return any(len(value.split(mark, MOST_VALUES)) > MOST_VALUES for mark in (b",", b"[", b"{"))
 
 
@@ -370,17 +344,13 @@ def _success(ids: Mapping[int, str], answers: Any, context: Context) -> bytes:
 
 def _failure(ids: Mapping[int, str], status: int, reason: str) -> bytes:
     """Reply to a whole batch that it failed."""
-    parts = [_INT.pack(status), _field(reason)]
-    for each in ids.values():
-        parts += [_field(each), _field(""), _INT.pack(status), _field(""), _INT.pack(0)]
-        parts.append(_field("error"))
-    return b"".join([*parts, _INT.pack(END)])
+    answer = _field("") + _INT.pack(status) + _field("") + _INT.pack(0) + _field("error")
+    answers = [_field(each) + answer for each in ids.values()]
+    return b"".join([_INT.pack(status), _field(reason), *answers, _INT.pack(END)])
 
 
-def _encoded(answer: Any) -> bytes | str:
-    if isinstance(answer, bytearray):
-        return bytes(answer)
-    if isinstance(answer, (bytes, str)):
+def _encoded(answer: Any) -> bytes | bytearray | str:
+    if isinstance(answer, (bytes, bytearray, str)):
         return answer
     try:
         return json.dumps(answer, indent=2)
@@ -397,7 +367,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "CUDA" in str(error)
 
 
-def _field(value: bytes | str) -> bytes:
+def _field(value: bytes | bytearray | str) -> bytes:
     data = value.encode() if isinstance(value, str) else value
     return _INT.pack(len(data)) + data
 
