@@ -428,3 +428,15 @@ def test_open_requests_are_answered_before_it_stops() -> None:
             assert process.wait(60) == 0
         finally:
             process.kill()
+
+
+def test_secret_key_from_environment(monkeypatch: pytest.MonkeyPatch, stand_in: StandIn) -> None:
+    monkeypatch.setenv("FRONTEND_SECRET_KEY", "from outside")
+    assert create_app({"CLIENT": stand_in}).config["SECRET_KEY"] == "from outside"
+
+
+@pytest.mark.parametrize("parts", [20, 2000])
+def test_too_many_parts(client: FlaskClient, parts: int) -> None:
+    data = {f"part{number}": "x" for number in range(parts)}
+    response = client.post("/", data=data, content_type="multipart/form-data")
+    assert response.status_code == 413

@@ -230,3 +230,17 @@ def test_the_image_has_no_build_tools_and_no_root_user() -> None:
     assert not re.search(r"\b(gcc|build-essential|make|pip install)\b", shipped)
     assert "\nUSER 10001:10001\n" in shipped
     assert shipped.endswith('\nCMD ["python", "-m", "serving", "run"]\n')
+
+
+def test_the_pods_run_the_image_of_the_containerfile(containers: list[Manifest]) -> None:
+    (tag,) = re.findall(r"build -f deploy/Containerfile -t (\S+)", CONTAINERFILE)
+    assert {re.sub(r"^.*/|:.*$", "", each["image"]) for each in containers} == {tag}
+
+
+def test_the_containerfile_copies_files_that_exist_and_are_not_ignored() -> None:
+    ignore = (ROOT / "deploy" / "Containerfile.dockerignore").read_text()
+    included = [line[1:] for line in ignore.splitlines() if line.startswith("!")]
+    for line in re.findall(r"^COPY (?!--)(.+)$", CONTAINERFILE, re.M):
+        for source in line.split()[:-1]:
+            assert (ROOT / source).exists()
+            assert any(f"{source}/".startswith(f"{path}/") for path in included), source

@@ -16,6 +16,7 @@ from typing import Any
 import prometheus
 import pytest
 import yaml
+from conftest import free_settings
 from flask import Flask
 from prometheus import DEPLOY
 from prometheus_client import values
@@ -353,3 +354,17 @@ def test_each_alert_has_a_runbook() -> None:
         path, _, anchor = alert["annotations"]["runbook"].partition("#")
         headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE)
         assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+
+
+def test_the_exporter_may_listen_on_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
+    host = Settings.from_environment().exporter_host
+    settings = free_settings(tmp_path).model_copy(update={"exporter_host": host})
+    exporter.clear(settings)
+    with exporter.exported(settings, {}, dict):
+        port = settings.exporter_port
+        assert "bloodcells_up 0.0" in requests.get(f"http://127.0.0.2:{port}", timeout=60).text
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{port}", timeout=60)
