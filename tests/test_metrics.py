@@ -15,6 +15,7 @@ from typing import Any
 
 import prometheus
 import pytest
+import requests
 import yaml
 from conftest import free_settings
 from flask import Flask
