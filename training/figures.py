@@ -54,7 +54,7 @@ def accuracy(versions: Sequence[Measured]) -> str:
 
 def _side_by_side(versions: Sequence[Measured], rows: Sequence[Sequence[str]]) -> list[str]:
     return [
-        _row("", "the original's README", *(f"version {each.name}" for each in versions)),
+        _row("", "original project", *(f"version {each.name}" for each in versions)),
         "|---|---|" + "---|" * len(versions),
         *(_row(*row) for row in rows if any(row[1:])),
     ]
@@ -111,7 +111,7 @@ def class_table(versions: Sequence[Measured], original: Json) -> list[list[str]]
     for name in CLASSES:
         count = versions[0].metrics["test"]["classes"][name]["photographs"]
         theirs = (f"{value:.0%}" for value in original["classes"][name].values())
-        rows.append([f"{name.lower()} ({count} photographs)", "the original's README", *theirs])
+        rows.append([f"{name.lower()} ({count} photographs)", "original project", *theirs])
         for each in versions:
             ours = each.metrics["test"]["classes"][name]
             three = (text(ours[key]) for key in ("precision", "recall", "f1"))
