@@ -48,6 +48,6 @@ class Clients(abc.ABC):
 
 def page_session(session: requests.Session, url: str) -> requests.Session:
     """Add the page's CSRF token to a session."""
-    form = session.get(url, timeout=30).text
+    form = session.get(url, timeout=60).text
     session.headers["X-CSRFToken"] = re.findall(r'name="csrf_token" value="([^"]+)"', form)[0]
     return session

@@ -164,6 +164,8 @@ def browser() -> Iterator[Browser]:
             pytest.fail(chromium.MISSING)
         pytest.skip(chromium.MISSING)
     with playwright_api.sync_playwright() as playwright:
+        # Only a hang takes so long; the default is 5 s.
+        playwright_api.expect.set_options(timeout=60_000)
         started = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
         yield started
         started.close()
@@ -192,7 +194,7 @@ def open_address(browser: Browser) -> Iterator[Open]:
 
     def open_one(address: str, locale: str = "en-US", **options: Any) -> Page:
         context = browser.new_context(locale=locale, **options)
-        context.set_default_timeout(30_000)
+        context.set_default_timeout(60_000)
         contexts.append(context)
         page = context.new_page()
         page.on("console", note)

@@ -61,6 +61,12 @@ class Asker:
         """Get without a key."""
         return self.ask(path, None, "GET", None, **kwargs)
 
+    def exchange(self, data: bytes) -> bytes:
+        """Send bytes, and return all that is answered."""
+        with self.connect() as connection:
+            connection.sendall(data)
+            return connection.makefile("rb").read()
+
     def raw(self, data: bytes) -> bytes:
         """Send bytes, and return the answer up to the end of its JSON."""
         received = b""
@@ -79,7 +85,7 @@ class Asker:
         return "\r\n".join((*first, *lines, "\r\n")).encode()
 
     def connect(self) -> ssl.SSLSocket:
-        context = ssl.create_default_context(cafile=str(self.edge.certificate))
+        context = ssl.create_default_context(cafile=str(self.session.verify))
         plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
         return context.wrap_socket(plain, server_hostname="localhost")
 

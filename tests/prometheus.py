@@ -32,7 +32,7 @@ class Prometheus:
         """Return the current value of an expression: a list of {metric, value}."""
         with local_session() as session:
             parameters = {"query": expression}
-            response = session.get(f"{self.url}/api/v1/query", params=parameters, timeout=30)
+            response = session.get(f"{self.url}/api/v1/query", params=parameters, timeout=60)
         document = response.json()
         if document["status"] != "success":
             raise ValueError(document["error"])
@@ -71,7 +71,7 @@ def watching(settings: Settings, folder: Path, interval: str = "1s") -> Iterator
         yield Prometheus(url)
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
 
 
 def config_for(settings: Settings, interval: str) -> Mapping[str, Any]:
@@ -87,7 +87,7 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(requests.RequestException), local_session() as session:
-            if session.get(f"{url}/-/ready", timeout=5).ok:
+            if session.get(f"{url}/-/ready", timeout=PATIENCE).ok:
                 return
         time.sleep(0.1)
     raise AssertionError("Prometheus did not start.")

@@ -12,10 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
-from testing import clock, connections, processes
+from testing import clock, connections
 from testing.connections import Call
 
 Serve = Callable[[bytes], "Future[bytes]"]
@@ -92,14 +91,6 @@ def test_a_client_reports_a_broken_connection(
     assert connections.ask(call) == "refused"
 
 
-def test_half_a_body_is_sent(call: Call, serve: Serve) -> None:
-    got = serve(b"")
-    assert connections.half_sent(call, 1) == {"left": 1}
-    # A reset may discard what was sent before it.
-    assert got.result().endswith((b"01234", b"01234reset", b"reset"))
-    assert b"012345" not in got.result()
-
-
 def test_a_slow_client_trickles(call: Call, serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "PACE", 0.05)
     monkeypatch.setattr(connections, "TRICKLE", 2)
@@ -129,13 +120,3 @@ def test_a_clock_is_set_for_the_processes_that_have_it(tmp_path: Path) -> None:
             assert of_day == pytest.approx(time.time() + ahead, abs=600)
             assert steady == pytest.approx(time.monotonic(), abs=600)
         process.stdin.write("end\n")
-
-
-def test_processor_time_and_memory_are_counted_by_kind() -> None:
-    own = psutil.Process()
-    assert processes.cpu_seconds(own)["python"] > 0
-    assert processes.megabytes(own)["python"] > processes.anonymous_megabytes(own)["python"] > 1
-    name = "/a/model_service_worker.py"
-    with subprocess.Popen([sys.executable, "-c", "input()", name], stdin=subprocess.PIPE) as child:
-        assert processes.workers(psutil.Process(child.pid)) == [child.pid]
-        child.communicate(b"\n")

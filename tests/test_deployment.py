@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
@@ -57,7 +54,10 @@ canary: null
 # the end
 """.replace("{sha256}", "ab" * 32)
 
-names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True)
+# Of the first, some would be numbers, dates or nothing without quotes.
+names = st.sampled_from(["1.10", "1e3", "yes", "null", "0x10", "2026-11-24"]) | st.from_regex(
+    r"[A-Za-z0-9][A-Za-z0-9_.-]{0,8}", fullmatch=True
+)
 digests = st.none() | st.text("0123456789abcdef", min_size=64, max_size=64)
 versions = st.builds(VersionSpec, st.integers(1, MAX_WORKERS), digests)
 
@@ -85,7 +85,7 @@ def settings(tmp_path: Path, path: Path) -> Settings:
 
 
 class TestSave:
-    @hypothesis.settings(deadline=None)
+    @hypothesis.settings(deadline=None, max_examples=40, derandomize=True, database=None)
     @given(deployments(), deployments())
     def test_what_is_saved_is_loaded(
         self, tmp_path_factory: pytest.TempPathFactory, first: Deployment, second: Deployment
@@ -94,20 +94,10 @@ class TestSave:
         for each in (first, second):
             deployment.save(each, path)
             assert deployment.load(path) == each
-        document = json.loads(json.dumps(to_document(first)))
-        assert spec.from_document(document) == first
-
-    @pytest.mark.parametrize("name", ["1.10", "2", "1e3", "yes", "null", "0x10", "2026-11-24"])
-    def test_a_name_stays_text(self, path: Path, name: str) -> None:
-        named = Deployment(name, {name: VersionSpec(1)})
-        deployment.save(named, path)
-        assert deployment.load(path) == named
-
-    def test_a_new_file_has_a_header(self, path: Path) -> None:
-        deployment.save(TRIAL, path)
-        deployment.save(TWO, path)
         assert path.read_text().startswith(spec.HEADER)
         assert path.read_text().count("#") == spec.HEADER.count("#")
+        document = json.loads(json.dumps(to_document(first)))
+        assert spec.from_document(document) == first
 
     def test_the_shipped_file_is_in_this_format(self, path: Path) -> None:
         shipped = ROOT / "deployment.yaml"
@@ -154,21 +144,14 @@ class TestSave:
 
 
 class TestLoad:
-    def test_a_canary_has_default_limits(self, path: Path) -> None:
-        path.write_text(VALID + "canary: {version: '2.0', percent: 5}")
-        assert deployment.load(path).canary == Canary("2.0", 5.0, max_errors=2.0, max_p95=1000.0)
-
     @pytest.mark.parametrize(
         ("content", "expected"),
         [
             ("", "It must have `default`"),
             ("[]", "It must have `default`"),
-            ("just words", "It must have `default`"),
-            ("default: '1.0'", "It must have `default`"),
+            (None, "can't be read: "),
             ("versions: {'1.0': {workers: 1}}", "It must have `default`"),
-            ("default: '1.0'\nversions: ['1.0']", "It must have `default`"),
             ("default: '1.0'\nversions: {'1.0': 1}", "It must have `default`"),
-            ("default: '1.0'\nversions: {'1.0': {}}", "It must have `default`"),
             ("default: '1.0'\nversions: {'1.0': {worker: 1}}", "It must have `default`"),
             ("default: '1.0'\nversions: {}", "The default, 1.0, is not one of the versions"),
             # YAML reads 1.10 as 1.1.
@@ -189,9 +172,10 @@ class TestLoad:
         ],
     )
     def test_an_invalid_file_gives_a_clear_error(
-        self, path: Path, content: str | bytes, expected: str
+        self, path: Path, content: str | bytes | None, expected: str
     ) -> None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        if content is not None:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(DeploymentError) as caught:
             deployment.load(path)
         message = str(caught.value)
@@ -200,12 +184,7 @@ class TestLoad:
         assert message.endswith(".")
         assert "\n" not in message
 
-    def test_a_missing_file(self, tmp_path: Path, path: Path) -> None:
-        for each in (path, tmp_path):
-            with pytest.raises(DeploymentError, match=f"{each} can't be read: "):
-                deployment.load(each)
-
-    @hypothesis.settings(deadline=None)
+    @hypothesis.settings(deadline=None, derandomize=True, database=None)
     @given(st.text(max_size=60) | st.binary(max_size=60))
     def test_no_content_crashes(
         self, tmp_path_factory: pytest.TempPathFactory, content: str | bytes
@@ -217,20 +196,17 @@ class TestLoad:
 
 
 class TestDeployment:
-    @pytest.mark.parametrize("workers", [0, -1, MAX_WORKERS + 1, 1.5, True, "2", None])
-    def test_invalid_workers(self, workers: Any) -> None:
-        with pytest.raises(DeploymentError, match=f"2.0 must have 1 to 64 workers, not {workers}"):
-            TWO.with_version("2.0", VersionSpec(workers))
-
-    @pytest.mark.parametrize("name", ["", "../1.0", "a/b", ".hidden", "1 0", "1.0\n", "é"])
-    def test_invalid_name(self, name: str) -> None:
-        with pytest.raises(DeploymentError, match="is not a valid version name"):
-            TWO.with_version(name, VersionSpec(1))
-
-    @pytest.mark.parametrize("sha256", ["", "ab", "x" * 64, 12, "ab" * 32 + "\n"])
-    def test_invalid_hash(self, sha256: Any) -> None:
-        with pytest.raises(DeploymentError, match="must be 64 hex digits"):
-            TWO.with_version("2.0", VersionSpec(1, sha256))
+    @pytest.mark.parametrize(
+        ("name", "spec", "why"),
+        [
+            *(("2.0", VersionSpec(workers), "1 to 64 workers") for workers in (0, 65, True, 1.5)),
+            *((name, VersionSpec(1), "not a valid version") for name in ("", "../1.0", "é", "1\n")),
+            *(("2.0", VersionSpec(1, each), "64 hex digits") for each in ("", "x" * 64, 12)),
+        ],
+    )
+    def test_invalid_version(self, name: str, spec: VersionSpec, why: str) -> None:
+        with pytest.raises(DeploymentError, match=why):
+            TWO.with_version(name, spec)
 
     @pytest.mark.parametrize(
         ("canary", "expected"),
@@ -352,13 +328,6 @@ class TestChange:
         with change(settings, "apply"):
             pass
 
-    def test_refuses_a_second_change(self, settings: Settings) -> None:
-        with change(settings, "promote", "2.0"):
-            expected = f"`promote 2.0` by process {os.getpid()}. Try again"
-            with pytest.raises(Busy, match=re.escape(expected)), change(settings, "apply"):
-                raise AssertionError
-        assert [each["action"] for each in History(settings.deployment).entries()] == ["promote"]
-
     def test_a_killed_process_releases_the_lock(self, settings: Settings) -> None:
         ours, theirs = multiprocessing.Pipe()
         other = multiprocessing.get_context("spawn").Process(
@@ -371,14 +340,6 @@ class TestChange:
             raise AssertionError
         other.kill()
         other.join()
-        with change(settings, "apply"):
-            pass
-
-    def test_an_invalid_file_stops_a_change(self, settings: Settings) -> None:
-        settings.deployment.write_text("a: [")
-        with pytest.raises(DeploymentError), change(settings, "apply"):
-            raise AssertionError
-        settings.deployment.write_text(VALID)
         with change(settings, "apply"):
             pass
 

@@ -24,7 +24,6 @@ from stand_in import ROUTING, StandIn, write_keys
 
 from serving import deployment, doctor, files
 from serving.cli import main
-from serving.client import ServiceError
 from serving.deployment import Deployment, VersionSpec, archives, known_answers
 from serving.deployment.routing import RoutingFile
 from serving.doctor import NOT_CHECKED, OK, PROBLEM, WARNING, Context, Finding, machine
@@ -193,12 +192,6 @@ def truncate(archive: Path) -> None:
     checksum(archive).unlink()
 
 
-def rewrite(archive: Path) -> None:
-    expected = checksum(archive).read_text()
-    write_mar(archive, "2.0", note="changed")
-    checksum(archive).write_text(expected)
-
-
 def deploy_other(pinned: str = "") -> Change:
     """Deploy another build than the model store has; pin the one or the other."""
 
@@ -234,7 +227,6 @@ def unchanged(context: Context, patch: pytest.MonkeyPatch) -> None:
 CASES: list[tuple[str, Change, str, str]] = [
     ("Python", unchanged, OK, "supported"),
     ("Python", project_file("pyproject.toml", "project.requires-python = '>=3.99'"), PROBLEM, ""),
-    ("packages", unchanged, OK, ""),
     ("packages", project_file("requirements.txt", 'none==1; python_version < "3"'), OK, ""),
     ("packages", project_file("requirements.txt", "# why\nnone-such==1.0"), PROBLEM, "none-such"),
     ("packages", project_file("requirements.txt", "click==0.1  # why"), WARNING, "click is "),
@@ -245,13 +237,10 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("kill", lambda context, patch: patch.setenv("PATH", "/nowhere"), PROBLEM, "not installed"),
     ("disk", returns(shutil, "disk_usage", SimpleNamespace(free=2**30)), OK, "1.0 GiB"),
     ("disk", returns(shutil, "disk_usage", SimpleNamespace(free=2**30 - 1)), PROBLEM, ""),
-    ("disk", in_run_dir(shutil.rmtree), OK, "GiB"),
     ("memory", free_memory(500), OK, "0.5 GiB"),
     ("memory", free_memory(499), PROBLEM, ""),
-    ("memory", returns(psutil, "virtual_memory", ValueError("why")), PROBLEM, "ValueError: why"),
     ("folder", chmod(0o755), OK, "only its owner"),
     ("folder", chmod(0o770), PROBLEM, "other users"),
-    ("folder", chmod(0o707), PROBLEM, "other users"),
     ("folder", in_run_dir(shutil.rmtree), OK, "is created"),
     ("folder", returns(os, "access", False), PROBLEM, "not writable"),
     ("deployment", unchanged, OK, "versions 1.0, 2.0, default 1.0"),
@@ -261,8 +250,6 @@ CASES: list[tuple[str, Change, str, str]] = [
     # TorchServe's default for allowed_urls is unsafe.
     ("config", lambda context, _: context.settings.config.write_text(""), PROBLEM, "allowed_urls"),
     ("config", config("metrics_address=http://localhost:1"), OK, ""),
-    ("config", config("metrics_address=http://[::ffff:127.0.0.1]:1"), OK, ""),
-    ("config", config("grpc_inference_address=127.0.0.1"), OK, ""),
     ("config", config("enable_model_api=true"), WARNING, "enable_model_api"),
     ("config", config("max_request_size=1"), WARNING, "not in use: max_request_size"),
     ("config", in_run_dir(lambda path: (path / CONFIG).write_text("")), PROBLEM, f"run/{CONFIG}"),
@@ -270,16 +257,11 @@ CASES: list[tuple[str, Change, str, str]] = [
         ("config", config(line), PROBLEM, line)
         for line in (
             "disable_token_authorization=true",
-            "disable_token_authorization=TRUE",
             "allowed_urls=.*",
             "allowed_urls=",
-            "use_env_allowed_urls=true",
             "install_py_dep_per_model=true",
             "enable_envvars_config=true",
-            "inference_address=http://0.0.0.0:8080",
-            "management_address=https://[::]:8081",
             "grpc_inference_address=0.0.0.0",
-            "metrics_address=http://10.1.2.3:8082",
             "metrics_address=http://[::ffff:10.1.2.3]:8082",
             "metrics_address=http://example.org:8082",
         )
@@ -287,16 +269,12 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("archives", unchanged, OK, "2.0: undamaged"),
     ("archives", built(Path.unlink), PROBLEM, "2.0: "),
     ("archives", built(truncate), PROBLEM, "2.0: "),
-    ("archives", built(rewrite), PROBLEM, "2.0: "),
-    ("archives", built(lambda path: checksum(path).unlink()), WARNING, "no SHA-256"),
     ("archives", built(lambda path: write_mar(path, "2.0", known=False)), PROBLEM, "golden.json"),
-    ("archives", deploy_other(), WARNING, "another build"),
     ("archives", deploy_other("built"), WARNING, "another build"),
     ("archives", deploy_other("deployed"), OK, "as pinned"),
     ("archives", deploy_other("neither"), PROBLEM, "2.0: "),
     ("tokens", unchanged, OK, "inference: expires in"),
     ("tokens", new_tokens(minutes=-1), PROBLEM, "management: expired"),
-    ("tokens", new_tokens(minutes=5), PROBLEM, "management: expires in"),
     ("tokens", new_tokens(inference="another"), PROBLEM, "outdated"),
     *(
         ("tokens", change, PROBLEM, name)
@@ -313,31 +291,17 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("in sync", returns(Rollout, "differences", ["a difference"]), PROBLEM, "a difference"),
     ("settings", unchanged, OK, "2.0: "),
     ("settings", reported("2.0", batchSize=1), PROBLEM, "2.0: batchSize is 1, not 8"),
-    ("settings", reported("2.0", maxBatchDelay=9), PROBLEM, "2.0: maxBatchDelay is 9, not 1"),
-    (
-        "settings",
-        reported("2.0", jobQueueStatus=queue(100, 0)),
-        PROBLEM,
-        "jobQueueSize is 100, not",
-    ),
+    ("settings", reported("2.0", jobQueueStatus=queue(100, 0)), PROBLEM, "jobQueueSize is 100"),
     # The size of a queue in use is unknown.
     ("settings", reported("2.0", jobQueueStatus=queue(120, 7)), OK, ""),
-    (
-        "settings",
-        in_run_dir(lambda path: shutil.rmtree(path / "archives")),
-        PROBLEM,
-        "model-config",
-    ),
+    ("settings", in_run_dir(lambda run: shutil.rmtree(run / "archives")), PROBLEM, "model-config"),
     ("answers", returns(readiness, "check_answers", None), OK, "2.0: all 4 images as expected"),
     ("answers", returns(readiness, "check_answers", NeverReady("wrong")), PROBLEM, "2.0: wrong"),
-    ("answers", returns(readiness, "check_answers", ServiceError(504, "T", "")), PROBLEM, "2.0: "),
     ("queue", unchanged, OK, "2.0: 0 waiting, room for 128"),
     ("queue", reported("1.0", jobQueueStatus=queue(0, 128)), PROBLEM, "1.0: 128 waiting"),
     ("log", unchanged, NOT_CHECKED, "cannot read"),
-    ("log", log("WARN  [main] ModelServer - Invalid", "\tat java.lang"), OK, ""),
-    # A worker that `scale` adds has a name of its own.
+    # A worker that `scale` adds has a name of its own; one that is killed starts under its name.
     ("log", log(*(STARTED.format(name) for name in (9000, 9001, 9003))), OK, ""),
-    # A killed worker starts again under its name.
     ("log", log(*(STARTED.format(name) for name in (1, 2, 2, 1, 2))), PROBLEM, ": 3 times"),
     # A worker that never started leaves a line.
     ("log", log(DIED.format(1)), PROBLEM, ": 1 times"),
@@ -378,39 +342,29 @@ def test_check(
     assert (found, text in texts) == (state, True), texts
 
 
-@pytest.mark.parametrize("text", ["default: '9.0'\nversions: {}\n", "[", "", None])
+@pytest.mark.parametrize("text", ["default: '9.0'\nversions: {}\n", "["])
 def test_an_invalid_deployment_stops_only_the_checks_that_need_it(
-    settings: Settings, text: str | None
+    settings: Settings, text: str
 ) -> None:
-    settings.deployment.unlink()
-    if text is not None:
-        settings.deployment.write_text(text)
+    settings.deployment.write_text(text)
     context = Context(settings)
     found = [worst(name, context)[0] for name in ("deployment", "archives", "ports")]
     assert found == [PROBLEM, NOT_CHECKED, OK]
 
 
-def test_page(context: Context) -> None:
-    with StandIn(context.settings.run_dir) as page:
-        context.settings = context.settings.model_copy(
-            update={"frontend_port": page.server.server_port}
-        )
-        assert worst("page", context)[0] == OK
-        page.refuse(503, "NotReady")
-        assert "status 503" in worst("page", context)[1]
-
-
-def test_a_torchserve_that_does_not_answer_is_one_problem(settings: Settings) -> None:
+def test_a_page_or_torchserve_that_does_not_answer_is_one_problem(settings: Settings) -> None:
     pid = files.lock(settings.run_dir / "pid", str(os.getpid()))
     with StandIn(settings.run_dir) as server, pid:
-        port = {"management_port": server.server.server_port}
-        settings = settings.model_copy(update=port)
+        port = server.server.server_port
+        settings = settings.model_copy(update={"management_port": port, "frontend_port": port})
         body = json.dumps([{"modelVersion": "1.0"}]).encode()
         server.answer = lambda request, _: (200, body)
         assert worst("TorchServe", Context(settings)) == (OK, "answers, with versions 1.0")
+        assert worst("page", Context(settings))[0] == OK
         server.refuse(503, "ServiceUnavailableException")
         context = Context(settings)
         assert worst("TorchServe", context)[0] == PROBLEM
+        assert "status 503" in worst("page", context)[1]
     for name in ("workers", "settings", "queue", "answers"):
         assert worst(name, context)[0] == NOT_CHECKED
 
@@ -433,48 +387,32 @@ def test_no_finding_shows_a_token(context: Context, monkeypatch: pytest.MonkeyPa
     assert "secret" not in found
 
 
-class TestPorts:
-    @contextlib.contextmanager
-    def listening(self, settings: Settings, **hosts: str) -> Iterator[None]:
-        """Listen on all ports of the settings, on loopback unless a host is given."""
-        with contextlib.ExitStack() as stack:
-            for variable, port in settings.ports.items():
-                server = stack.enter_context(socket.socket())
-                server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                server.bind((hosts.get(variable, "127.0.0.1"), port))
-                server.listen()
-            yield
+@contextlib.contextmanager
+def listening(settings: Settings, **hosts: str) -> Iterator[None]:
+    """Listen on all ports of the settings, on loopback unless a host is given."""
+    with contextlib.ExitStack() as stack:
+        for variable, port in settings.ports.items():
+            stack.enter_context(socket.create_server((hosts.get(variable, "127.0.0.1"), port)))
+        yield
 
-    def test_without_a_service_they_must_be_free(self, settings: Settings) -> None:
-        assert worst("ports", Context(settings))[0] == OK
-        with self.listening(settings):
-            assert worst("ports", Context(settings))[0] == PROBLEM
 
-    def test_the_service_listens_on_all(self, context: Context) -> None:
-        with self.listening(context.settings):
-            assert worst("ports", context)[0] == OK
-            # Nothing listens on port 1.
-            context.settings = context.settings.model_copy(update={"metrics_port": 1})
-            assert "not listen on METRICS_PORT 1" in worst("ports", context)[1]
+def test_only_a_running_service_listens_on_all_ports(settings: Settings, context: Context) -> None:
+    assert worst("ports", Context(settings))[0] == OK
+    with listening(settings):
+        assert worst("ports", Context(settings))[0] == PROBLEM
+        assert worst("ports", context)[0] == OK
+        # Nothing listens on port 1.
+        context.settings = settings.model_copy(update={"metrics_port": 1})
+        assert "not listen on METRICS_PORT 1" in worst("ports", context)[1]
 
-    def test_other_machines_can_connect_only_to_the_exporter_if_asked_to(
-        self, context: Context
-    ) -> None:
-        with self.listening(context.settings, EXPORTER_PORT="0.0.0.0"):
-            exporter_port = str(context.settings.exporter_port)
-            assert worst("ports", context) == (
-                PROBLEM,
-                f"other machines can connect to port {exporter_port}",
-            )
-            context.settings = context.settings.model_copy(update={"exporter_host": "0.0.0.0"})
-            state, text = worst("ports", context)
-        assert state == OK
-        assert exporter_port in text
 
-    def test_a_service_that_has_just_exited(self, context: Context) -> None:
-        # No process has a number this large.
-        context.pid = 2**22 + 1
-        assert worst("ports", context)[0] == NOT_CHECKED
+def test_other_machines_can_connect_only_to_the_exporter_if_asked_to(context: Context) -> None:
+    with listening(context.settings, EXPORTER_PORT="0.0.0.0"):
+        state, text = worst("ports", context)
+        assert state == PROBLEM
+        assert text == f"other machines can connect to port {context.settings.exporter_port}"
+        context.settings = context.settings.model_copy(update={"exporter_host": "0.0.0.0"})
+        assert worst("ports", context)[0] == OK
 
 
 class TestCommand:

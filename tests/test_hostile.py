@@ -31,13 +31,11 @@ def status(body: bytes) -> int:
     return 200
 
 
-@pytest.mark.parametrize(
-    "upload",
-    [upload for upload in UPLOADS if upload.content_type == BYTES],
-    ids=lambda upload: upload.name,
-)
-def test_the_decoder_answers_or_refuses(upload: Upload) -> None:
-    assert status(upload.body) in upload.allowed
+def test_the_decoder_answers_or_refuses() -> None:
+    bodies = [upload for upload in UPLOADS if upload.content_type == BYTES]
+    assert len(bodies) > 30
+    assert [each.name for each in bodies if status(each.body) not in each.allowed] == []
+    assert {status(body) for body in hostile.seeds().values()} == {200}
 
 
 def test_the_decoder_survives_random_damage() -> None:
@@ -61,38 +59,12 @@ def test_the_decoder_survives_what_hypothesis_finds(
     assert status(body) in hostile.EITHER
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"])
-def test_the_decoder_survives_images_cut_anywhere(kind: str) -> None:
-    body = hostile.seeds()[kind]
-    seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
-    assert set(seen) <= set(hostile.EITHER)
-    assert seen[400] > 100
-
-
-def test_the_table_is_cheap_to_make_and_its_seeds_are_good() -> None:
-    """Pytest collects all cases of this file in each run."""
-    at_once = [upload.made for upload in UPLOADS if isinstance(upload.made, bytes)]
-    assert sum(map(len, at_once)) < 2**20
-    assert len({upload.name for upload in UPLOADS}) == len(UPLOADS)
-    [flood] = [upload for upload in UPLOADS if upload.name == "8 MiB and a byte"]
-    assert len(flood.body) == 8 * 2**20 + 1
-    assert {status(body) for body in hostile.seeds().values()} == {200}
-
-
-def test_damages_are_the_same_in_each_run() -> None:
-    once, again, other = (list(hostile.mutations(50, seed)) for seed in (3, 3, 4))
-    assert once == again
-    assert once != other
-
-
-def test_a_damaged_png_gets_valid_checksums() -> None:
-    good = hostile.seeds()["PNG"]
-    assert formats.with_right_sums(good) == good
-    at = good.index(b"IDAT") + 8
-    damaged = good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]
-    repaired = formats.with_right_sums(damaged)
-    assert repaired != damaged
-    assert len(repaired) == len(damaged)
+def test_the_decoder_survives_images_cut_anywhere() -> None:
+    for kind in ("JPEG", "PNG", "TIFF, LZW", "WebP", "BMP"):
+        body = hostile.seeds()[kind]
+        seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
+        assert set(seen) <= set(hostile.EITHER)
+        assert seen[400] > 100
 
 
 def test_both_readers_refuse_many_scans() -> None:

@@ -77,12 +77,6 @@ def test_every_manifest_is_valid(manifests: list[Manifest], release: str) -> Non
         kubernetes_validate.validate(manifest, release, strict=True)
 
 
-def test_every_file_is_rendered() -> None:
-    for kustomization in KUBERNETES.rglob("kustomization.yaml"):
-        names = {path.name for path in kustomization.parent.iterdir() if path != kustomization}
-        assert [name for name in names if name not in kustomization.read_text()] == []
-
-
 def test_containers_are_confined(pod: Manifest, containers: list[Manifest]) -> None:
     user = pod["securityContext"]
     assert (user["runAsNonRoot"], user["seccompProfile"]) == (True, {"type": "RuntimeDefault"})
@@ -167,7 +161,7 @@ def test_prometheus_finds_each_pod(manifests: list[Manifest]) -> None:
     assert found == {"names": [name], "type": "A", "port": EXPORTER_PORT}
 
 
-def test_probes(containers: list[Manifest]) -> None:
+def test_probes_and_time_to_drain(pod: Manifest, containers: list[Manifest]) -> None:
     service, edge = containers
     # A sidecar: the edge starts after it and stops before it.
     assert service["restartPolicy"] == "Always"
@@ -176,6 +170,9 @@ def test_probes(containers: list[Manifest]) -> None:
     assert service["livenessProbe"]["httpGet"] == {"port": "metrics", "path": LIVENESS}
     for kind, path in (("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
         assert edge[kind]["httpGet"] == {"scheme": "HTTPS", "port": "https", "path": path}
+    sleep = int(edge["lifecycle"]["preStop"]["exec"]["command"][1])
+    # nginx's worker_shutdown_timeout, the grace period of the page, and that of Java.
+    assert pod["terminationGracePeriodSeconds"] >= sleep + 60 + 25 + 10
 
 
 def test_liveness_answers_while_uploads_block_the_page(tmp_path: Path) -> None:
@@ -205,23 +202,6 @@ def test_liveness_answers_while_uploads_block_the_page(tmp_path: Path) -> None:
             released.set()
 
 
-def test_a_pod_has_time_to_drain(pod: Manifest, containers: list[Manifest]) -> None:
-    sleep = int(containers[1]["lifecycle"]["preStop"]["exec"]["command"][1])
-    # nginx's worker_shutdown_timeout, the grace period of the page, and that of Java.
-    assert pod["terminationGracePeriodSeconds"] >= sleep + 60 + 25 + 10
-
-
-def test_pods_are_replaced_one_by_one(manifests: list[Manifest]) -> None:
-    wanted = of_kind(manifests, "Deployment")
-    assert wanted["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
-    assert of_kind(manifests, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
-    autoscaler = of_kind(manifests, "HorizontalPodAutoscaler")["spec"]
-    assert autoscaler["scaleTargetRef"]["name"] == wanted["metadata"]["name"]
-    # Each `apply` would reset the autoscaler's number.
-    assert "replicas" not in wanted["spec"]
-    assert autoscaler["minReplicas"] >= 3
-
-
 def test_every_selector_matches_the_pods(manifests: list[Manifest]) -> None:
     wanted = of_kind(manifests, "Deployment")["spec"]
     spread = wanted["template"]["spec"]["topologySpreadConstraints"]
@@ -245,6 +225,13 @@ def test_secrets_are_in_the_readme_but_not_in_git(manifests: list[Manifest]) -> 
     assert all(f" {volume or variable} " in readme for volume, variable in names)
 
 
+def test_the_image_has_no_build_tools_and_no_root_user() -> None:
+    shipped = CONTAINERFILE.rpartition("\nFROM ")[2]
+    assert not re.search(r"\b(gcc|build-essential|make|pip install)\b", shipped)
+    assert "\nUSER 10001:10001\n" in shipped
+    assert shipped.endswith('\nCMD ["python", "-m", "serving", "run"]\n')
+
+
 def test_the_pods_run_the_image_of_the_containerfile(containers: list[Manifest]) -> None:
     (tag,) = re.findall(r"build -f deploy/Containerfile -t (\S+)", CONTAINERFILE)
     assert {re.sub(r"^.*/|:.*$", "", each["image"]) for each in containers} == {tag}
@@ -257,10 +244,3 @@ def test_the_containerfile_copies_files_that_exist_and_are_not_ignored() -> None
         for source in line.split()[:-1]:
             assert (ROOT / source).exists()
             assert any(f"{source}/".startswith(f"{path}/") for path in included), source
-
-
-def test_the_image_has_no_build_tools_and_no_root_user() -> None:
-    shipped = CONTAINERFILE.rpartition("\nFROM ")[2]
-    assert not re.search(r"\b(gcc|build-essential|make|pip install)\b", shipped)
-    assert "\nUSER 10001:10001\n" in shipped
-    assert shipped.endswith('\nCMD ["python", "-m", "serving", "run"]\n')

@@ -83,7 +83,10 @@ def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> Non
         ]
     )
     name = "bloodcells_predictions_total"
-    assert {each: count for each, count in read(folder).items() if count} == {
+    seen = read(folder)
+    counted.decoded(3, 0.0025)
+    counted.examined(60)
+    assert {each: count for each, count in seen.items() if count} == {
         key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
         key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
         key(name, version="2.0", label="none", verdict="rejected"): 1,
@@ -93,6 +96,12 @@ def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> Non
         key("bloodcells_explanations_total"): 1,
         key("bloodcells_worker_starts_total", version="2.0"): 1,
     }
+    seen = read(folder)
+    assert seen[key("bloodcells_batch_size_sum", version="2.0")] == 3
+    for bound in metrics.SECONDS:
+        count = seen[key("bloodcells_decode_seconds_bucket", version="2.0", le=str(bound))]
+        assert count == (bound >= 0.0025)
+    assert seen[key("bloodcells_network_seconds_count", version="2.0")] == 1
 
 
 def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
@@ -107,39 +116,23 @@ def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
     assert errors == {key(INPUT_ERRORS, version="2.0", type=kind): 0 for kind in named}
 
 
-def test_seconds_and_sizes(counted: metrics.Metrics, folder: Path) -> None:
-    counted.decoded(3, 0.0025)
-    counted.examined(60)
-    seen = read(folder)
-    assert seen[key("bloodcells_batch_size_sum", version="2.0")] == 3
-    name = "bloodcells_decode_seconds"
-    for bound in metrics.SECONDS:
-        count = seen[key(f"{name}_bucket", version="2.0", le=str(bound))]
-        assert count == (bound >= 0.0025)
-    assert seen[key(f"{name}_sum", version="2.0")] == 0.0025
-    assert seen[key("bloodcells_network_seconds_bucket", version="2.0", le="2.5")] == 0
-    assert seen[key("bloodcells_network_seconds_count", version="2.0")] == 1
-
-
-def test_room_is_allocated_at_the_start(folder: Path) -> None:
-    metrics.start("2.0" + 60 * "x")
-    files = list(folder.iterdir())
-    assert len(files) == 2
-    for file in files:
-        assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
-        assert 0 < int.from_bytes(file.read_bytes()[:2], "little") < metrics.ROOM * 0.6
-
-
-def test_without_room_it_counts_nothing_and_answers(
+def test_without_room_nothing_is_counted_and_all_answer(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", no_room)
     metrics.start("2.0").answered([said("MONOCYTE", "confident")])
-    assert list(folder.iterdir()) == []
     assert caplog.messages == ["No metrics are exported: [Errno 28] No space left on device"]
+    app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
+    before = counts()
+    assert app.test_client().get("/healthz").status_code == 200
+    assert counts() == before
+    assert list(folder.iterdir()) == []
 
 
-def test_ended_workers_are_merged(folder: Path, counted_by_a_live_worker: None) -> None:
+def test_ended_workers_are_merged(folder: Path) -> None:
+    metrics.start("2.0").answered([said("NEUTROPHIL", "confident")])
+    for file in folder.iterdir():
+        assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
     for number in range(5):
         run_worker(folder, NOBODY + number, said("NEUTROPHIL", "confident"))
         read(folder)
@@ -157,11 +150,6 @@ def test_ended_workers_are_merged(folder: Path, counted_by_a_live_worker: None) 
     }
 
 
-@pytest.fixture
-def counted_by_a_live_worker(folder: Path) -> None:
-    metrics.start("2.0").answered([said("NEUTROPHIL", "confident")])
-
-
 def test_on_a_full_disk_files_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"))
     started = key("bloodcells_worker_starts_total", version="2.0")
@@ -171,13 +159,6 @@ def test_on_a_full_disk_files_wait(folder: Path, monkeypatch: pytest.MonkeyPatch
         assert (folder / f"counter_{NOBODY}.db").exists()
     assert read(folder)[started] == 1
     assert not (folder / f"counter_{NOBODY}.db").exists()
-
-
-def test_the_file_of_an_ended_process_with_the_same_id_stays(folder: Path) -> None:
-    path = folder / f"histogram_{os.getpid()}.db"
-    path.write_bytes(b"counts")
-    metrics.make_room(folder, "histogram", page_metrics.ROOM)
-    assert path.read_bytes() == b"counts"
 
 
 @pytest.fixture
@@ -213,26 +194,6 @@ def test_requests_are_counted_by_endpoint(
     assert {each: count for each, count in new.items() if count} == {counted: 1}
 
 
-def test_failures_start_at_0(app: Flask) -> None:
-    posts = {each.endpoint for each in app.url_map.iter_rules() if "POST" in each.methods}  # type: ignore[operator]
-    assert posts == set(page_metrics.ASKING)
-    for endpoint in posts:
-        for status in ("500", "502", "503", "504"):
-            assert key(PAGE_COUNT, endpoint=endpoint, method="POST", status=status) in counts()
-
-
-def test_without_room_nothing_is_counted_and_the_page_answers(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(os, "posix_fallocate", no_room)
-    app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
-    before = counts()
-    assert app.test_client().get("/healthz").status_code == 200
-    assert counts() == before
-    assert list(folder.iterdir()) == []
-    assert "[Errno 28] No space left on device" in caplog.text
-
-
 class Management:
     """TorchServe's management API, with what it describes."""
 
@@ -254,15 +215,11 @@ def described(*statuses: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def management(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exporter, "ManagementClient", Management)
-    versions = {"1.0": described("READY"), "2.0": described("READY", "UNLOADED")}
-    monkeypatch.setattr(Management, "described", versions)
-
-
-@pytest.fixture
-def look(tmp_path: Path, management: None) -> Callable[[], Series]:
+def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Series]:
     """Return a function that looks the state up."""
+    monkeypatch.setattr(exporter, "ManagementClient", Management)
+    described_versions = {"1.0": described("READY"), "2.0": described("READY", "UNLOADED")}
+    monkeypatch.setattr(Management, "described", described_versions)
     settings = Settings(run_dir=tmp_path, deployment=tmp_path / "deployment.yaml")
     versions = {"1.0": VersionSpec(1), "2.0": VersionSpec(2), "9.9": VersionSpec(1)}
     deployment.save(Deployment("2.0", versions, Canary("1.0", 10)), settings.deployment)
@@ -270,7 +227,7 @@ def look(tmp_path: Path, management: None) -> Callable[[], Series]:
     return lambda: collected(exporter.State(settings, {"page": 3}, lambda: processes))
 
 
-def test_of_a_healthy_service(look: Callable[[], Series]) -> None:
+def test_state_of_a_service(look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch) -> None:
     seen = look()
     expected: Series = {
         key("bloodcells_up"): 1,
@@ -288,11 +245,17 @@ def test_of_a_healthy_service(look: Callable[[], Series]) -> None:
     }
     assert expected.items() <= seen.items()
     assert seen[key("bloodcells_memory_bytes", part="supervisor")] > 1e6
-
-
-def test_while_torchserve_is_down(
-    look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
-) -> None:
+    measured = json.loads((ROOT / "models" / "2.0" / "metrics.json").read_text())
+    doubt = seen[key("bloodcells_expected_doubt", version="2.0")]
+    assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
+    shares = {each: value for each, value in seen.items() if each[0] == "bloodcells_expected_share"}
+    # Nothing is expected of a version without measurements.
+    assert {dict(each[1])["version"] for each in shares} == {"1.0", "2.0"}
+    assert sum(shares.values()) == pytest.approx(2)
+    # A version that loads has no worker and is not in the deployment yet.
+    monkeypatch.setattr(Management, "described", {"3.0": described()})
+    assert key("bloodcells_workers_ready", version="3.0") not in look()
+    # TorchServe is down.
     monkeypatch.setattr(Management, "described", None)
     seen = look()
     assert seen[key("bloodcells_up")] == 0
@@ -318,35 +281,6 @@ def test_while_the_deployment_cannot_be_read(
     }
 
 
-def test_a_version_that_is_being_deployed_is_not_missed(
-    look: Callable[[], Series], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """While it loads, it has no worker and is not in the deployment yet."""
-    monkeypatch.setattr(Management, "described", {"3.0": described()})
-    assert key("bloodcells_workers_ready", version="3.0") not in look()
-
-
-@pytest.mark.parametrize("version", ["1.0", "2.0"])
-def test_the_expected_answers_are_those_of_the_card(
-    look: Callable[[], Series], version: str
-) -> None:
-    measured = json.loads((ROOT / "models" / version / "metrics.json").read_text())
-    seen = look()
-    shares = {
-        dict(labels)["label"]: value
-        for (name, labels), value in seen.items()
-        if name == "bloodcells_expected_share" and dict(labels)["version"] == version
-    }
-    assert set(shares) == set(measured["test"]["classes"])
-    assert sum(shares.values()) == pytest.approx(1)
-    first = sum(row[0] for row in measured["test"]["confusion"]) / measured["test"]["images"]
-    assert shares["EOSINOPHIL"] == pytest.approx(first)
-    doubt = seen[key("bloodcells_expected_doubt", version=version)]
-    assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
-    # Nothing is expected of a version without measurements.
-    assert {dict(each[1])["version"] for each in seen if "expected" in each[0]} == {"1.0", "2.0"}
-
-
 @pytest.mark.parametrize(
     ("status", "text", "seen"),
     [
@@ -368,20 +302,6 @@ def test_torchserves_own_metrics_are_forwarded(status: int | None, text: str, se
         assert told.result(60) == seen
 
 
-def test_the_exporter_may_listen_on_another_address(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
-    host = Settings.from_environment().exporter_host
-    settings = free_settings(tmp_path).model_copy(update={"exporter_host": host})
-    exporter.clear(settings)
-    with exporter.exported(settings, {}, dict):
-        port = settings.exporter_port
-        assert "bloodcells_up 0.0" in requests.get(f"http://127.0.0.2:{port}", timeout=60).text
-        with pytest.raises(requests.ConnectionError):
-            requests.get(f"http://127.0.0.1:{port}", timeout=60)
-
-
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run promtool; without it, skip, but not in CI."""
     if not prometheus.is_installed():
@@ -390,14 +310,24 @@ def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("kind", ["config", "rules"])
-def test_is_valid(kind: str) -> None:
-    name = {"config": "prometheus.yml", "rules": "rules.yml"}[kind]
+@pytest.mark.parametrize(("kind", "name"), [("config", "prometheus.yml"), ("rules", "rules.yml")])
+def test_is_valid(kind: str, name: str) -> None:
     checked = promtool("check", kind, DEPLOY / name)
     assert checked.returncode == 0, checked.stderr
+    if kind == "config":
+        (job,) = yaml.safe_load((DEPLOY / name).read_text())["scrape_configs"]
+        target = f"{Settings().exporter_host}:{Settings().exporter_port}"
+        assert job["static_configs"] == [{"targets": [target]}]
 
 
-@pytest.mark.parametrize("alerts", ["as they are", "never", "always"])
+@pytest.mark.parametrize(
+    "alerts",
+    [
+        "as they are",
+        "never",
+        pytest.param("always", marks=pytest.mark.long),
+    ],
+)
 def test_alerts_fire_when_they_should(tmp_path: Path, alerts: str) -> None:
     """Run the rules' tests on the alerts as they are, if none ever fires, and if all do."""
     rules = yaml.safe_load((DEPLOY / "rules.yml").read_text())
@@ -427,8 +357,15 @@ def test_each_alert_has_a_runbook() -> None:
         assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
 
 
-def test_the_port_is_the_default() -> None:
-    (job,) = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())["scrape_configs"]
-    default = Settings()
-    target = f"{default.exporter_host}:{default.exporter_port}"
-    assert job["static_configs"] == [{"targets": [target]}]
+def test_the_exporter_may_listen_on_another_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPORTER_HOST", "127.0.0.2")
+    host = Settings.from_environment().exporter_host
+    settings = free_settings(tmp_path).model_copy(update={"exporter_host": host})
+    exporter.clear(settings)
+    with exporter.exported(settings, {}, dict):
+        port = settings.exporter_port
+        assert "bloodcells_up 0.0" in requests.get(f"http://127.0.0.2:{port}", timeout=60).text
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://127.0.0.1:{port}", timeout=60)

@@ -83,34 +83,34 @@ class TestEach:
     @pytest.mark.parametrize("name", CHANGES)
     def test_is_written_to_the_file_and_the_history(self, world: World, name: str) -> None:
         before = world.desired
+        # The default and the default's clients stay until the version is ready.
+        ready: list[object] = []
+        world.management.look = lambda change: ready.append((change[0], world.routing.read()))
         CHANGES[name](world.rollout)
+        if name in ("deploy", "promote", "canary"):
+            assert ("ready", Routing.of(before)) in ready
         settled(world)
         assert world.desired != before
         assert last(world)["action"] == name
         assert last(world)["before"] == spec.to_document(before)
 
     @pytest.mark.parametrize("name", [*CHANGES, "rollback", "apply", "end_canary"])
-    def test_needs_a_running_service(self, world: World, name: str) -> None:
-        world.routing.withdraw()
+    def test_needs_a_running_service_and_no_other_change(self, world: World, name: str) -> None:
         more: dict[str, Do] = {
             "rollback": lambda it: it.rollback(),
             "apply": lambda it: it.apply(),
             "end_canary": lambda it: it.end_canary("2.0", "why"),
         }
-        before = world.state
-        with pytest.raises(NotRunning, match="make run"):
-            (CHANGES | more)[name](world.rollout)
-        assert world.state == before
-        assert world.management.done == []
-        assert History(world.settings.deployment).entries() == []
-
-    @pytest.mark.parametrize("name", CHANGES)
-    def test_is_refused_during_another(self, world: World, name: str) -> None:
-        before = world.state
+        do, before = (CHANGES | more)[name], world.state
         with change(world.settings, "apply"), pytest.raises(Busy, match="`apply`"):
-            CHANGES[name](world.rollout)
+            do(world.rollout)
         assert world.state == before
+        entries = History(world.settings.deployment).entries()
+        world.routing.withdraw()
+        with pytest.raises(NotRunning, match="make run"):
+            do(world.rollout)
         assert world.management.done == []
+        assert History(world.settings.deployment).entries() == entries
 
     @pytest.mark.parametrize("name", [name for name in CHANGES if name != "retire"])
     @pytest.mark.parametrize("error", [NeverReady("no worker"), KeyboardInterrupt()])
@@ -124,24 +124,11 @@ class TestEach:
         assert world.state == before
         assert last(world)["outcome"] == "failed"
 
-    @pytest.mark.parametrize(
-        ("name", "step"),
-        [
-            ("deploy", "register"),
-            ("promote", "set_default"),
-            ("scale", "scale"),
-            ("retire", "unregister"),
-        ],
-    )
-    def test_is_undone_if_torchserve_fails(self, world: World, name: str, step: str) -> None:
-        world.management.failing = {step}
-        refused(world, CHANGES[name], f"{step} fails")
-
     @pytest.mark.parametrize("name", CHANGES)
     @pytest.mark.parametrize(
         ("owner", "function"), [(deployment, "save"), (RoutingFile, "publish")]
     )
-    def test_is_undone_if_the_disk_is_full(
+    def test_is_undone_if_the_disk_is_full_or_torchserve_fails(
         self,
         world: World,
         name: str,
@@ -151,45 +138,59 @@ class TestEach:
     ) -> None:
         fail_once(monkeypatch, owner, function)
         refused(world, CHANGES[name], "No space left")
+        steps = {"deploy": "register", "promote": "set_default", "retire": "unregister"}
+        if name != "canary":
+            # The same holds if TorchServe fails.
+            world.management.failing = {steps.get(name, name)}
+            refused(world, CHANGES[name], " fails")
 
 
-class TestDifferences:
-    @pytest.mark.parametrize("name", CHANGES)
-    @pytest.mark.parametrize("difference", DIFFERENCES)
-    def test_a_change_is_refused(self, world: World, name: str, difference: str) -> None:
-        DIFFERENCES[difference](world)
-        world.management.done.clear()
-        refused(world, CHANGES[name], rf"differ \({difference}\): run `apply` first")
-        assert world.management.done == []
+REFUSALS: list[tuple[Do, str]] = [
+    (lambda it: it.deploy("2.0", 1), "Version 2.0 serves already: a new build is a new version"),
+    (lambda it: it.deploy("4.0", 1), "bloodcells-4.0.mar is missing: run `make mar`"),
+    (lambda it: it.deploy("../3.0", 1), "'../3.0' is not a valid version name"),
+    (lambda it: it.deploy("3.0", 65), "Version 3.0 must have 1 to 64 workers, not 65"),
+    (lambda it: it.deploy("3.0", 1, sha256="ab" * 32), "is not the expected one"),
+    (lambda it: it.promote("1.0"), "is the default already"),
+    (lambda it: it.promote("3.0"), "does not serve: `deploy 3.0` first"),
+    (lambda it: it.canary(Canary("1.0", 10)), "must be a version other than the default"),
+    (lambda it: it.canary(Canary("3.0", 10)), "does not serve"),
+    (lambda it: it.canary(Canary("2.0", 0)), "between 0 and 100"),
+    (lambda it: it.end_canary("2.0", "slow"), "2.0 is not the canary"),
+    (lambda it: it.scale("3.0", 2), "does not serve"),
+    (lambda it: it.scale("2.0", 0), "1 to 64 workers"),
+    (lambda it: it.retire("1.0"), "promote another one first"),
+    (lambda it: it.retire("3.0"), "does not serve"),
+    (lambda it: it.rollback(), "no promotion to undo"),
+]
 
-    @pytest.mark.parametrize("difference", DIFFERENCES)
-    def test_apply_removes_it(self, world: World, difference: str) -> None:
-        archives.provide(world.settings, "3.0", None)
-        DIFFERENCES[difference](world)
-        assert world.rollout.differences(world.desired) == [difference]
-        assert len(world.rollout.apply()) == 1
-        assert world.desired == World.WANTED
-        settled(world)
 
-    def test_a_pause_is_none(self, world: World) -> None:
-        with world.routing.pause("2.0"):
-            assert world.rollout.differences(world.desired) == []
+@pytest.mark.parametrize(("do", "why"), REFUSALS)
+def test_refusals(world: World, do: Do, why: str) -> None:
+    refused(world, do, why)
+    assert {each[0] for each in world.management.done} <= {"ready"}
+
+
+@pytest.mark.parametrize("difference", DIFFERENCES)
+def test_a_difference_stops_every_change_until_apply_removes_it(
+    world: World, difference: str
+) -> None:
+    archives.provide(world.settings, "3.0", None)
+    DIFFERENCES[difference](world)
+    world.management.done.clear()
+    for do in CHANGES.values():
+        refused(world, do, rf"differ \({difference}\): run `apply` first")
+    assert world.management.done == []
+    assert world.rollout.differences(world.desired) == [difference]
+    assert len(world.rollout.apply()) == 1
+    # A pause is none.
+    with world.routing.pause("2.0"):
+        assert world.rollout.differences(world.desired) == []
+    assert world.desired == World.WANTED
+    settled(world)
 
 
 class TestDeploy:
-    def test_serves_once_it_is_ready(self, world: World) -> None:
-        def look(change: tuple[Any, ...]) -> None:
-            # No client may be routed to it yet.
-            assert world.routing.read() == Routing.of(World.WANTED)
-
-        world.management.look = look
-        world.rollout.deploy("3.0", 4)
-        assert world.management.done == [("register", "3.0", 4), ("ready", "3.0", 4)]
-        sha256 = archives.digest(archives.built(world.settings, "3.0"))
-        assert world.desired == World.WANTED.with_version("3.0", VersionSpec(4, sha256))
-        assert last(world)["sha256"] == sha256
-        settled(world)
-
     def test_an_archive_outside_the_store_needs_a_hash(self, world: World, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere" / "new.mar"
         sha256 = write_archive(elsewhere, "4.0")
@@ -205,66 +206,8 @@ class TestDeploy:
         assert world.desired.versions["4.0"] == VersionSpec(1, sha256)
         settled(world)
 
-    @pytest.mark.parametrize(
-        ("version", "workers", "sha256", "why"),
-        [
-            ("2.0", 1, None, "Version 2.0 serves already: a new build is a new version"),
-            ("4.0", 1, None, "bloodcells-4.0.mar is missing: run `make mar`"),
-            ("../3.0", 1, None, "'../3.0' is not a valid version name"),
-            ("3.0", 0, None, "Version 3.0 must have 1 to 64 workers, not 0"),
-            ("3.0", 65, None, "Version 3.0 must have 1 to 64 workers, not 65"),
-            ("3.0", 1, "ab" * 32, "is not the expected one"),
-        ],
-    )
-    def test_refusals(
-        self,
-        world: World,
-        version: str,
-        workers: int,
-        sha256: str | None,
-        why: str,
-    ) -> None:
-        refused(world, lambda it: it.deploy(version, workers, sha256=sha256), why)
-        assert world.management.done == []
-
-    @pytest.mark.parametrize("problem", ["damaged", "another version", "other hash beside it"])
-    def test_a_wrong_archive_is_refused(self, world: World, problem: str) -> None:
-        built = archives.built(world.settings, "3.0")
-        if problem == "damaged":
-            built.write_bytes(built.read_bytes()[:100])
-        elif problem == "another version":
-            write_archive(built, "2.0")
-        else:
-            built.with_name(f"{built.name}.sha256").write_text("ab" * 32)
-        refused(world, CHANGES["deploy"], "bloodcells-3.0.mar")
-        assert world.management.done == []
-
-    def test_a_failure_keeps_the_archive_that_a_rollback_needs(self, world: World) -> None:
-        world.rollout.promote("2.0")
-        world.rollout.retire("1.0")
-        first = archives.digest(archives.deployed(world.settings, "1.0"))
-        write_archive(archives.built(world.settings, "1.0"), "1.0", note="a later build")
-        world.never = NeverReady("no worker")
-        refused(world, lambda it: it.deploy("1.0", 1), "no worker")
-        world.never = None
-        assert world.rollout.rollback() == "1.0"
-        assert archives.digest(archives.deployed(world.settings, "1.0")) == first
-
 
 class TestPromote:
-    def test_becomes_the_default_once_it_is_ready(self, world: World) -> None:
-        world.rollout.promote("2.0")
-        assert world.management.done == [("ready", "2.0", 2), ("set_default", "2.0")]
-        assert world.desired == replace(World.WANTED, default="2.0")
-        assert last(world)["sha256"] == archives.digest(archives.deployed(world.settings, "2.0"))
-        settled(world)
-
-    def test_ends_the_canary(self, world: World) -> None:
-        world.rollout.canary(TRIAL)
-        world.rollout.promote("2.0")
-        assert (world.desired.default, world.desired.canary) == ("2.0", None)
-        settled(world)
-
     def test_is_refused_while_another_version_is_the_canary(self, world: World) -> None:
         world.rollout.deploy("3.0", 1)
         world.rollout.canary(TRIAL)
@@ -272,43 +215,15 @@ class TestPromote:
         why = "Version 2.0 is the canary: promote it, or end it"
         refused(world, lambda it: it.promote("3.0"), why)
         refused(world, lambda it: it.canary(Canary("3.0", 5)), why)
-
-    @pytest.mark.parametrize(
-        ("version", "why"),
-        [("1.0", "is the default already"), ("3.0", "does not serve: `deploy 3.0` first")],
-    )
-    def test_refusals(self, world: World, version: str, why: str) -> None:
-        refused(world, lambda it: it.promote(version), why)
-        assert world.management.done == []
+        refused(world, lambda it: it.retire("2.0"), "2.0 is the canary")
+        # Its promotion ends it.
+        world.rollout.promote("2.0")
+        assert (world.desired.default, world.desired.canary) == ("2.0", None)
+        settled(world)
 
 
 class TestCanary:
-    def test_gets_its_share_once_it_is_ready(self, world: World) -> None:
-        world.rollout.canary(TRIAL)
-        assert world.management.done == [("ready", "2.0", 2)]
-        assert world.desired == replace(World.WANTED, canary=TRIAL)
-        found = world.routing.read()
-        assert found
-        assert (found.canary, found.percent) == ("2.0", 25.0)
-        settled(world)
-        # Its share may grow.
-        world.rollout.canary(replace(TRIAL, percent=50.0))
-        assert world.desired.canary == replace(TRIAL, percent=50.0)
-
-    @pytest.mark.parametrize(
-        ("canary", "why"),
-        [
-            (Canary("1.0", 10), "must be a version other than the default"),
-            (Canary("3.0", 10), "does not serve"),
-            (Canary("2.0", 0), "between 0 and 100"),
-            (Canary("2.0", 10, max_errors=-1), "limits"),
-        ],
-    )
-    def test_refusals(self, world: World, canary: Canary, why: str) -> None:
-        refused(world, lambda it: it.canary(canary), why)
-
     def test_is_ended_with_the_reason(self, world: World) -> None:
-        refused(world, lambda it: it.end_canary("2.0", "slow"), "2.0 is not the canary")
         world.rollout.canary(TRIAL)
         refused(world, lambda it: it.end_canary("1.0", "slow"), "1.0 is not the canary")
         world.rollout.end_canary("2.0", "slow")
@@ -318,14 +233,17 @@ class TestCanary:
 
 
 class TestRollback:
-    def test_needs_a_promotion(self, world: World) -> None:
-        refused(world, lambda it: it.rollback(), "no promotion to undo")
-
     def test_undoes_one_promotion_after_the_other(self, world: World) -> None:
         world.rollout.promote("2.0")
         world.rollout.deploy("3.0", 1)
         world.rollout.promote("3.0")
         world.rollout.scale("3.0", 2)
+        # A canary is ended first.
+        world.rollout.canary(TRIAL)
+        assert world.rollout.rollback() == "3.0"
+        assert (world.desired.default, world.desired.canary) == ("3.0", None)
+        assert (last(world)["action"], last(world)["version"]) == ("end canary", "2.0")
+        settled(world)
         for expected in ("2.0", "1.0"):
             assert world.rollout.rollback() == expected
             assert world.desired.default == world.management.default() == expected
@@ -335,22 +253,16 @@ class TestRollback:
         assert world.desired.versions["3.0"].workers == 2
         refused(world, lambda it: it.rollback(), "no promotion to undo")
 
-    def test_ends_the_canary_first(self, world: World) -> None:
-        world.rollout.deploy("3.0", 1)
-        world.rollout.promote("2.0")
-        world.rollout.canary(Canary("3.0", 10))
-        assert world.rollout.rollback() == "2.0"
-        assert (world.desired.default, world.desired.canary) == ("2.0", None)
-        assert (last(world)["action"], last(world)["version"]) == ("end canary", "3.0")
-        settled(world)
-        assert world.rollout.rollback() == "1.0"
-
     def test_deploys_a_retired_version_again(self, world: World) -> None:
         world.rollout.scale("1.0", 3)
         world.rollout.promote("2.0")
         world.rollout.retire("1.0")
         first = archives.digest(archives.deployed(world.settings, "1.0"))
         write_archive(archives.built(world.settings, "1.0"), "1.0", note="a later build")
+        # A deployment that fails keeps the archive.
+        world.never = NeverReady("no worker")
+        refused(world, lambda it: it.deploy("1.0", 1), "no worker")
+        world.never = None
         world.management.done.clear()
         assert world.rollout.rollback() == "1.0"
         assert [each for each in world.management.done if each[0] != "ready"] == [
@@ -387,17 +299,16 @@ class TestRollback:
 
 
 class TestScale:
-    @pytest.mark.parametrize("workers", [3, 64])
-    def test_more_workers_pause_no_client(self, world: World, workers: int) -> None:
+    def test_more_workers_pause_no_client(self, world: World) -> None:
         paused = []
         world.management.look = lambda change: paused.append(
             Routing.is_paused(world.routing.read() or Routing.of(World.WANTED), "2.0")
         )
         world.management.queued["2.0"] = 5
-        world.rollout.scale("2.0", workers)
+        world.rollout.scale("2.0", 64)
         assert paused == [False, False]
-        assert world.management.done == [("scale", "2.0", workers), ("ready", "2.0", workers)]
-        assert world.desired.versions["2.0"].workers == last(world)["workers"] == workers
+        assert world.management.done == [("scale", "2.0", 64), ("ready", "2.0", 64)]
+        assert world.desired.versions["2.0"].workers == last(world)["workers"] == 64
         settled(world)
 
     def test_surplus_workers_stop_at_rest_while_clients_are_paused(
@@ -418,28 +329,6 @@ class TestScale:
         world.rollout.scale("2.0", 1)
         assert seen == [("scale", True, False, []), ("ready", False, False, [])]
         settled(world)
-
-    @pytest.mark.parametrize("force", [False, True])
-    def test_only_force_stops_workers_amid_a_request(self, world: World, force: bool) -> None:
-        with in_flight.recorded(world.settings.run_dir, "2.0"):
-            if force:
-                world.rollout.scale("2.0", 1, force=True)
-                settled(world)
-            else:
-                refused(world, lambda it: it.scale("2.0", 1), "not at rest: a client.*--force")
-                assert world.management.done == []
-
-    @pytest.mark.parametrize(
-        ("version", "workers", "why"),
-        [
-            ("3.0", 2, "does not serve"),
-            ("2.0", 0, "1 to 64 workers"),
-            ("2.0", 65, "1 to 64 workers"),
-        ],
-    )
-    def test_refusals(self, world: World, version: str, workers: int, why: str) -> None:
-        refused(world, lambda it: it.scale(version, workers), why)
-        assert world.management.done == []
 
 
 class TestRetire:
@@ -462,35 +351,24 @@ class TestRetire:
         assert last(world)["sha256"] == sha256
         settled(world)
 
-    @pytest.mark.parametrize("force", [False, True])
-    def test_only_force_retires_a_busy_version(self, world: World, force: bool) -> None:
-        world.management.queued["2.0"] = 1
-        if force:
-            world.rollout.retire("2.0", force=True)
-            assert world.desired.versions.keys() == {"1.0"}
-            settled(world)
-        else:
-            refused(world, lambda it: it.retire("2.0"), "1 requests are queued.*--force")
-
-    def test_the_default_and_the_canary_stay(self, world: World) -> None:
-        refused(world, lambda it: it.retire("1.0"), "promote another one first")
-        refused(world, lambda it: it.retire("3.0"), "does not serve")
-        world.rollout.canary(TRIAL)
-        refused(world, lambda it: it.retire("2.0"), "2.0 is the canary")
-
 
 class TestApply:
-    def test_does_nothing_when_in_sync(self, world: World) -> None:
-        assert world.rollout.apply() == []
-        assert {each[0] for each in world.management.done} == {"ready"}
-        settled(world)
-
     def test_order_of_the_steps(self, world: World) -> None:
         """A new default serves before the old one is retired."""
         desired = deployment.Deployment(
             "3.0", {"2.0": VersionSpec(3), "3.0": VersionSpec(2)}, Canary("2.0", 5.0)
         )
         deployment.save(desired, world.settings.deployment)
+        # Nothing is removed if a version never gets ready.
+        world.never = NeverReady("no worker")
+        with pytest.raises(Refused, match="no worker"):
+            world.rollout.apply()
+        assert world.management.workers.keys() >= {"1.0", "2.0"}
+        assert world.management.default() == "1.0"
+        assert world.routing.read() == Routing.of(World.WANTED)
+        world.never = None
+        world.management.workers = {"1.0": 1, "2.0": 2}
+        world.management.done.clear()
         routed: dict[str, Routing | None] = {}
 
         def look(change: tuple[Any, ...]) -> None:
@@ -520,21 +398,6 @@ class TestApply:
         assert world.rollout.apply() == []
         assert {each[0] for each in world.management.done} == {"ready"}
 
-    def test_removes_nothing_if_a_version_never_gets_ready(self, world: World) -> None:
-        desired = deployment.Deployment("3.0", {"3.0": VersionSpec(1)})
-        deployment.save(desired, world.settings.deployment)
-        world.never = NeverReady("no worker")
-        with pytest.raises(Refused, match="no worker"):
-            world.rollout.apply()
-        assert world.management.workers == {"1.0": 1, "2.0": 2}
-        assert world.management.default() == "1.0"
-        assert world.routing.read() == Routing.of(World.WANTED)
-        world.never = None
-        *done, first, second = world.rollout.apply()
-        assert done == ["deployed 3.0", "promoted 3.0", "routed"]
-        assert {first, second} == {"retired 1.0", "retired 2.0"}
-        settled(world)
-
     @pytest.mark.parametrize("version", ["2.0", "3.0"])
     def test_an_archive_with_another_hash_is_refused(self, world: World, version: str) -> None:
         desired = World.WANTED.with_version(version, VersionSpec(2, "ab" * 32))
@@ -542,44 +405,24 @@ class TestApply:
         refused(world, lambda it: it.apply(), "SHA-256")
         assert "register" not in {each[0] for each in world.management.done}
 
-    @pytest.mark.parametrize("force", [False, True])
-    def test_only_force_retires_a_busy_version(self, world: World, force: bool) -> None:
+
+FORCED: list[tuple[Callable[[Rollout, bool], object], str]] = [
+    (lambda it, force: it.scale("2.0", 1, force=force), "scale"),
+    (lambda it, force: it.retire("2.0", force=force), "unregister"),
+    (lambda it, force: it.apply(force=force), "unregister"),
+]
+
+
+@pytest.mark.parametrize(("do", "step"), FORCED, ids=["scale", "retire", "apply"])
+def test_only_force_stops_workers_amid_a_request(
+    world: World, request: pytest.FixtureRequest, do: Callable[[Rollout, bool], object], step: str
+) -> None:
+    if "apply" in request.node.name:
         deployment.save(World.WANTED.without_version("2.0"), world.settings.deployment)
-        world.management.queued["2.0"] = 1
-        if force:
-            assert world.rollout.apply(force=True) == ["routed", "retired 2.0"]
-            settled(world)
-        else:
-            with pytest.raises(Refused, match="--force"):
-                world.rollout.apply()
-            assert world.management.workers == {"1.0": 1, "2.0": 2}
-
-
-class TestStatus:
-    def test_describes_the_service(self, world: World) -> None:
-        world.rollout.canary(TRIAL)
-        found = world.rollout.status()
-        assert (found["ready"], found["default"], found["differences"]) == (True, "1.0", [])
-        assert found["canary"]["percent"] == 25.0
-        assert found["last_change"]["action"] == "canary"
-        assert [
-            (each["version"], each["workers"], each["ready"], each["clients_percent"])
-            for each in found["versions"]
-        ] == [("1.0", 1, 1, 75.0), ("2.0", 2, 2, 25.0)]
-        assert not any(each["other_build"] for each in found["versions"])
-
-    def test_shows_a_later_build(self, world: World) -> None:
-        served = archives.digest(archives.deployed(world.settings, "2.0"))
-        write_archive(archives.built(world.settings, "2.0"), "2.0", note="a later build")
-        found = {each["version"]: each for each in world.rollout.status()["versions"]}
-        assert {version: each["other_build"] for version, each in found.items()} == {
-            "1.0": False,
-            "2.0": True,
-        }
-        assert found["2.0"]["sha256"] == served
-
-    def test_without_a_routing(self, world: World) -> None:
-        world.routing.withdraw()
-        found = world.rollout.status()
-        assert not found["ready"]
-        assert {each["clients_percent"] for each in found["versions"]} == {0.0}
+    with in_flight.recorded(world.settings.run_dir, "2.0"):
+        with pytest.raises(Refused, match=r"a client waits.*--force"):
+            do(world.rollout, False)
+        assert world.management.workers == {"1.0": 1, "2.0": 2}
+        do(world.rollout, True)
+    assert step in {each[0] for each in world.management.done}
+    settled(world)

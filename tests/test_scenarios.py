@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import random
 import socket
 import subprocess
@@ -17,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import chaos, cluster, drill, engine, load, nodes, outcome, report, soak
-from benchmarks.cluster import Cgroup, Cluster
-from benchmarks.outcome import FIELDS, Request, Result, Step, between, figures, split, summary
+from benchmarks import chaos, cluster, drill, engine, load, nodes, outcome, soak
+from benchmarks.cluster import Cluster
+from benchmarks.outcome import FIELDS, Request, Result, Step, summary
 from serving.settings import Settings
 
 
@@ -42,39 +40,6 @@ def step_at(started: float, ended: float, workers: tuple[int, ...] = (), **step:
     before, after = ({"workers": each, "megabytes": {"java": 180.4}} for each in ((1, 2), workers))
     made = Step("promote", nothing, **step)
     return Result(made, started, ended, before=before, after=after)
-
-
-def test_a_request_belongs_to_each_moment_in_which_it_was_in_flight() -> None:
-    asked = [request(9.0, 500), request(9.0, 1500), request(10.5, 9000), request(11.5)]
-    assert between(asked, 10, 11) == asked[1:3]
-
-
-def test_failures_count_but_not_their_time() -> None:
-    asked = [request(0, milliseconds) for milliseconds in range(1, 100)]
-    found = figures([*asked, request(0, 20_000, failed=True)])
-    assert found == {"requests": 100, "failed": 1, "p50": 50.0, "p99": 98.0, "slowest": 99.0}
-    assert figures([failure(0)])["p99"] is None
-
-
-def test_the_split_is_by_clients_and_by_requests() -> None:
-    asked = [request(0, client=name, by="2.0") for name in "aab"]
-    asked += [*(request(0, client=name) for name in "bcde"), failure(0, client="f")]
-    assert split(asked) == {
-        "clients": 5,
-        "clients who saw two versions": 1,
-        "percent of clients": {"1.0": 80.0, "2.0": 40.0},
-        "percent of requests": {"1.0": 57.1, "2.0": 42.9},
-    }
-
-
-def test_requests_are_split_into_steps_and_calm() -> None:
-    asked = [request(2, 1), request(19, 1100), request(21, 300), request(24, 900), request(30, 70)]
-    found = summary([step_at(20, 22, (1, 2))], asked)
-    [row] = found["steps"]
-    assert (row["seconds"], row["loads"]["users"]["requests"]) == (2, 3)
-    assert found["loads"]["users"]["all"]["requests"] == 5
-    assert found["loads"]["users"]["calm"]["slowest"] == 70
-    assert found["problems"] == []
 
 
 KEEPS = (1, 2)
@@ -104,16 +69,6 @@ def test_what_fails_a_run(result: Result, asked: list[Request], problems: list[s
     assert summary([result], asked)["problems"] == problems
 
 
-def test_what_a_step_does_not_expect_fails_the_run() -> None:
-    result = step_at(20, 22, KEEPS)
-    result.expect(True, "fine")
-    result.expect(False, "2.0 is not the default")
-    result.sent = Counter({"200": 3, "500": 2})
-    result.expect_sent("200", "503")
-    problems = summary([result], [request(21)])["problems"]
-    assert problems == ["promote: 2.0 is not the default", "promote: 2 x 500"]
-
-
 def test_the_report_says_it_all() -> None:
     result = step_at(2, 4, (1, 3))
     result.watched, result.sent = (2, 4), Counter({"413": 3, "200": 1})
@@ -136,44 +91,15 @@ def test_the_report_says_it_all() -> None:
         assert text in page
 
 
-def test_a_table_omits_empty_columns() -> None:
-    assert report.table(["a", "b", "c"], [["1", "", "x"], ["2", None, ""]]) == (
-        "| a | c |\n| --- | --- |\n| 1 | x |\n| 2 |  |"
-    )
-
-
-def test_the_log_of_a_load_is_read_in_order(tmp_path: Path) -> None:
-    log = tmp_path / "load.csv"
-    lines = [",".join(FIELDS), "2.5,10.0,users,b,2.0,200,False"]
-    lines.append('1.5,20.0,users,a,,"503 Gone: not there, sorry",True')
-    log.write_text("\n".join(lines))
-    assert outcome.read_requests(log) == [
-        Request(1.5, 20.0, "users", "a", "", "503 Gone: not there, sorry", True),
-        Request(2.5, 10.0, "users", "b", "2.0", "200", False),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("said", "failed"),
-    [
-        ("200", False),
-        *((each, False) for each in load.NOT_ACCEPTED),
-        # As TorchServe answers if the handler fails at every request.
-        ("503 InternalServerException", True),
-        ("503", True),
-        ("400 BadRequest", True),
-        ("closed", True),
-        ("nothing", True),
-    ],
-)
 def test_a_direct_client_loses_what_torchserve_accepted(
-    said: str, failed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    keys = {"inference": {"key": "secret"}}
-    (tmp_path / "key_file.json").write_text(json.dumps(keys))
-    monkeypatch.setattr(load.connections, "ask", lambda call: said)
+    (tmp_path / "key_file.json").write_text('{"inference": {"key": "secret"}}')
     direct = load.Direct(Settings(run_dir=tmp_path), 1, None)
-    assert direct.ask(random.Random(0)) == ("", "", said, failed)
+    lost = ["503 InternalServerException", "503", "closed", "nothing"]
+    for said in ("200", *load.NOT_ACCEPTED, *lost):
+        monkeypatch.setattr(load.connections, "ask", lambda call, said=said: said)
+        assert direct.ask(random.Random(0)) == ("", "", said, said in lost)
 
 
 class Target(SimpleNamespace):
@@ -196,7 +122,10 @@ def test_the_engine_takes_each_step_and_writes_the_report(
 
     def inject(target: Any, result: Result) -> None:
         taken.append("inject")
+        result.expect(True, "fine")
         result.expect(False, "it broke")
+        result.sent = Counter({"200": 3, "500": 2})
+        result.expect_sent("200", "503")
 
     step = Step(
         "one",
@@ -216,7 +145,7 @@ def test_the_engine_takes_each_step_and_writes_the_report(
         calm=0,
         conclude=lambda target, samples: ({"heads": ["x"], "rows": [[len(samples) > 0]]}, ["late"]),
     )
-    assert engine.run(scenario, tmp_path) == ["one: it broke", "late"]
+    assert engine.run(scenario, tmp_path) == ["one: it broke", "one: 2 x 500", "late"]
     assert taken == ["prepare", "inject", "clean up"]
     assert "| True |" in (tmp_path / "trial.md").read_text()
     assert (tmp_path / "trial.png").read_bytes().startswith(b"\x89PNG")
@@ -228,27 +157,11 @@ def test_a_quick_run_takes_the_same_steps(build: Callable[[bool], engine.Scenari
     assert len(quick.steps) == len(whole.steps) == len({step.name for step in whole.steps})
 
 
-def test_the_decoder_alone_counts_each_outcome() -> None:
-    outcomes, slowest = chaos.decode_damaged(60, 1)
-    assert outcomes.total() == 60
-    assert set(outcomes) <= {"200", "400", "413", "415"}
-    assert slowest > 0
-
-
 def memory(minutes: int, **grown: Callable[[float], float]) -> list[dict[str, Any]]:
     return [
         {"time": 60 * at, "megabytes": {kind: each(at) for kind, each in grown.items()}}
         for at in range(minutes + 1)
     ]
-
-
-def test_the_slope_of_memory_is_that_of_a_line_with_its_error() -> None:
-    samples = memory(9, java=lambda at: 100 + 3 * at, worker=lambda at: 7 * (at % 2))
-    assert soak.slope(samples, "java", 0) == (180, 0)
-    growth = soak.slope(samples, "worker", 0)
-    assert growth
-    assert growth[1] > 10
-    assert soak.slope(samples, "java", 8) is None
 
 
 @pytest.mark.parametrize(
@@ -260,33 +173,6 @@ def test_a_leak_is_a_problem_unless_the_run_is_short(minutes: int, problems: lis
     found, said = soak.conclude(None, samples)  # type: ignore[arg-type]
     assert said == problems
     assert found["rows"][1] == ["Java", "100", "250", "+0 ± 0", "+0 ± 0"]
-
-
-@pytest.mark.parametrize(
-    ("unified", "file", "bound", "free"),
-    [
-        (True, "bloodcells-a/cpu.max", "30000 100000", "max 100000"),
-        (False, "cpu/bloodcells-a/cpu.cfs_quota_us", "30000", "-1"),
-    ],
-)
-def test_a_cgroup_bounds_the_share_of_a_core(
-    tmp_path: Path, unified: bool, file: str, bound: str, free: str
-) -> None:
-    (tmp_path / "cpu").mkdir()
-    if unified:
-        (tmp_path / "cgroup.controllers").write_text("cpu")
-    group = Cgroup("a", tmp_path)
-    for cores, written in ((0.3, bound), (None, free)):
-        group.limit(cores)
-        assert (tmp_path / file).read_text() == written
-
-
-def test_a_machine_without_the_programs_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setenv("PATH", "")
-    assert "ip, haproxy, nginx, wrk" in str(cluster.lacking())
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "root" in str(cluster.lacking())
 
 
 def test_haproxy_says_which_node_answers(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
 
 
-def test_filter_and_sort(page: Page) -> None:
+def test_filter_sort_and_confirm(page: Page) -> None:
     choose_and_wait(page, *DRAWN)
     everything = labels(page)
     page.locator(".filters button", has_text="Monocyte").click()
@@ -108,6 +108,19 @@ def test_filter_and_sort(page: Page) -> None:
     shares = [float(note[:-1]) for note in notes if note.endswith("%")]
     assert shares == sorted(shares)
     assert shares[0] < shares[-1]
+    # All shown are confirmed at once.
+    before = counts(page)
+    page.locator("[data-filter=EOSINOPHIL]").click()
+    page.locator("[data-do=confirm]").click()
+    assert labels(page) == ["✓ Eosinophil"] * 3
+    expect(page.locator("[data-do=confirm]")).to_be_hidden()
+    assert counts(page) == before
+    # The next cell is chosen when a labelled one leaves the group.
+    page.locator(".tile").first.click()
+    page.keyboard.press("5")
+    expect(page.locator(".tile")).to_have_count(2)
+    expect(page.locator(".tile").first).to_be_focused()
+    expect(page.locator(".tile").first).to_have_attribute("aria-selected", "true")
 
 
 def test_label_by_key_and_click(page: Page) -> None:
@@ -129,26 +142,6 @@ def test_label_by_key_and_click(page: Page) -> None:
     assert counts(page) == before
 
 
-def test_confirm_all_shown(page: Page) -> None:
-    choose_and_wait(page, *DRAWN)
-    before = counts(page)
-    page.locator("[data-filter=EOSINOPHIL]").click()
-    page.locator("[data-do=confirm]").click()
-    assert labels(page) == ["✓ Eosinophil"] * 3
-    expect(page.locator("[data-do=confirm]")).to_be_hidden()
-    assert counts(page) == before
-
-
-def test_next_cell_is_chosen_when_a_labelled_one_leaves_the_group(page: Page) -> None:
-    choose_and_wait(page, *DRAWN)
-    page.locator("[data-filter=EOSINOPHIL]").click()
-    page.locator(".tile").first.click()
-    page.keyboard.press("5")
-    expect(page.locator(".tile")).to_have_count(2)
-    expect(page.locator(".tile").first).to_be_focused()
-    expect(page.locator(".tile").first).to_have_attribute("aria-selected", "true")
-
-
 def test_heat_map(page: Page) -> None:
     choose_and_wait(page, DRAWN[0])
     heat, opacity = page.locator(".heat"), page.locator("input[type=range]")
@@ -163,7 +156,7 @@ def test_heat_map(page: Page) -> None:
         expect(heat).to_have_css("opacity", shown)
 
 
-def test_export_of_the_table(page: Page, tmp_path: Path) -> None:
+def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     hostile = tmp_path / '=1+1,"quoted".jpg'
     hostile.write_bytes(DRAWN[0].read_bytes())
     choose_and_wait(page, *DRAWN, hostile)
@@ -182,6 +175,16 @@ def test_export_of_the_table(page: Page, tmp_path: Path) -> None:
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
         assert (row["label"] == "") == (row["verdict"] == "rejected")
         assert row["version"] == "2.0"
+    page.evaluate("window.print = () => { document.title = 'printed'; }")
+    page.locator("[data-do=print]").click()
+    expect(page).to_have_title("printed")
+    page.emulate_media(media="print")
+    hidden = ".upload, .viewer, .filters, .exports, .languages, .progress-line .btn"
+    for part in page.locator(hidden).all():
+        expect(part).to_be_hidden()
+    for shown in (".differential table", ".tiles", "footer"):
+        expect(page.locator(shown)).to_be_visible()
+    assert page.pdf().startswith(b"%PDF")
 
 
 def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: Path) -> None:
@@ -209,20 +212,6 @@ def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: 
             assert min(image.size) >= 60
 
 
-def test_print(page: Page) -> None:
-    choose_and_wait(page, *DRAWN)
-    page.evaluate("window.print = () => { document.title = 'printed'; }")
-    page.locator("[data-do=print]").click()
-    expect(page).to_have_title("printed")
-    page.emulate_media(media="print")
-    hidden = ".upload, .viewer, .filters, .exports, .languages, .progress-line .btn"
-    for part in page.locator(hidden).all():
-        expect(part).to_be_hidden()
-    for shown in (".differential table", ".tiles", "footer"):
-        expect(page.locator(shown)).to_be_visible()
-    assert page.pdf().startswith(b"%PDF")
-
-
 def test_language_switch_keeps_images_and_labels(page: Page) -> None:
     page.locator("#version").select_option("1.0")
     choose_and_wait(page, *ONE_CELL[:5])
@@ -242,24 +231,18 @@ def test_language_switch_keeps_images_and_labels(page: Page) -> None:
     expect(progress(page)).to_have_text("6 de 6 imagens classificadas")
 
 
-def test_drop(page: Page) -> None:
-    transfer = page.evaluate_handle(
+def test_paste_and_drop(page: Page, tmp_path: Path) -> None:
+    page.evaluate(
         """bytes => {
-            const data = new DataTransfer();
-            for (const name of ["a.png", "b.png"]) {
-                data.items.add(new File([new Uint8Array(bytes)], name));
-            }
-            return data;
+            const clipboardData = new DataTransfer();
+            clipboardData.items.add(new File([new Uint8Array(bytes)], "pasted.png"));
+            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
         }""",
         list(DRAWN[0].read_bytes()),
     )
-    page.locator(".zone").dispatch_event("dragover", {"dataTransfer": transfer})
-    expect(page.locator(".zone")).to_have_class(re.compile("over"))
-    page.locator(".zone").dispatch_event("drop", {"dataTransfer": transfer})
-    expect(page.locator(".tile.confident")).to_have_count(2)
-
-
-def test_drop_of_a_folder(page: Page, tmp_path: Path) -> None:
+    expect(page.locator("#verdict")).to_have_text("Eosinophil")
+    expect(page.locator("figcaption")).to_have_text("pasted.png")
+    page.locator("[data-do=clear]").click()
     folder = tmp_path / "slides" / "one"
     folder.mkdir(parents=True)
     for name in ("b.jpg", "a.jpg", "notes.txt"):
@@ -271,22 +254,11 @@ def test_drop_of_a_folder(page: Page, tmp_path: Path) -> None:
     place = {"x": box["x"] + 20, "y": box["y"] + 20, "data": data}
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, **place})
+        if kind == "dragOver":
+            expect(page.locator(".zone")).to_have_class(re.compile("over"))
     expect(page.locator(".tile.confident")).to_have_count(2)
     names = [tile.get_attribute("aria-label") or "" for tile in page.locator(".tile").all()]
     assert [name.split(", ")[-1] for name in names] == ["a.jpg", "b.jpg"]
-
-
-def test_paste(page: Page) -> None:
-    page.evaluate(
-        """bytes => {
-            const clipboardData = new DataTransfer();
-            clipboardData.items.add(new File([new Uint8Array(bytes)], "pasted.png"));
-            document.dispatchEvent(new ClipboardEvent("paste", { clipboardData, bubbles: true }));
-        }""",
-        list(DRAWN[0].read_bytes()),
-    )
-    expect(page.locator("#verdict")).to_have_text("Eosinophil")
-    expect(page.locator("figcaption")).to_have_text("pasted.png")
 
 
 def test_camera(open_address: Open, page: Page) -> None:
@@ -319,13 +291,11 @@ def test_cancel_and_try_again(page: Page) -> None:
     expect(page.locator(".samples")).to_be_visible()
 
 
-def test_page_renews_its_token_after_its_session_ended(page: Page) -> None:
+def test_page_renews_its_token_and_refuses_too_many_images(page: Page) -> None:
     page.context.clear_cookies()
     choose(page, DRAWN[0])
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
-
-
-def test_too_many_images(page: Page) -> None:
+    page.locator("[data-do=clear]").click()
     page.locator(".upload").evaluate("form => { form.dataset.maxImages = 2; }")
     choose(page, *DRAWN[:3])
     for place in ("#announcement", ".answered"):
@@ -341,6 +311,10 @@ def test_service_is_stopped(page: Page, stand_in: DrawingsStandIn) -> None:
     expect(page.locator("#verdict")).to_have_text("The model is not available at the moment")
     expect(page.locator("#announcement")).to_contain_text("0 of 20 images classified")
     stand_in.error = None
+    page.route("**/api/predictions", lambda route: route.abort())
+    page.locator("[data-do=retry]").click()
+    expect(page.locator("#verdict")).to_have_text("The server cannot be reached")
+    page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
     expect(page.locator(".tile.confident")).to_have_count(20)
 
@@ -355,13 +329,3 @@ def test_full_queue_is_asked_again_and_then_reported(page: Page, stand_in: Drawi
     stand_in.error = None
     page.locator("[data-do=retry-one]").click()
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
-
-
-def test_page_server_goes_and_comes_back(page: Page) -> None:
-    page.route("**/api/predictions", lambda route: route.abort())
-    choose(page, *[DRAWN[0]] * 8)
-    expect(page.locator(".tile.failed")).to_have_count(8)
-    expect(page.locator("#verdict")).to_have_text("The server cannot be reached")
-    page.unroute("**/api/predictions")
-    page.locator("[data-do=retry]").click()
-    expect(page.locator(".tile.confident")).to_have_count(8)

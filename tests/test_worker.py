@@ -13,7 +13,7 @@ import re
 import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,10 +43,10 @@ SPEC = importlib.util.find_spec("ts")
 assert SPEC
 assert SPEC.origin
 TORCHSERVE = Path(SPEC.origin).parent
-PROGRAMS = {
-    "TorchServe's": TORCHSERVE / "model_service_worker.py",
-    "ours": ROOT / "serving" / "torchserve" / "worker.py",
-}
+PROGRAMS = [
+    TORCHSERVE / "model_service_worker.py",
+    ROOT / "serving" / "torchserve" / "worker.py",
+]
 
 HANDLER = """
 import json
@@ -117,12 +117,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both(
     tmp_path_factory: pytest.TempPathFactory, archive: Path
 ) -> Iterator[tuple[Running, Running]]:
-    """Run both workers, the archive loaded."""
-    folders = (tmp_path_factory.mktemp("w") for _ in PROGRAMS)
+    """Run both workers, the archive loaded: theirs by a Unix socket, ours by a port."""
     with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("PYTHONSAFEPATH", "1")
         theirs, ours = (
-            stack.enter_context(Running(program, folder, archive))
-            for program, folder in zip(PROGRAMS.values(), folders, strict=True)
+            stack.enter_context(Running(program, tmp_path_factory.mktemp("w"), archive, *port))
+            for program, port in zip(PROGRAMS, ([], free_ports(1)), strict=True)
         )
         loaded = theirs.ask(load_message(archive))
         assert ours.ask(load_message(archive)) == loaded
@@ -175,6 +176,18 @@ def test_both_send_the_same_reply(both: tuple[Running, Running], batch: Any) -> 
     assert b"a secret" not in ours
 
 
+def test_ours_prints_what_java_expects_and_does_without_torch(
+    both: tuple[Running, Running],
+) -> None:
+    ours = both[1]
+    maps = Path(f"/proc/{ours.process.pid}/maps")
+    assert not maps.exists() or "torch" not in maps.read_text()
+    _metrics, pid, started, python, *_ = ours.log.read_text().splitlines()
+    assert pid == f"[PID]{ours.process.pid}"
+    assert started == "Torch worker started."
+    assert python.startswith("Python runtime: 3.")
+
+
 def test_a_model_loaded_again_has_its_new_settings(
     both: tuple[Running, Running], archive: Path
 ) -> None:
@@ -186,53 +199,24 @@ def test_a_model_loaded_again_has_its_new_settings(
     assert b'"gpu": 0' in replies[1]
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_a_load_that_fails_is_reported_and_ends_the_worker(tmp_path: Path, program: str) -> None:
-    refused = archive_in(tmp_path / "refused", "refuse: true\n")
-    with Running(PROGRAMS[program], tmp_path, refused) as running:
-        assert running.ask(load_message(refused)) == LOAD_FAILED
-        assert running.end() == 1
-    assert "Failed to load model echo, exception refused" in running.log.read_text()
-    assert not running.name.exists()
+class Dribble:
+    """A connection that returns its bytes in parts of these sizes."""
 
+    def __init__(self, data: bytes, sizes: Sequence[int]) -> None:
+        self._data, self._sizes = data, list(sizes)
 
-def test_it_starts_as_java_expects(
-    tmp_path: Path, archive: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a port as well, with a safe path, without torch, and with few lines of output."""
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")
-    with Running(PROGRAMS["ours"], tmp_path, archive, *free_ports(1)) as running:
-        assert b"loaded model echo" in running.ask(load_message(archive))
-        for _ in range(3):
-            assert b'"answer": 42' in running.ask(infer_message(*BATCHES["several"]))
-        maps = Path(f"/proc/{running.process.pid}/maps")
-        assert not maps.exists() or "torch" not in maps.read_text()
-        assert running.end() == 0
-    _metrics, pid, started, python = running.log.read_text().splitlines()
-    assert pid == f"[PID]{running.process.pid}"
-    assert started == "Torch worker started."
-    assert python.startswith("Python runtime: 3.")
-
-
-@pytest.fixture
-def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Return a function that loads a broken archive in this process, and checks the reply."""
-
-    def load(message: bytes, why: str) -> None:
-        monkeypatch.syspath_prepend(tmp_path / "broken")
-        monkeypatch.delitem(sys.modules, "echo_handler", raising=False)
-        sent: list[bytes] = []
-        with pytest.raises(Exception, match=why):
-            worker.serve(Message(Dribble(message, []).receive), sent.append, SimpleNamespace())
-        assert sent == [LOAD_FAILED]
-
-    yield load
-    sys.modules.pop("echo_handler", None)
+    def receive(self, size: int) -> bytes:
+        size = min(size, self._sizes.pop() if self._sizes else len(self._data))
+        part, self._data = self._data[:size], self._data[size:]
+        return part
 
 
 @pytest.mark.parametrize(
     ("file", "content", "why"),
     [
+        # An envelope.
+        (None, None, "service_envelope"),
+        ("config.yaml", "refuse: true", "refused"),
         ("config.yaml", "a: [", r"config\.yaml.*, line 1"),
         ("config.yaml", None, r"No such file or directory: .*config\.yaml"),
         ("MAR-INF/MANIFEST.json", "{", "Expecting property name"),
@@ -246,52 +230,29 @@ def refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 )
 def test_a_broken_archive_is_reported_in_one_line(
     tmp_path: Path,
-    refuse: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    file: str,
+    file: str | None,
     content: str | None,
     why: str,
 ) -> None:
     broken = archive_in(tmp_path / "broken")
-    (broken / file).unlink()
-    if content is not None:
+    message = load_message(broken)
+    if file is None:
+        message = message[: -len(field("") + b"\1")] + field("kserve") + b"\1"
+    elif content is None:
+        (broken / file).unlink()
+    else:
         (broken / file).write_text(content)
-    refuse(load_message(broken), f"(?s){why}")
+    monkeypatch.syspath_prepend(broken)
+    monkeypatch.delitem(sys.modules, "echo_handler", raising=False)
+    sent: list[bytes] = []
+    with pytest.raises(Exception, match=f"(?s){why}"):
+        worker.serve(Message(Dribble(message, []).receive), sent.append, SimpleNamespace())
+    sys.modules.pop("echo_handler", None)
+    assert sent == [LOAD_FAILED]
     assert re.search(f"^Failed to load model echo, exception .*{why}", caplog.messages[-1])
     assert "\n" not in caplog.messages[-1]
-
-
-def test_an_envelope_is_refused(tmp_path: Path, refuse: Callable[..., None]) -> None:
-    message = load_message(archive_in(tmp_path / "broken"))
-    refuse(message[: -len(field("") + b"\1")] + field("kserve") + b"\1", "service_envelope")
-
-
-@pytest.mark.parametrize(("option", "environment"), [(["--async"], {}), ([], {"LOCAL_RANK": "0"})])
-def test_unsupported_modes_are_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    option: list[str],
-    environment: dict[str, str],
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["worker.py", "--sock-type", "unix", *option])
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    assert worker.main() == 1
-    assert caplog.messages == [
-        "Error: this worker supports neither --async nor torchrun (LOCAL_RANK)."
-    ]
-
-
-class Dribble:
-    """A connection that returns its bytes in parts of these sizes."""
-
-    def __init__(self, data: bytes, sizes: Sequence[int]) -> None:
-        self._data, self._sizes = data, list(sizes)
-
-    def receive(self, size: int) -> bytes:
-        size = min(size, self._sizes.pop() if self._sizes else len(self._data))
-        part, self._data = self._data[:size], self._data[size:]
-        return part
 
 
 def read_all(data: bytes, sizes: Sequence[int]) -> list[worker.Request]:
@@ -315,7 +276,7 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
+@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(REQUESTS, st.lists(st.integers(1, 40), max_size=50))
 def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> None:
     read = read_all(infer_message(*requests), sizes)
@@ -324,14 +285,6 @@ def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> No
         assert request.row == {name: data for name, _kind, data in inputs}
         types = {name: {"content-type": kind} for name, kind, _data in inputs}
         assert request.headers == types | headers
-
-
-@pytest.mark.parametrize(
-    ("message", "why"), [(b"X", "not a command"), (infer_message(), "no model is loaded")]
-)
-def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
-    with pytest.raises(ValueError, match=why):
-        worker.serve(Message(Dribble(message, []).receive), lambda reply: None, None)
 
 
 @pytest.mark.parametrize(
@@ -345,22 +298,6 @@ def test_an_invalid_command_ends_the_worker(message: bytes, why: str) -> None:
 def test_an_invalid_message_ends_the_worker(request_: bytes, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         read_all(b"I" + field("id") + request_ + 3 * END_OF_LIST, [])
-
-
-def test_large_fields_are_read() -> None:
-    """Each is longer than one read of the socket."""
-    bodies = [bytes([at]) * (3 * worker.CHUNK + at) for at in range(2)]
-    read = read_all(infer_message(*(({}, image(body)) for body in bodies)), [])
-    assert [request.row["body"] for request in read] == bodies
-
-
-@pytest.mark.parametrize(("kind", "data"), [("application/json", b"{}"), ("text/plain", b"text")])
-def test_bodies_are_not_decoded_where_java_says_so(
-    monkeypatch: pytest.MonkeyPatch, kind: str, data: bytes
-) -> None:
-    assert worker._decoded(data, kind) != data
-    monkeypatch.setattr(worker, "DECODES", False)
-    assert worker._decoded(data, kind) == data
 
 
 @pytest.mark.parametrize("values", ["{},", "[],", "1,", '{"a":[1]},'])
