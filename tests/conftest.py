@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+import torch
 from edges import Asker, edge_over_stand_in
 from flask import Flask
 from flask.testing import FlaskClient
@@ -38,6 +39,9 @@ CARDS = {
 }
 # Those of a laboratory's own (`make train FROM=...`) are not this project's to test.
 VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
+
+# pytest-xdist runs a process for each core, and results do not depend on the number of threads.
+torch.set_num_threads(1)
 
 # The same examples each time, and no limit on the seconds that one takes.
 for profile, examples in (("quick", 40), ("full", 400)):
