@@ -9,7 +9,6 @@ import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -70,7 +69,6 @@ class TestCheck:
         with pytest.raises(BadArchive, match="is damaged"):
             archives.check(built, "2.0")
 
-    @hypothesis.settings(deadline=None)
     @given(st.data())
     def test_no_changed_byte_crashes_or_passes_the_hash(
         self, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

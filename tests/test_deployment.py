@@ -10,7 +10,6 @@ from datetime import datetime
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,7 +84,6 @@ def settings(tmp_path: Path, path: Path) -> Settings:
 
 
 class TestSave:
-    @hypothesis.settings(deadline=None, max_examples=40, derandomize=True, database=None)
     @given(deployments(), deployments())
     def test_what_is_saved_is_loaded(
         self, tmp_path_factory: pytest.TempPathFactory, first: Deployment, second: Deployment
@@ -184,7 +182,6 @@ class TestLoad:
         assert message.endswith(".")
         assert "\n" not in message
 
-    @hypothesis.settings(deadline=None, derandomize=True, database=None)
     @given(st.text(max_size=60) | st.binary(max_size=60))
     def test_no_content_crashes(
         self, tmp_path_factory: pytest.TempPathFactory, content: str | bytes

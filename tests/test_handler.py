@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import VERSIONS
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from worker_process import Running, infer_message, load_message
@@ -547,7 +547,6 @@ def attempt(row: Any) -> Payload | InputError:
         return error
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     st.dictionaries(
         st.sampled_from(["body", "data", "note"]),

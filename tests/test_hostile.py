@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from handler.preprocessing import DecodedImage, InputError, decode, squashed, within_field
@@ -44,7 +44,6 @@ def test_the_decoder_survives_random_damage() -> None:
 
 
 @pytest.mark.long
-@settings(max_examples=200, derandomize=True, deadline=None, database=None)
 @given(
     kind=st.sampled_from(sorted(hostile.seeds())),
     damages=st.lists(st.integers(0, 2**30), min_size=1, max_size=5),

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
@@ -407,7 +407,6 @@ def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
     np.testing.assert_allclose(to_input(images).numpy(), expected, rtol=1e-6)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(
     size=st.tuples(st.integers(1, 500), st.integers(1, 500)),
     mode=st.sampled_from(["RGB", "L"]),
@@ -431,7 +430,6 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
     np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, database=None)
 @given(place=st.floats(0, 0.999), value=st.integers(0, 255))
 def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, value: int) -> None:
     damaged = bytearray(encode(noise(200, 150), "JPEG", quality=90))

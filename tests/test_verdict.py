@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handler.preprocessing import Box
@@ -167,7 +167,6 @@ def test_the_temperature_of_the_card_decides() -> None:
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, database=None)
 @given(
     st.lists(st.lists(NUMBERS, min_size=5, max_size=5), max_size=4),
     st.floats(-1, 1),

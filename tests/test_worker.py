@@ -19,7 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from worker_process import (
     END_OF_LIST,
@@ -276,7 +276,6 @@ REQUESTS = st.lists(
 )
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(REQUESTS, st.lists(st.integers(1, 40), max_size=50))
 def test_messages_may_arrive_in_any_parts(requests: Any, sizes: list[int]) -> None:
     read = read_all(infer_message(*requests), sizes)
@@ -307,7 +306,6 @@ def test_json_with_too_many_values_is_not_parsed(values: str) -> None:
     assert worker._decoded(many, "application/json") == many
 
 
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
 @given(st.data())
 def test_a_message_that_breaks_off_ends_the_worker(data: st.DataObject) -> None:
     whole = infer_message(({"a": "b"}, image()), ({}, image(b"123456")))
