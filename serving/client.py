@@ -55,7 +55,7 @@ KNOWN = {"X-Known-Image": "true"}
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One request to a version, and what came of it."""
+    """One request to a version, and its outcome."""
 
     routing: Routing
     version: str
@@ -127,9 +127,9 @@ class InferenceClient(_Client):
     ) -> dict[str, Any]:
         """Return the answer to one image (docs: POST /predictions); raise ServiceError.
 
-        Unless a version is named, the routing chooses one, always the same for a `client`. Without
-        a name, this object is a client. What a dying worker or a restart interrupts is sent again;
-        what a canary fails at is sent to the default version.
+        Without a version, the routing chooses one, always the same for a `client`; the default
+        client is this object. A request that a dying worker or a restart interrupts is sent again.
+        A request that the canary fails is sent to the default version.
         """
         attempts: list[_Attempt] = []
         try:
@@ -149,8 +149,8 @@ class InferenceClient(_Client):
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless the answer is correct.
 
-        A full queue is ready if an answer was correct within READY_MEMORY: if a load balancer took
-        out a node for its load, that load would overwhelm the next one.
+        A full queue is ready if an answer was correct within READY_MEMORY. Otherwise a load
+        balancer would remove a busy node, and its load would overwhelm the next one.
         """
         try:
             self._check_known()
@@ -217,7 +217,7 @@ class InferenceClient(_Client):
     def _wait_for_route(
         self, version: str | None, client: str | None, deadline: float
     ) -> tuple[Routing, str]:
-        """Wait until a version may be asked, and return it; raise Unreachable or NotServed."""
+        """Wait until a version accepts requests; raise Unreachable or NotServed."""
         while True:
             routing = self.routing.read()
             if routing:
@@ -291,7 +291,7 @@ class ManagementClient(_Client):
 
     def register(self, version: str, workers: int) -> None:
         """Load an archive of the model store; its workers start later."""
-        # Query parameters, because TorchServe sets a batch delay of its own for a body.
+        # Query parameters, because TorchServe sets its own batch delay for a body.
         parameters = {"url": f"{MODEL}-{version}.mar", "initial_workers": workers}
         self._change("POST", self._models, synchronous="false", **parameters)
 

