@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and locks."""
+"""Atomic writes and locks."""
 
 from __future__ import annotations
 

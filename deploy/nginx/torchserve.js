@@ -40,13 +40,13 @@ function isTokenRefused(reply) {
     return reply.status === 400 && reply.responseText.includes('InvalidKeyException');
 }
 
-// Translate a reply: status and body for the client, and what it says about the version:
+// Translate a reply to status and body for the client, and evidence about the version:
 //   failed        the version is at fault
 //   busy          its queue is full
 //   interrupted   its worker or TorchServe died with the request
 //   unreachable   nothing was sent
 //   retired       it no longer serves
-//   unrelated     the error says nothing about the version
+//   unrelated     the error is not evidence about the version
 function interpret(reply) {
     const seen = reply.variables;
     if (isIncomplete(reply)) {
@@ -90,7 +90,7 @@ function isIncomplete(reply) {
         || Number(length || 0) > received;
 }
 
-// nginx writes "-" for what did not happen.
+// nginx writes "-" for a missing value.
 function isSet(variable) {
     return Boolean(variable) && variable.slice(-1) !== '-';
 }
