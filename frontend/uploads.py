@@ -99,7 +99,7 @@ def _ask(question: Callable[[], dict[str, Any]]) -> Answer:
     try:
         return parse(question())
     except ServiceError as error:
-        current_app.logger.warning("no answer: %s %s", error.status, error.type)
+        current_app.logger.warning("request to the service failed: %s %s", error.status, error.type)
         raise UploadError(error.type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         current_app.logger.exception("the service returned an invalid answer")

@@ -77,7 +77,7 @@ def test_files_that_do_not_match_the_card_are_refused(copy: Path, card_has_hashe
         (folder / "card.json").write_text(json.dumps(card))
     done = build("1.0", copy)
     assert done.returncode == 1
-    assert "is not the file" in done.stderr
+    assert "does not match its SHA-256 in card.json" in done.stderr
     assert "make train VERSION=1.0" in done.stderr
     assert not list((copy / "model_store").glob("*.mar"))
 

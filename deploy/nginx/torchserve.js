@@ -77,7 +77,7 @@ function interpret(reply) {
         return common.problem(504, 'ServiceTimeout', 'The service took too long.', { failed: true });
     default: {
         const marks = isTokenRefused(reply) ? { unrelated: true } : { failed: true };
-        return common.problem(502, 'ServiceError', 'The service gave no usable answer.', marks);
+        return common.problem(502, 'ServiceError', 'The service gave no valid answer.', marks);
     }
     }
 }
@@ -109,7 +109,7 @@ function workerDied() {
 }
 
 function busy() {
-    const message = 'Too many requests wait: try again soon.';
+    const message = 'Too many requests are waiting: try again soon.';
     return common.problem(429, 'ServiceBusy', message, { busy: true });
 }
 
