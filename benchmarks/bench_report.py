@@ -1,4 +1,4 @@
-"""The report of `make bench`: mostly ratios, since absolute times do not travel."""
+"""The report of `make bench`: mostly ratios, since absolute times depend on the machine."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def against(found: Document, last: Document) -> str:
             what, range_ = f"{title}, {_clients(clients)}", f"{min(then):.2f} to {max(then):.2f}"
             change = now / np.median(then) - 1
             lines.append(f"{what:40}{now:9.2f}{np.median(then):9.2f}{range_:>18}{change:+9.0%}")
-    lines.append("A value within the rounds of then is noise.")
+    lines.append("A value within the range of the committed run is noise.")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Break the service in all ways under the load of users and of direct clients: `make chaos`.
+"""Inject faults under the load of users and of direct clients: `make chaos`.
 
 Needs root (to fill a disk), nginx and libfaketime.
 """
@@ -38,7 +38,7 @@ from testing.service import Edge, run_edge
 
 DIRECT = 6
 LOG_DISK = "2m"
-# Fewer clients leave than requests may wait: TorchServe works for them all the same.
+# Fewer clients leave than requests may wait: TorchServe still processes their requests.
 FLOOD, SLOW, LEAVERS = 500, 100, 100
 SLOW_SECONDS = 15.0
 CLOCK_HOURS = 2
@@ -105,7 +105,7 @@ def build(quick: bool) -> Scenario:
         "chaos",
         "Faults, on purpose",
         "Written by `make chaos`: what 16 users of `serving.client` and "
-        f"{DIRECT} direct clients of TorchServe see while things break. A direct client sends "
+        f"{DIRECT} direct clients of TorchServe see during faults. A direct client sends "
         "nothing twice; its request fails if TorchServe accepts it and does not answer well. "
         "Memory (RssAnon) is that of workers, Java, and page with supervisor.",
         started,

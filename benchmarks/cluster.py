@@ -88,7 +88,7 @@ class Cgroup:
 
 
 class Node:
-    """A machine of its own as far as network and processor time go: a service and its edge."""
+    """A service and its edge with their own network and share of the processor."""
 
     def __init__(self, number: int, folder: Path, edge: dict[str, str]) -> None:
         self.name, self.address = f"node{number}", f"{NETWORK}.{10 + number}"
@@ -113,7 +113,7 @@ class Node:
     def start(self) -> None:
         """Start the service, and the edge once TorchServe runs; do not wait for readiness."""
         header = self._folder / "run" / "inference.header"
-        # A kill leaves the last one.
+        # After a kill the previous file remains.
         header.unlink(missing_ok=True)
         self.run(sys.executable, "-m", "serving", "run")
         wait(header.exists, f"service of {self.name}")

@@ -1,4 +1,4 @@
-"""Change versions and break things under a load of 16 users: `make drill`."""
+"""Change versions and inject faults under a load of 16 users: `make drill`."""
 
 from __future__ import annotations
 

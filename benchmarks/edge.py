@@ -1,4 +1,4 @@
-"""Measure what the edge costs: `python -m benchmarks.edge`. Needs nginx, wrk and the images.
+"""Measure the cost of the edge: `python -m benchmarks.edge`. Needs nginx, wrk and the images.
 
 Writes benchmarks/results/edge.{json,md}.
 """

@@ -33,7 +33,7 @@ SAMPLING = 10.0
 
 
 class Target:
-    """What a scenario runs against."""
+    """The target of a scenario."""
 
     # The load finds the service by this environment, and writes this log.
     environment: dict[str, str]
@@ -51,7 +51,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Scenario:
-    """What starts, who asks, and what is injected."""
+    """The service, the loads and the steps of a scenario."""
 
     name: str
     title: str

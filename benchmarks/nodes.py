@@ -1,4 +1,4 @@
-"""Let one of three nodes fail behind HAProxy, and measure the capacity of 1 to 3: `make nodes`.
+"""Make one of three nodes behind HAProxy fail, and measure the capacity of 1 to 3: `make nodes`.
 
 Needs root, haproxy, nginx, iproute2 and wrk.
 """
@@ -27,7 +27,7 @@ SLOWED, SHARE = 0.05, 0.3
 LOAD_CLIENTS = 32
 
 Action = Callable[[Node], object]
-# What happens to a node, and what ends it.
+# Faults of a node, and how each is undone.
 FAULTS: dict[str, tuple[Action, Action]] = {
     "killed (kill -9 of all)": (Node.kill, Node.start),
     "cut off (link down)": (
@@ -75,7 +75,7 @@ def build(quick: bool) -> Scenario:
 def fail(
     begin: Action, end: Action, number: int, seconds: float, it: Cluster, result: Result
 ) -> None:
-    """Let a node fail for some seconds, and wait until it answers again."""
+    """Make a node fail for some seconds, and wait until it answers again."""
     node, retried = it.nodes[number], it.retried()
     begin(node)
     time.sleep(max(0.0, result.started + seconds - time.time()))

@@ -124,7 +124,7 @@ def timed(ask: Callable[[bytes], object], images: Sequence[Path], at_a_time: int
 
 
 def drop(page: Page, images: Sequence[Path]) -> float:
-    """Give all images to the page; return the seconds until all are counted."""
+    """Drop all images on the page; return the seconds until all are counted."""
     page.reload()
     start = time.perf_counter()
     page.set_input_files("#image", list(images))

@@ -1,4 +1,4 @@
-"""Tables, figures and files that all reports share."""
+"""Tables, figures and files of all reports."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Rig(Target):
         )
 
     def state(self) -> dict[str, Any]:
-        """Return what must be the same after a restart."""
+        """Return the state that a restart must not change."""
         found = json.loads(self.tool("status", "--json").stdout)
         keys = ("version", "workers", "ready", "sha256")
         versions = [[each[key] for key in keys] for each in found["versions"]]

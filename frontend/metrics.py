@@ -17,7 +17,7 @@ from handler.metrics import FOLDER, make_room
 logger = logging.getLogger(__name__)
 
 METHODS = {"GET", "HEAD", "POST", "OPTIONS"}
-# The endpoints that ask the service, and the statuses of its failures.
+# The endpoints that send requests to the service, and the statuses of its failures.
 ASKING = ("api.predict", "api.explain", "page.classify")
 FAILURES = (500, 502, 503, 504)
 # More than all endpoints with all their statuses need.
@@ -32,7 +32,7 @@ SECONDS = Histogram(
 
 
 def init_app(app: Flask) -> None:
-    """Measure the requests to `app`. Without disk space it serves unmeasured."""
+    """Measure the requests to `app`. Without disk space, nothing is measured."""
     if folder := os.environ.get(FOLDER):
         try:
             make_room(Path(folder), "histogram", ROOM)

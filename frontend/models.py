@@ -97,7 +97,7 @@ def _read(folder: Path) -> Model | None:
             files[name] = _load(path) if path.exists() else {}
         return Model(folder, (folder / "weights.pt").stat().st_size, **files)
     except (OSError, ValueError) as error:
-        logger.warning("left out version %s: %s", folder.name, error)
+        logger.warning("version %s is not listed: %s", folder.name, error)
         return None
 
 

@@ -1,4 +1,4 @@
-"""Whether the service answers a known image correctly, asked at most once a second."""
+"""Whether the service answers a known image correctly, checked at most once a second."""
 
 import threading
 import time

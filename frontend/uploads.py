@@ -1,4 +1,4 @@
-"""Uploads: read and bound them, ask the service, check its answer."""
+"""Read uploads, limit their size, send them to the service, and check its answers."""
 
 import math
 from collections.abc import Callable
@@ -99,10 +99,10 @@ def _ask(question: Callable[[], dict[str, Any]]) -> Answer:
     try:
         return parse(question())
     except ServiceError as error:
-        current_app.logger.warning("no answer: %s %s", error.status, error.type)
+        current_app.logger.warning("request to the service failed: %s %s", error.status, error.type)
         raise UploadError(error.type) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        current_app.logger.exception("the service broke its contract")
+        current_app.logger.exception("the service returned an invalid answer")
         raise UploadError("ServiceError") from error
 
 

@@ -2,8 +2,8 @@
 
 Integrated gradients (Sundararajan et al. 2017) distribute a class's logit over the places of the
 last convolution, as the input goes from the image's mean colour to the image. Grad-CAM is cheaper,
-and as good for networks that pool over all places. For version 1.0, which does not, its maps are
-wrong: covering what they mark hardly changes the answer (tests/test_explanation.py measures it).
+and as good for networks that pool over all places. Version 1.0 does not, and its Grad-CAM maps are
+wrong: covering a marked area barely changes the answer (measured in tests/test_explanation.py).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TorchServe's entry point: a batch of requests in, one JSON answer for each out.
 
-TorchServe expects exactly one class in this file; the rest is in the package `handler` beside it.
+TorchServe expects exactly one class in this file; the rest is in the package `handler`.
 An error in one request never affects the others of its batch.
 """
 
@@ -35,8 +35,8 @@ class BloodCellHandler:
         Raises RuntimeError, which TorchServe reports as a failed load, if a file's hash differs
         from the card's, or if the version is configured for a GPU and there is none.
         """
-        # Java parses every line of a worker. TorchServe's own worker program logs each batch, and
-        # each body that is not JSON.
+        # Java parses every line that a worker logs. TorchServe's own worker program logs each
+        # batch, and each body that is not JSON.
         logging.getLogger().setLevel(logging.ERROR)
         logging.getLogger("ts.service").setLevel(logging.WARNING)
         properties = context.system_properties
@@ -83,7 +83,7 @@ class BloodCellHandler:
             chain.from_iterable(
                 each
                 for each, header in zip(answered, headers, strict=True)
-                # Health checks send these: they are no work of the service.
+                # Health checks send this header; they are not counted.
                 if header.get("X-Known-Image") != "true"
             )
         )
@@ -105,7 +105,7 @@ class BloodCellHandler:
         return decode_all(payload.images, self.pipeline.fit), payload.many, explain
 
     def _answer(self, images: Sequence[tuple[DecodedImage, bool]]) -> Iterator[Answer | InputError]:
-        """Yield the answer to each image, with a heat map where the flag beside it is set."""
+        """Yield the answer to each image, with a heat map if its flag is set."""
         plain = [image for image, explain in images if not explain]
         started = perf_counter()
         predictions = iter(self.pipeline.predict(plain))
@@ -125,7 +125,7 @@ class BloodCellHandler:
         # Explanations need torch and much memory; their failure must not fail the batch.
         except Exception:
             logging.exception("An explanation failed.")
-            message = "The answer can't be explained now; /predictions gives it without."
+            message = "The explanation failed; /predictions answers without one."
             return InputError(503, "ExplanationFailed", message)
 
 

@@ -15,5 +15,7 @@ def read_checked(folder: Path, card: Mapping[str, Any], name: str) -> bytes:
     except OSError as error:
         raise RuntimeError(f"{name} can't be read: {error.strerror}.") from error
     if hashlib.sha256(content).hexdigest() != card.get("sha256", {}).get(name):
-        raise RuntimeError(f"{name} is not the file that card.json names: build the version again.")
+        raise RuntimeError(
+            f"{name} does not match its SHA-256 in card.json: build the version again."
+        )
     return content

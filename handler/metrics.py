@@ -1,11 +1,11 @@
 """Count a worker's answers, bad inputs, batches and seconds, for Prometheus.
 
 Workers are processes that come and go, so prometheus_client runs in its multiprocess mode: each
-worker counts in files of its own in PROMETHEUS_MULTIPROC_DIR, and serving/supervisor/exporter.py
+worker counts in its own files in PROMETHEUS_MULTIPROC_DIR, and serving/supervisor/exporter.py
 adds them up. Without that variable nothing is exported.
 
-A request costs 7 µs, where the default version takes 13 ms for a sample image on the same core. The
-library takes 9 MB of memory per worker.
+Counting takes 7 µs per request; the default version takes 13 ms for a sample image on the same
+core. The library takes 9 MB of memory per worker.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def make_room(folder: Path, kind: str, size: int, owner: str | int = "") -> None
 
 
 class Metrics:
-    """What a worker counts."""
+    """The metrics of one worker."""
 
     def __init__(self, version: str) -> None:
         self._version = version

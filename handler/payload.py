@@ -1,6 +1,6 @@
 """Parse one request body, as TorchServe passes it, into images.
 
-It is the bytes of one image, multipart with an image in each field, or KServe v1 JSON:
+A body is the bytes of one image, multipart with an image in each field, or KServe v1 JSON:
 `{"instances": [{"b64": "..."}, ...]}`.
 """
 

@@ -1,8 +1,8 @@
 """Decode image bytes to RGB pixels: the one preprocessing of training, evaluation and serving.
 
-The bytes are untrusted: their number is checked before they are opened, the number of pixels before
-they are decoded. Any kind, mode or orientation becomes upright RGB of the size that a version
-needs: 80x60 whatever the proportions, or within 320x320 with the proportions kept.
+The bytes are untrusted: their number is checked before the image is opened, and the number of
+pixels before it is decoded. Any kind, mode or orientation becomes upright RGB of the size that a
+version needs: 80x60 whatever the proportions, or within 320x320 with the proportions kept.
 """
 
 from __future__ import annotations
@@ -74,12 +74,14 @@ def empty() -> InputError:
 
 
 def corrupt() -> InputError:
-    return InputError(400, "CorruptImage", "The image is damaged or cut short.")
+    return InputError(400, "CorruptImage", "The image is damaged or incomplete.")
 
 
 def unsupported() -> InputError:
     kinds = ", ".join(KINDS)
-    return InputError(415, "UnsupportedImage", f"This is not an image of a known kind ({kinds}).")
+    return InputError(
+        415, "UnsupportedImage", f"The file type is not supported (supported: {kinds})."
+    )
 
 
 def too_large(what: str) -> InputError:
@@ -171,7 +173,7 @@ def _common_jpeg(data: bytes, fit: Callable[[Size], Size], max_pixels: int) -> D
         size = fit((width, height))
         scale = _decoder_scale((width, height), size)
         scaled = -(-width // scale), -(-height // scale)
-        # It takes the smallest scale, in eighths, that reaches these: ours.
+        # The decoder takes the smallest scale, in eighths, that reaches these sizes: `scale`.
         pixels = simplejpeg.decode_jpeg(data, "RGB", min_width=scaled[0], min_height=scaled[1])
     except (ValueError, MemoryError):
         return None
@@ -226,7 +228,7 @@ def _shrink(image: Image.Image, fit: Callable[[Size], Size]) -> DecodedImage:
     """Decode an opened image, upright, to the size that `fit` returns."""
     try:
         if image.format == "PNG":
-            # Else getexif loads it and ignores damage.
+            # Otherwise getexif loads it and ignores damage.
             image.load()
         orientation = _orientation(image)
         if image.format == "TIFF":

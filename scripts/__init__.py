@@ -1,1 +1,1 @@
-"""What builds, draws and photographs; each file is a command of its own."""
+"""Commands that build archives, draw samples and take screenshots."""

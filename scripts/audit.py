@@ -1,8 +1,8 @@
-"""Write docs/sbom.json and look its Python packages up in the OSV database: `make audit`.
+"""Write docs/sbom.json and query the OSV database for its Python packages: `make audit`.
 
 The bill of materials (CycloneDX 1.6) lists what requirements.txt installs, without the packages
-that only builds of torch for GPUs need. The same packages give the same bytes. The exit code is 0
-if the database was reached and has no entry for any of them.
+that only builds of torch for GPUs need. The output is reproducible. The exit code is 0 if
+the database was reached and has no entry for any of them.
 """
 
 from __future__ import annotations

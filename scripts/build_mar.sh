@@ -33,13 +33,13 @@ END
     exit 1
 }
 
-# The archiver works in a folder of the temporary directory named after the model: one of our own,
-# so that two builds can run at once.
+# The archiver works in a folder of the temporary directory that is named after the model. A separate
+# temporary directory allows two builds at once.
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
 cp handler/*.py handler/index_to_name.json "$stage/extra/handler/"
-# TorchServe's entry point stands beside the package, not in it.
+# TorchServe's entry point must be outside the package.
 rm "$stage/extra/handler/bloodcells_handler.py"
 cp "$model"/*.onnx "$model/card.json" "$model/golden.json" "$stage/extra/"
 

@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def broken_links(file: Path) -> Iterator[str]:
-    """Yield a line for each link of a file that leads to no file or to no heading."""
+    """Yield a line for each broken link of a file."""
     for link in LINK.findall(FENCE.sub("", file.read_text())):
         path, _, anchor = unquote(link).partition("#")
         target = file.parent / path if path else file

@@ -1,8 +1,8 @@
 """Draw the project's own sample pictures: `python -m scripts.draw_cells`.
 
-It writes a cell of each class, the known images of the service, to serving/samples/, and what the
-page offers to try to frontend/static/samples/. No pixel comes from a real image. The drawings are
-not for training, nor for measuring a model.
+It writes a cell of each class, the known images of the service, to serving/samples/, and the page's
+samples to frontend/static/samples/. No pixel comes from a real image. Do not use the drawings to
+train or evaluate a model.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def draw_cell(label: str, seed: int, size: tuple[int, int] = SIZE) -> Image.Imag
 
 
 def draw_gallery(folder: Path) -> None:
-    """Draw what the page offers to try into a folder."""
+    """Draw the page's samples into a folder."""
     for each in GALLERY:
         parts = each.cells, each.seed, SIZE, NATURAL_CELLS, each.smear, each.scale
         draw_field(*parts).save(folder / f"{each.name}.jpg", quality=90, optimize=True)

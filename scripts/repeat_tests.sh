@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run the tests several times, the second half beside a load on every core: a flaky test is a defect.
+# Run the tests several times, the second half under a load on every core, to find flaky tests.
 #
 #   scripts/repeat_tests.sh [RUNS] [PYTEST ARGUMENT...]
 #

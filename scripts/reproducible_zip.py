@@ -1,7 +1,7 @@
-"""Pack a model archive anew without the time of day, so that equal contents give equal bytes.
+"""Repack a model archive without timestamps, so that equal contents give equal bytes.
 
 torch-model-archiver writes the time into the manifest and into each entry of the zip file. Two
-builds of one version would then differ, and a hash could not tell whether the content does.
+builds of the same content would therefore have different hashes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MANIFEST = "MAR-INF/MANIFEST.json"
 def repack(source: Path, target: Path) -> None:
     """Copy the entries of a zip file in order of their names, with fixed times and modes.
 
-    Its SHA-256 is written beside it.
+    Its SHA-256 is written to NAME.sha256.
     """
     with (
         zipfile.ZipFile(source) as old,

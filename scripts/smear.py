@@ -117,7 +117,7 @@ def window(canvas: Array, x: float, y: float, reach: float) -> tuple[Array, Arra
 
 
 def paint(view: Array, cover: Array, colour: Colour | Array) -> None:
-    """Lay a colour over the view, as far as the cover (0 to 1) says."""
+    """Blend a colour into the view with the opacity `cover` (0 to 1)."""
     view += cover[..., None] * (np.asarray(colour, np.float64) - view)
 
 
@@ -288,7 +288,7 @@ def finish(canvas: Array, rng: np.random.Generator, size: tuple[int, int]) -> Im
 
 
 def restain(canvas: Array, smear: Smear) -> None:
-    """Change the lamp's light, and what the dyes leave of it, to those of the smear."""
+    """Change the light and the stain to those of the smear."""
     # In this order, the default smear changes no bit.
     change = (canvas / BACKGROUND) ** np.subtract(smear.dye, 1)
     canvas *= np.divide(smear.light, BACKGROUND) * change

@@ -55,7 +55,7 @@ KNOWN = {"X-Known-Image": "true"}
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One request to a version, and what came of it."""
+    """One request to a version, and its outcome."""
 
     routing: Routing
     version: str
@@ -118,8 +118,8 @@ class InferenceClient(_Client):
         self.routing = RoutingFile(settings.run_dir)
         self._patience = patience
         self._name = uuid.uuid4().hex
-        # By version: a known image's answer.
-        self._known: dict[str, known_answers.Probabilities] = {}
+        # A known image's answer, by the version and the time of its archive.
+        self._known: dict[tuple[str, int], known_answers.Probabilities] = {}
         self._ready_until = 0.0
 
     def predict(
@@ -127,9 +127,9 @@ class InferenceClient(_Client):
     ) -> dict[str, Any]:
         """Return the answer to one image (docs: POST /predictions); raise ServiceError.
 
-        Unless a version is named, the routing chooses one, always the same for a `client`. Without
-        a name, this object is a client. What a dying worker or a restart interrupts is sent again;
-        what a canary fails at is sent to the default version.
+        Without a version, the routing chooses one, always the same for a `client`; the default
+        client is this object. A request that a dying worker or a restart interrupts is sent again.
+        A request that the canary fails is sent to the default version.
         """
         attempts: list[_Attempt] = []
         try:
@@ -149,8 +149,8 @@ class InferenceClient(_Client):
     def check_ready(self) -> None:
         """Send a known image; raise ServiceError unless the answer is correct.
 
-        A full queue is ready if an answer was correct within READY_MEMORY: if a load balancer took
-        out a node for its load, that load would overwhelm the next one.
+        A full queue is ready if an answer was correct within READY_MEMORY. Otherwise a load
+        balancer would remove a busy node, and its load would overwhelm the next one.
         """
         try:
             self._check_known()
@@ -165,13 +165,15 @@ class InferenceClient(_Client):
             raise Unreachable("The service is not ready.")
         version, name = routing.default, "neutrophil.png"
         answer = self.ask_known(name, version)
+        archive = archives.deployed(self.settings, version)
         try:
-            if version not in self._known:
-                archive = archives.deployed(self.settings, version)
-                self._known[version] = known_answers.answers(archive)[name]
+            # Another build of the version may have been deployed since.
+            key = version, archive.stat().st_mtime_ns if archive.exists() else 0
+            if key not in self._known:
+                self._known[key] = known_answers.answers(archive)[name]
         except BadArchive as error:
             raise Unreachable(str(error)) from error
-        if not known_answers.agree(answer["probabilities"], self._known[version]):
+        if not known_answers.agree(answer["probabilities"], self._known[key]):
             raise ServiceError(503, "ServiceUnavailable", f"The answer to {name} is wrong.")
 
     def _post_routed(
@@ -217,7 +219,7 @@ class InferenceClient(_Client):
     def _wait_for_route(
         self, version: str | None, client: str | None, deadline: float
     ) -> tuple[Routing, str]:
-        """Wait until a version may be asked, and return it; raise Unreachable or NotServed."""
+        """Wait until a version accepts requests; raise Unreachable or NotServed."""
         while True:
             routing = self.routing.read()
             if routing:
@@ -291,7 +293,7 @@ class ManagementClient(_Client):
 
     def register(self, version: str, workers: int) -> None:
         """Load an archive of the model store; its workers start later."""
-        # Query parameters, because TorchServe sets a batch delay of its own for a body.
+        # Query parameters, because TorchServe sets its own batch delay for a body.
         parameters = {"url": f"{MODEL}-{version}.mar", "initial_workers": workers}
         self._change("POST", self._models, synchronous="false", **parameters)
 

@@ -15,7 +15,7 @@ INPUT_ERRORS = ("EmptyImage", "CorruptImage", "ImageTooLarge", "UnsupportedImage
 class ServiceError(Exception):
     """A request failed: HTTP status, type for programs, sentence for the log."""
 
-    # Whether it says something about the version that was asked.
+    # Whether the error is evidence about the requested version.
     about_version = True
 
     def __init__(self, status: int, type: str, message: str) -> None:
@@ -76,7 +76,7 @@ def document_of(response: requests.Response) -> Any:
 
 
 def error_of(response: requests.Response) -> ServiceError:
-    """Return what an answer means that is no success: an error of the handler or of TorchServe."""
+    """Return the error of an unsuccessful response, by the handler or by TorchServe."""
     status = response.status_code
     try:
         document = json.loads(response.content)
@@ -102,7 +102,7 @@ def error_of(response: requests.Response) -> ServiceError:
 
 
 def connection_error_of(error: requests.RequestException) -> ServiceError:
-    """Return what a request means that got no whole answer."""
+    """Return the error of a request without a complete response."""
     if isinstance(error, requests.ReadTimeout):
         return ServiceError(504, "ServiceTimeout", "TorchServe took too long.")
     cause = error.args[0] if error.args else None

@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and files that one process at a time locks.
+"""Atomic replacement of files, and file locks.
 
 The kernel releases a lock when its process ends, even by kill -9.
 """
@@ -21,15 +21,18 @@ class Locked(Exception):
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, mode: int = 0o666) -> Iterator[BufferedRandom]:
-    """Replace a file by what the block writes, or leave it as it was if the block fails.
+def atomic_write(path: Path, mode: int | None = None) -> Iterator[BufferedRandom]:
+    """Replace a file with what the block writes; keep the old one if the block fails.
 
-    Readers never see half a file, and neither does the next start after a power failure.
+    Without a mode, an existing file keeps its own. Readers never see half a file, and neither does
+    the next start after a power failure.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     try:
         with open(handle, "w+b") as file:
+            if mode is None and path.exists():
+                os.fchmod(handle, path.stat().st_mode & 0o777)
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -1,1 +1,1 @@
-"""What tests and benchmarks share: a started service, clients, hostile inputs and faults."""
+"""Shared by tests and benchmarks: a started service, clients, hostile inputs and faults."""

@@ -38,7 +38,7 @@ class Clock:
         }
 
     def set(self, seconds: int) -> None:
-        """Set the clock so many seconds ahead of the machine's."""
+        """Set the clock ahead of the machine's by some seconds."""
         # Replaced at once, since a process may read it at any time.
         new = self._file.with_suffix(".new")
         new.write_text(f"{seconds:+d}s\n")

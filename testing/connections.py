@@ -1,6 +1,6 @@
-"""Clients that behave badly: slow, leaving early, or many at once; and the bodies they send.
+"""Misbehaving clients: slow, leaving early, or many at once; and the bodies they send.
 
-No HTTP library behaves like that. What each client saw is a status, "closed" for a connection that
+HTTP libraries do not support this. Each client returns a status, "closed" for a connection that
 ends without one, "refused", or "nothing" after a timeout.
 """
 
@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from urllib3 import encode_multipart_formdata
 
 PATIENCE = 60.0
-# A slow client sends so many bytes, and waits so many seconds.
+# Bytes that a slow client sends at once, and seconds that it then waits.
 TRICKLE, PACE = 8, 0.5
 # The same for all forms, so that one content type fits them.
 BOUNDARY = "end-of-a-field-6f1d2c"
@@ -107,12 +107,12 @@ def slow(call: Call, count: int, seconds: float) -> Counter[str]:
 
 
 def half_sent(call: Call, count: int) -> Counter[str]:
-    """Send half of a body, and leave."""
+    """Send half of a body, then disconnect."""
     return _all(count, lambda: _leave(call, len(call.body) // 2))
 
 
 def leaving(call: Call, count: int) -> Counter[str]:
-    """Send a body, and leave before the answer."""
+    """Send a body, and disconnect before the answer."""
     return _all(count, lambda: _leave(call, len(call.body)))
 
 

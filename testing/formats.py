@@ -1,4 +1,4 @@
-"""Image files built by hand, with any claims in their headers."""
+"""Image files built byte by byte, with arbitrary values in their headers."""
 
 from __future__ import annotations
 

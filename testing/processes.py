@@ -1,4 +1,4 @@
-"""What the processes of a server use: processor time and memory, by kind of process."""
+"""Processor time and memory of a server's processes, by kind of process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests share: the data set, the sample image, and the real service on free ports."""
+"""Shared fixtures: the data set, the sample image, and the real service on free ports."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ if TYPE_CHECKING:
 DEPLOYMENT = deployment.load(ROOT / "deployment.yaml")
 # The versions that the service loads: the first answers by default.
 SERVED = sorted(DEPLOYMENT.versions, key=lambda version: version != DEPLOYMENT.default)
-# Those that are finished.
+# The finished versions.
 CARDS = {
     path.parent.name: json.loads((path.parent / "card.json").read_text())
     for path in sorted(ROOT.glob("models/*/golden.json"))
 }
-# Those of a laboratory's own (`make train FROM=...`) are not this project's to test.
+# Versions adapted by a laboratory (`make train FROM=...`) are not tested here.
 VERSIONS = [version for version, card in CARDS.items() if "adapted_from" not in card]
 
 # pytest-xdist runs a process for each core, and results do not depend on the number of threads.
 torch.set_num_threads(1)
 
-# The same examples each time, and no limit on the seconds that one takes.
+# The same examples each time, and no time limit for one.
 for profile, examples in (("quick", 40), ("full", 400)):
     hypothesis.settings.register_profile(
         profile, max_examples=examples, deadline=None, derandomize=True, database=None
     )
-# `make test-all` takes the other one, by --hypothesis-profile.
+# `make test-all` selects the other profile with --hypothesis-profile.
 hypothesis.settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep tests that share what is slow to start in one process of pytest-xdist.
+    """Keep tests that share a slow fixture in one process of pytest-xdist.
 
     The tests with a browser go first, those of the running service second, then the other
     modules, so that no long group starts last.
@@ -92,7 +92,7 @@ def blood_cells() -> Path:
 
 @pytest.fixture
 def app(stand_in: Any) -> Flask:
-    """Build the page in front of what stands in for its service: a file of tests says what."""
+    """Build the page in front of a stand-in for its service, which each test module defines."""
     return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
 
 
@@ -107,20 +107,20 @@ def sample_image() -> Path:
 
 
 def free_settings(run_dir: Path) -> Settings:
-    """Return settings with free ports, and with a folder and a deployment of their own."""
+    """Return settings with free ports, and with their own folder and deployment."""
     return of_its_own.free_settings(run_dir, DEPLOYMENT)
 
 
 @pytest.fixture
 def stand_in(tmp_path: Path) -> Iterator[StandIn]:
-    """Run what answers in place of TorchServe."""
+    """Run a stand-in for TorchServe."""
     with StandIn(tmp_path) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
-    """Run an edge over what answers in place of TorchServe."""
+    """Run an edge over a stand-in for TorchServe."""
     running = edge_over_stand_in(tmp_path_factory.mktemp("edge") / "run")
     yield running
     running.close()
@@ -128,7 +128,7 @@ def shared_edge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asker]:
 
 @pytest.fixture
 def edge(shared_edge: Asker) -> Asker:
-    """Return the shared edge, over a stand-in that is as at its start."""
+    """Return the shared edge, over a stand-in that is reset."""
     assert shared_edge.stand_in
     shared_edge.stand_in.reset()
     (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Chromium says this of every answer above 399, and of none at all, also of those that are meant.
+# Chromium logs this for every status above 399 and for no answer, even if the test expects it.
 STATUS_LINE = "Failed to load resource: "
 
 Open = Callable[..., "Page"]
@@ -160,7 +160,7 @@ Open = Callable[..., "Page"]
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Start the Chromium of this machine; Playwright's event loop bars others till it ends."""
+    """Start Chromium. Playwright's event loop prevents other loops until it ends."""
     playwright_api = pytest.importorskip("playwright.sync_api", reason="no Playwright")
     program = chromium.find()
     if not program:
@@ -168,7 +168,7 @@ def browser() -> Iterator[Browser]:
             pytest.fail(chromium.MISSING)
         pytest.skip(chromium.MISSING)
     with playwright_api.sync_playwright() as playwright:
-        # Only a hang takes so long; the default is 5 s.
+        # Only a hang reaches this limit; the default is 5 s.
         playwright_api.expect.set_options(timeout=60_000)
         started = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
         yield started

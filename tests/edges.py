@@ -62,7 +62,7 @@ class Asker:
         return self.ask(path, None, "GET", None, **kwargs)
 
     def exchange(self, data: bytes) -> bytes:
-        """Send bytes, and return all that is answered."""
+        """Send bytes, and return the whole answer."""
         with self.connect() as connection:
             connection.sendall(data)
             return connection.makefile("rb").read()
@@ -126,7 +126,7 @@ def wait(until: Callable[[], object]) -> None:
 
 
 def problem_of(response: requests.Response) -> tuple[int, str]:
-    """Return status and type of an error, which must be of the project's shape."""
+    """Return status and type of an error, which must have the project's format."""
     document = response.json()
     assert set(document) == {"code", "type", "message"}
     assert document["code"] == response.status_code

@@ -1,4 +1,4 @@
-"""Stands in for the service behind the page: answers or fails as a test asks."""
+"""A stand-in for the service behind the page, which answers or fails as a test configures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ class DrawingsStandIn(StandIn):
     def predict(
         self, image: bytes, version: str | None = None, client: str | None = None
     ) -> dict[str, Any]:
-        """Return the answer for a drawing; raise the error of a file that is no image."""
+        """Return the answer for a drawing; raise the error of a file that is not an image."""
         super().predict(image, version, client)
         drawing = {each.path.read_bytes(): each for each in samples.drawn()}.get(image)
         if drawing is None:
@@ -133,7 +133,7 @@ def token(page: str) -> str:
 
 
 def encoded(data: dict[str, Any]) -> dict[str, Any]:
-    """Return a form as the test client takes it, whose own would put large ones into files."""
+    """Return a form in memory; the test client's own would write large ones to files."""
     boundary, body = encode_multipart(data)
     return {"data": body, "content_type": f'multipart/form-data; boundary="{boundary}"'}
 

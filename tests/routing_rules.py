@@ -33,26 +33,26 @@ BAD_FORM = error(500, "ErrorDataDecoderException")
 
 
 def disconnect(request: BaseHTTPRequestHandler) -> None:
-    """Close the connection without an answer, as a Java that is killed does."""
+    """Close the connection without an answer, like a killed Java."""
     request.connection.shutdown(socket.SHUT_RDWR)
 
 
 def disconnect_midway(request: BaseHTTPRequestHandler) -> None:
-    """Close the connection within the answer."""
+    """Close the connection in the middle of the answer."""
     request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Model-Version: 2.0\r\n\r\n{")
     disconnect(request)
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One situation, and what must come of it."""
+    """One situation, and the expected result."""
 
     situation: str
-    # Of TorchServe, in order; the last one for all that follow.
+    # Answers of TorchServe, in order; the last one is repeated.
     answers: list[Any]
-    # The versions that are asked, in order.
+    # The versions that get a request, in order.
     asked: list[str]
-    # What the canary's watch is told: a version, and whether it failed.
+    # The outcomes that are recorded for the canary: a version, and whether it failed.
     outcomes: list[tuple[str, bool]]
     # The type of the error that the client gets.
     error: str | None = None
@@ -81,7 +81,7 @@ RULES = [
     ),
     # An image that kills workers is sent twice at most.
     Rule("a fatal image", [DIED], ["2.0", "1.0"], [BAD_CANARY, BAD], *UNAVAILABLE),
-    # The service is at fault, or nobody.
+    # The service is at fault, or no one.
     Rule("all queues are full", [FULL], ["2.0", "1.0"], [], "ServiceBusy", 429),
     Rule("Java restarts", [disconnect, OK], ["2.0", "1.0"], [GOOD]),
     Rule("Java dies midway", [disconnect_midway, OK], ["2.0", "1.0"], [GOOD]),
@@ -102,12 +102,12 @@ RULES = [
     Rule("named, retired", [RETIRED], ["2.0"], [], "NotServed", 404, named="2.0"),
     Rule("named, unknown", [OK], [], [], "NotServed", 404, named="9.9"),
     Rule("named, neither canary nor default", [OK], ["3.0"], [], named="3.0"),
-    # Without a canary nothing is watched.
+    # Without a canary no outcome is recorded.
     Rule("the default answers", [OK], ["1.0"], [], canary=False),
     Rule("the default fails", [FAILED], ["1.0"], [], *UNAVAILABLE, canary=False),
     Rule("the default is busy", [FULL], ["1.0"], [], "ServiceBusy", 429, canary=False),
     Rule("the default dies", [DIED, OK], ["1.0", "1.0"], [], canary=False),
-    # Explanations take longer, so they are not watched.
+    # Explanations take longer, so their outcomes are not recorded.
     Rule("explained", [OK], ["2.0"], [], named="2.0", endpoint="explanations"),
     Rule("explained, dies", [DIED, OK], ["2.0"] * 2, [], named="2.0", endpoint="explanations"),
     Rule("explained, fails", [FAILED, OK], ["2.0", "1.0"], [], endpoint="explanations", only=EDGE),

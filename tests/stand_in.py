@@ -1,4 +1,4 @@
-"""What stands in for TorchServe in tests: over HTTP, or in place of the management client."""
+"""Stand-ins for TorchServe: over HTTP, or in place of the management client."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def problem(status: int, kind: str, message: str = "why") -> tuple[int, bytes]:
 
 
 class StandIn:
-    """A TorchServe that answers as a test asks it to, and is ready by its routing."""
+    """A TorchServe that answers as a test configures, with a routing that makes it ready."""
 
     def __init__(self, run_dir: Path) -> None:
         self.answer: Answer = lambda request, body: (200, b"{}")
@@ -83,7 +83,7 @@ class StandIn:
         self.settings = Settings(inference_port=port, management_port=port, run_dir=run_dir)
 
     def reset(self) -> None:
-        """Be as at the start, for the next test."""
+        """Reset it for the next test."""
         self.answer = lambda request, body: (200, b"{}")
         self.requests.clear()
         self.routing.publish(ROUTING)
@@ -110,16 +110,16 @@ class StandIn:
 
 
 class Management:
-    """The management client of a TorchServe that is but a few dictionaries."""
+    """A management client whose TorchServe consists of a few dictionaries."""
 
     def __init__(self, default: str, workers: dict[str, int]) -> None:
         self.workers = dict(workers)
         self._default = default
         self.queued: dict[str, int] = {}
-        # What was changed, in order; and the names of changes that are to fail.
+        # The changes so far, in order; and the names of changes that must fail.
         self.done: list[tuple[Any, ...]] = []
         self.failing: set[str] = set()
-        # Called before each change, with what will stand in `done`.
+        # Called before each change, with its entry in `done`.
         self.look: Callable[[tuple[Any, ...]], None] = lambda change: None
 
     def versions(self) -> dict[str, dict[str, Any]]:
@@ -130,7 +130,7 @@ class Management:
             raise NotServed(version)
         return {
             "minWorkers": self.workers[version],
-            # No process has this number, so none is seen to compute.
+            # No process has this number, so none appears busy.
             "workers": [{"status": "READY", "pid": -1}] * self.workers[version],
             "jobQueueStatus": {"pendingRequests": self.queued.get(version, 0)},
         }
@@ -170,7 +170,7 @@ class Management:
 
 
 def write_archive(path: Path, version: str, name: str = MODEL, note: str = "") -> str:
-    """Write a small archive, and its SHA-256 beside it; return that."""
+    """Write a small archive and its SHA-256 file; return the SHA-256."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(path, "w") as file:
         manifest = {"model": {"modelName": name, "modelVersion": version}}
@@ -205,7 +205,7 @@ class World:
         self.routing = RoutingFile(self.settings.run_dir)
         self.routing.publish(Routing.of(self.WANTED))
         self.management = Management("1.0", {"1.0": 1, "2.0": 2})
-        # What waiting for readiness ends in, where not in readiness.
+        # The error that waiting for readiness raises, if any.
         self.never: BaseException | None = None
         monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)
         monkeypatch.setattr(rollout, "wait_until_ready", self._wait)
@@ -218,7 +218,7 @@ class World:
             self.management.look(("ready", version, count))
             if self.never:
                 raise self.never
-            # The real one would wait for more workers, and ask what lies there for its answers.
+            # The real one would wait for workers and read the archive's answers.
             if self.management.workers.get(version) != count:
                 raise NeverReady(f"version {version} has not {count} workers")
             archives.check(archives.deployed(settings, version), version)
@@ -230,7 +230,7 @@ class World:
 
     @property
     def state(self) -> tuple[Any, ...]:
-        """Return all that a change that fails must leave as it was."""
+        """Return the state that a failed change must not alter."""
         return (
             self.settings.deployment.read_text(),
             dict(self.management.workers),

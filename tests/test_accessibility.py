@@ -1,4 +1,4 @@
-"""The page by keyboard, on every screen, and as axe judges it, in Chromium."""
+"""The page in Chromium: keyboard, screen sizes, and the checks of axe."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from playwright.sync_api import Page, expect
 from frontend import samples
 
 DRAWN = [sample.path for sample in samples.drawn()]
-# WCAG 2.2 at level AA, and what axe holds good practice.
+# WCAG 2.2 at level AA, and axe's best practices.
 RULES = {
     "runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"],
 }

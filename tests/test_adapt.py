@@ -1,4 +1,4 @@
-"""Adapting a version to a laboratory: what trains, what is held out, what is written."""
+"""Adapting a version to a laboratory: training cells, held-out cells, written files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def be_apart(patch: pytest.MonkeyPatch, root: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also skip the ONNX graphs, which take seconds; `adapted` writes them."""
+    """Also skip the ONNX graphs, which take seconds; the fixture `adapted` writes them."""
     be_apart(monkeypatch, tmp_path)
     monkeypatch.setattr(version_files, "write_onnx", lambda *_: {})
     monkeypatch.setattr(adapt, "write_golden", lambda _: None)
@@ -96,7 +96,7 @@ def read(path: Path) -> Any:
 
 
 def lay(folder: Path, counts: Sequence[int] = (12, 12, 12, 12, 6)) -> Path:
-    """Create so many empty files of each class."""
+    """Create empty files of each class."""
     for name, count in zip(NAMES, counts, strict=True):
         (folder / name).mkdir(parents=True)
         for at in range(count):
@@ -145,7 +145,7 @@ def draw_laboratory(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Teach drawn cells to an untrained network, with the locator of 2.0."""
+    """Train an untrained network on drawn cells, with the locator of 2.0."""
     root = tmp_path_factory.mktemp("laboratory")
     shipped = torch.load(ROOT / "models" / "2.0" / "weights.pt", weights_only=True)
     locator = Locator()
@@ -173,8 +173,8 @@ def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
         f"wrote {adapted.written}",
         "`make deploy VERSION=3.0`",
         "1 of 41 images show no white cell",
-        "without the old cells of photographs: ",
-        "without the old cells of pbc: Set PBC_DATA",
+        "the old cells of photographs are not used: ",
+        "the old cells of pbc are not used: Set PBC_DATA",
         "macro recall on own cells: ",
     ):
         assert line in adapted.printed
@@ -263,7 +263,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch, collected: list[tuple[str, Any]])
 
 
 def slides(root: Path, count: int) -> dict[str, tuple[str, int]]:
-    """Write groups.csv, its files on so many slides; return each file's slide and label."""
+    """Write groups.csv with some slides; return each file's slide and label."""
     files = sorted(path.relative_to(root).as_posix() for path in root.glob("*/*.png"))
     groups = {name: f"slide {at % count}" for at, name in enumerate(files)}
     rows = [f"{name},{group}" for name, group in groups.items()]
@@ -313,7 +313,7 @@ def test_groups_are_never_divided(
 def test_every_training_starts_from_the_older_version(
     trainings: list[Training], tmp_path: Path
 ) -> None:
-    """Which is measured before, the new one after; an adapted version can be adapted again."""
+    """The base is measured before, the new version after; it can be adapted again."""
     write_base(Locator(), certain(1))
     first = taught(lay(tmp_path / "cells"))
     assert [each.seed for each in trainings] == list(range(protocol.INNER_FOLDS + 1))
@@ -403,10 +403,10 @@ def test_unusable_cells_are_refused(tmp_path: Path, counts: tuple[int, ...], mes
         ("7.0", "3.0", "Version 7.0 is not trained"),
         ("5.0", "3.0", "5.0 is not a trained version"),
         ("6.0", "3.0", "Version 6.0 is not calibrated"),
-        ("1.0", "3.0", "1.0 looks at whole fields: start from one that finds cells"),
-        ("2.0", "2.0", "2.0 is taken: choose another VERSION."),
-        ("2.0", "1.0", "1.0 is taken"),
-        ("4.0", "4.0", "4.0 is taken"),
+        ("1.0", "3.0", "1.0 classifies whole fields: start from one that finds cells"),
+        ("2.0", "2.0", "2.0 exists already: choose another VERSION."),
+        ("2.0", "1.0", "1.0 exists already"),
+        ("4.0", "4.0", "4.0 exists already"),
         ("2.0", "../3.0", "should look like 3.0"),
         ("2.0", "3", "should look like 3.0"),
     ],

@@ -36,7 +36,7 @@ def stand_in() -> StandIn:
 def ask(
     client: FlaskClient, image: bytes | None, what: str = "predictions", **fields: str
 ) -> TestResponse:
-    """Ask as the script does: the token in a header."""
+    """Send a request as the script does, with the token in a header."""
     data: dict[str, Any] = dict(fields)
     if image is not None:
         data["image"] = FileStorage(BytesIO(image), filename="cell")
@@ -173,7 +173,7 @@ def test_rate_limit(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = ask(client, picture())
     assert refused.json == {"type": "TooManyRequests"}
     assert 0 < int(refused.headers["Retry-After"]) <= 60
-    # A form gets a page; looking at pages is not limited, nor are other addresses.
+    # A form gets a page. Viewing pages and other addresses are not limited.
     assert str(errors.UPLOAD["TooManyRequests"].title) in client.post("/", data={}).text
     assert client.get("/").status_code == 200
     other = client.post("/", data={}, environ_base={"REMOTE_ADDR": "127.0.0.2"})

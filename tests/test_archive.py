@@ -1,4 +1,4 @@
-"""The archive: the same bytes each time, and all that a stock TorchServe needs."""
+"""The archive: reproducible, and complete for an unmodified TorchServe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(version: str, root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """Return a copy of what an archive is built from, so that the real store is left alone."""
+    """Return a copy of the sources of an archive, so that the real store does not change."""
     for name in ("handler", "models", "scripts"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "serving").mkdir()
@@ -77,7 +77,7 @@ def test_files_that_do_not_match_the_card_are_refused(copy: Path, card_has_hashe
         (folder / "card.json").write_text(json.dumps(card))
     done = build("1.0", copy)
     assert done.returncode == 1
-    assert "is not the file" in done.stderr
+    assert "does not match its SHA-256 in card.json" in done.stderr
     assert "make train VERSION=1.0" in done.stderr
     assert not list((copy / "model_store").glob("*.mar"))
 
@@ -119,7 +119,7 @@ def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:
 
 
 def ask(url: str, patience: float) -> dict[str, dict[str, float]]:
-    """Ask until there is an answer; only a service that hangs reaches the limit."""
+    """Retry until there is an answer; only a hang reaches the limit."""
     deadline = time.monotonic() + patience
     image = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
     headers = {"Content-Type": "application/octet-stream"}

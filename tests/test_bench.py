@@ -1,4 +1,4 @@
-"""The benchmarks: what is sent, how it is counted, and what the reports say."""
+"""The benchmarks: requests, measurements and reports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The check of Markdown links finds what is broken, and only that."""
+"""The check of Markdown links finds all broken links and no others."""
 
 from __future__ import annotations
 

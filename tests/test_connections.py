@@ -1,4 +1,4 @@
-"""The clients that behave badly, the clock, and the processes that tests and benchmarks share."""
+"""The misbehaving clients, the clock and the processes of tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def stand_in_for_kagglehub(
 
 
 def test_fetch_links_the_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whose archive nests the outer folder."""
+    """Kaggle's archive nests the outer folder."""
     sent = tmp_path / "cache"
     (sent / "dataset2-master" / "dataset2-master" / "images" / "TRAIN").mkdir(parents=True)
     stand_in_for_kagglehub(monkeypatch, tmp_path, lambda name: str(sent))

@@ -255,7 +255,7 @@ class TestHistory:
             ("promote:ab promote:bc rollback:cb", "b", "a b"),
             ("promote:ab promote:bc rollback:cb rollback:ba", "a", "a"),
             ("promote:ab rollback:ba promote:ac", "c", "a c"),
-            # A promotion back is no rollback.
+            # Promoting the previous version is not a rollback.
             ("promote:ab promote:ba", "a", "a b a"),
             ("promote:ab promote:bb:failed", "b", "a b"),
             ("promote:ab rollback:ba:failed", "b", "a b"),

@@ -1,4 +1,4 @@
-"""`python -m serving doctor`: each check finds its problem, and none where there is none."""
+"""`python -m serving doctor`: each check finds its problem, and nothing in a healthy service."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def context(settings: Settings) -> Context:
-    """Return the context of a healthy service: this process, and what TorchServe would report."""
+    """Return the context of a healthy service: this process, and a TorchServe's description."""
     made = Context(settings)
     made.pid = os.getpid()
     made.response = {}
@@ -83,7 +83,7 @@ def queue(room: int, waiting: int) -> dict[str, int]:
 
 
 def write_mar(path: Path, version: str, note: str = "", known: bool = True) -> str:
-    """Write an archive and its checksum; return that."""
+    """Write an archive and its checksum; return the checksum."""
     path.parent.mkdir(parents=True, exist_ok=True)
     documents: dict[str, Any] = {
         "MAR-INF/MANIFEST.json": {"model": {"modelName": "bloodcells", "modelVersion": version}},
@@ -128,7 +128,7 @@ def new_tokens(**values: Any) -> Change:
 
 
 def project_file(name: str, text: str) -> Change:
-    """Give the project another pyproject.toml or requirements.txt."""
+    """Replace pyproject.toml or requirements.txt."""
 
     def change(context: Context, patch: pytest.MonkeyPatch) -> None:
         (context.settings.run_dir / name).write_text(text)
@@ -173,12 +173,12 @@ def remove(name: str) -> Change:
 
 
 def reported(version: str, **values: object) -> Change:
-    """Have TorchServe report other values of a version."""
+    """Make TorchServe report other values of a version."""
     return lambda context, patch: context.versions[version].update(values)
 
 
 def built(edit: Callable[[Path], object]) -> Change:
-    """Edit the archive of 2.0 in the model store, where nothing is deployed yet."""
+    """Edit the archive of 2.0 in the model store; nothing is deployed yet."""
 
     def change(context: Context, patch: pytest.MonkeyPatch) -> None:
         shutil.rmtree(context.settings.archives)
@@ -193,7 +193,7 @@ def truncate(archive: Path) -> None:
 
 
 def deploy_other(pinned: str = "") -> Change:
-    """Deploy another build than the model store has; pin the one or the other."""
+    """Deploy another build than the one in the model store; pin one of them."""
 
     def change(context: Context, patch: pytest.MonkeyPatch) -> None:
         settings = context.settings
@@ -300,7 +300,7 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("queue", unchanged, OK, "2.0: 0 waiting, room for 128"),
     ("queue", reported("1.0", jobQueueStatus=queue(0, 128)), PROBLEM, "1.0: 128 waiting"),
     ("log", unchanged, NOT_CHECKED, "cannot read"),
-    # A worker that `scale` adds has a name of its own; one that is killed starts under its name.
+    # A worker added by `scale` has a new name; a killed worker restarts under the same name.
     ("log", log(*(STARTED.format(name) for name in (9000, 9001, 9003))), OK, ""),
     ("log", log(*(STARTED.format(name) for name in (1, 2, 2, 1, 2))), PROBLEM, ": 3 times"),
     # A worker that never started leaves a line.

@@ -40,7 +40,7 @@ UNAVAILABLE = (503, "ServiceUnavailable")
 
 @pytest.fixture
 def stand_in(edge: Asker) -> StandIn:
-    """Return what stands behind the edge."""
+    """Return the stand-in behind the edge."""
     assert edge.stand_in
     return edge.stand_in
 
@@ -175,7 +175,7 @@ class TestHealth:
         edge = configured.edge
         assert edge.get("/healthz").json() == {"status": "ok"}
         assert problem_of(edge.get("/readyz")) == UNAVAILABLE
-        # An address may ask 5 times a second, and 20 times at once.
+        # An address may send 5 requests per second, in bursts of 20.
         probe = b"GET /readyz HTTP/1.1\r\nHost: a\r\n\r\n"
         last = probe[:-2] + b"Connection: close\r\n\r\n"
         assert b" 429 " in edge.exchange(400 * probe + last)
@@ -276,7 +276,7 @@ class TestTLS:
     @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
     def test_version_1_1_is_refused(self, edge: Asker) -> None:
         context = ssl.create_default_context(cafile=str(edge.edge.certificate))
-        # Otherwise this side refuses it.
+        # Otherwise the client refuses it.
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
         context.minimum_version = context.maximum_version = ssl.TLSVersion.TLSv1_1
         with (
@@ -399,7 +399,7 @@ class TestSettings:
 
         certificate, key = configured.pair
         assert shown() == certificate.read_text()
-        # A damaged one is not taken.
+        # A damaged certificate is refused.
         key.write_text("damaged")
         certificates.create(certificate, key, ["localhost"])
         wait(lambda: shown() == certificate.read_text())

@@ -1,4 +1,4 @@
-"""The engine computes what torch does, on the configured device."""
+"""The engine computes the same as torch, on the configured device."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_the_device_is_the_configured_one(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("gpus")
 @pytest.mark.parametrize(("gpu", "sizes"), [(0, [8, 8, 16]), (None, [3, 8, 11])])
 def test_a_gpu_gets_full_batches(gpu: int | None, sizes: list[int]) -> None:
-    """It plans anew for each number of inputs, in a third of a second."""
+    """CUDA plans each new number of inputs, which takes a third of a second."""
     network = Engine(b"", 1, gpu, 8)
     for count in (3, 8, 11):
         inputs = np.arange(2 * count, dtype=np.uint8).reshape(count, 2)

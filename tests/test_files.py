@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and locks."""
+"""Atomic writes and locks."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ class TestAtomicWrite:
             assert path.read_text() == "old"
         assert path.read_text() == "new"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+    @pytest.mark.parametrize("mode", [0o600, 0o664])
+    def test_keeps_the_mode_of_the_old_file(self, tmp_path: Path, mode: int) -> None:
+        path = tmp_path / "file"
+        path.touch()
+        path.chmod(mode)
+        with atomic_write(path) as file:
+            file.write(b"new")
+        assert stat.S_IMODE(path.stat().st_mode) == mode
 
     def test_a_failure_leaves_the_old_file_and_nothing_else(self, tmp_path: Path) -> None:
         path = tmp_path / "file"

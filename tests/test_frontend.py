@@ -1,4 +1,4 @@
-"""The page in front of a stand-in for its service, which answers or fails as a test asks."""
+"""The page in front of a stand-in for its service, which answers or fails as configured."""
 
 import errno
 import os

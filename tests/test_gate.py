@@ -18,7 +18,7 @@ from training.export import in_torch
 from training.gate import Gate
 from training.out_of_distribution import far_images
 
-# Between the scores of nuclei and of nearly all else; not the threshold of a version.
+# Between the scores of nuclei and of nearly everything else; not a version's threshold.
 BETWEEN = 0.65
 
 Change = Callable[[Pixels], Pixels]

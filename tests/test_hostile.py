@@ -1,4 +1,4 @@
-"""What the decoder and the service do with hostile uploads: they answer or refuse, and survive."""
+"""Hostile uploads: the decoder and the service answer or refuse them, and keep running."""
 
 from __future__ import annotations
 

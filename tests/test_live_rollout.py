@@ -29,11 +29,11 @@ from testing import faulty
 from testing.clients import Clients
 from testing.service import Service, environment_of, free_settings, run_service
 
-# Two workers of 1.0, so that one can go.
+# Two workers of 1.0, so that one can be stopped.
 START = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(1)})
 IMAGE = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
 CLIENTS = [f"client-{number}" for number in range(12)]
-# Seconds; only a hang takes so long.
+# Seconds; only a hang reaches this limit.
 PATIENCE = 120.0
 
 
@@ -67,7 +67,7 @@ def run_command(settings: Settings, *arguments: str, code: int = 0) -> str:
 
 
 def shell(settings: Settings, *arguments: str) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own."""
+    """Start the command line in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-m", "serving", *arguments],
         cwd=ROOT,
@@ -111,7 +111,7 @@ class Load(Clients):
     def __init__(self, settings: Settings) -> None:
         self.failures: list[str] = []
         self.seen: dict[str, list[str]] = {client: [] for client in CLIENTS}
-        # However long a busy machine takes to restart TorchServe.
+        # Long enough for a busy machine to restart TorchServe.
         self._client = InferenceClient(
             settings, patience=PATIENCE, timeout=(PATIENCE, PATIENCE), pool_size=2
         )

@@ -1,4 +1,4 @@
-"""What is counted and exported, and the rules and dashboard that use it, without a service."""
+"""Counters, exporter, rules and dashboard, without a service."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def no_room(*_: object) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Let prometheus_client count in files, as where the variable is set from the start."""
+    """Make prometheus_client count in files, as if the variable were set from the start."""
     monkeypatch.setenv(metrics.FOLDER, str(tmp_path))
     monkeypatch.setattr(values, "ValueClass", values.MultiProcessValue())
     yield tmp_path
@@ -54,7 +54,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def run_worker(folder: Path, process: int, *answers: Any, version: str = "2.0") -> None:
-    """Let a worker of another process id count its start and some answers, and exit."""
+    """Make a worker with another process id count its start and some answers, and exit."""
     values.ValueClass = values.MultiProcessValue(lambda: process)
     metrics.Metrics(version).answered(answers)
     values.close_all_multiprocess_files()
@@ -163,7 +163,7 @@ def test_on_a_full_disk_files_wait(folder: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def stand_in() -> None:
-    """Stand in for the service's client: no test here asks it."""
+    """A stand-in for the service's client, which no test here uses."""
 
 
 def counts() -> Series:

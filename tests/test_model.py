@@ -24,7 +24,7 @@ from serving.settings import ROOT
 from training import data
 
 Change = Callable[[Image.Image], Image.Image]
-# So many images may differ between machines, whose arithmetic rounds differently.
+# Images that may differ between machines, whose arithmetic rounds differently.
 SLACK = 3
 
 
@@ -111,7 +111,7 @@ def test_a_changed_cell_stays_the_same_cell(
 
 
 def test_every_class_is_recognised(before: np.ndarray, photographs: list[data.Image]) -> None:
-    """No class is given up for the others; of four photographs of monocytes, three are right."""
+    """No class is sacrificed for the others; three of the four monocyte photographs are right."""
     labels = np.array([image.label for image in photographs])
     recall = [float((before[labels == label] == label).mean()) for label in range(len(CLASSES))]
     print(f"recall {recall}")

@@ -124,7 +124,7 @@ def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool)
     assert isinstance(version, CellByCell if finds_cells else WholeField)
     version.warm_up()
     for name in card["sha256"]:
-        with pytest.raises(RuntimeError, match=f"{name} is not the file"):
+        with pytest.raises(RuntimeError, match=f"{name} does not match its SHA-256"):
             pipelines.load(tmp_path, card | {"sha256": card["sha256"] | {name: "0"}}, 2)
 
 

@@ -36,7 +36,7 @@ def idle() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin
         assert process.stdout
-        # It has started once it answers; then it waits for more.
+        # Once it answers, it has started and waits for requests.
         process.stdin.write(b"\n")
         process.stdin.flush()
         process.stdout.read(1)
@@ -215,7 +215,7 @@ class TestWait:
     def test_waits_for_what_a_batch_delay_hid(
         self, tmp_path: Path, management: Management, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Idle at the first look, then at work until the fifth."""
+        """Idle at the first check, then busy until the fifth."""
         states = iter([None, None, "busy", "busy", None, None, None, None])
         monkeypatch.setattr(rest.time, "sleep", lambda seconds: None)
         monkeypatch.setattr(rest, "worker_state", lambda pid: next(states))

@@ -183,7 +183,7 @@ def test_a_difference_stops_every_change_until_apply_removes_it(
     assert world.management.done == []
     assert world.rollout.differences(world.desired) == [difference]
     assert len(world.rollout.apply()) == 1
-    # A pause is none.
+    # A pause is not a difference.
     with world.routing.pause("2.0"):
         assert world.rollout.differences(world.desired) == []
     assert world.desired == World.WANTED
@@ -216,7 +216,7 @@ class TestPromote:
         refused(world, lambda it: it.promote("3.0"), why)
         refused(world, lambda it: it.canary(Canary("3.0", 5)), why)
         refused(world, lambda it: it.retire("2.0"), "2.0 is the canary")
-        # Its promotion ends it.
+        # Promoting the canary ends it.
         world.rollout.promote("2.0")
         assert (world.desired.default, world.desired.canary) == ("2.0", None)
         settled(world)
@@ -249,9 +249,20 @@ class TestRollback:
             assert world.desired.default == world.management.default() == expected
             assert (last(world)["action"], last(world)["version"]) == ("rollback", expected)
             settled(world)
-        # What was deployed meanwhile serves on.
+        # A version deployed meanwhile continues to serve.
         assert world.desired.versions["3.0"].workers == 2
         refused(world, lambda it: it.rollback(), "no promotion to undo")
+
+    def test_ends_a_canary_that_was_stopped(self, world: World) -> None:
+        """Its traffic ended while deployment.yaml could not be written."""
+        world.rollout.canary(TRIAL)
+        routing = RoutingFile(world.settings.run_dir)
+        found = routing.read()
+        assert found
+        routing.publish(replace(found, canary=None, percent=0.0))
+        refused(world, lambda it: it.promote("2.0"), "was stopped")
+        assert world.rollout.rollback() == "1.0"
+        assert world.desired.canary is None
 
     def test_deploys_a_retired_version_again(self, world: World) -> None:
         world.rollout.scale("1.0", 3)

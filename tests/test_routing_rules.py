@@ -25,7 +25,7 @@ MARKS = {CLIENT: (), EDGE: pytest.mark.live}
 
 
 class ByClient:
-    """Asks TorchServe through serving.client."""
+    """Sends requests through serving.client."""
 
     def __init__(self, stand_in: StandIn) -> None:
         self.client = InferenceClient(stand_in.settings, patience=60)
@@ -47,7 +47,7 @@ class ByClient:
 
 
 class ByEdge:
-    """Asks TorchServe through the edge."""
+    """Sends requests through the edge."""
 
     def __init__(self, edge: Asker) -> None:
         self.edge = edge
@@ -63,7 +63,7 @@ class ByEdge:
 
 @pytest.fixture(params=[pytest.param(name, marks=marks) for name, marks in MARKS.items()])
 def way(request: pytest.FixtureRequest) -> Iterator[ByClient | ByEdge]:
-    """Yield each way to ask; its stand-in for TorchServe is the fixture `torchserve`."""
+    """Yield each client; its stand-in for TorchServe is the fixture `torchserve`."""
     if request.param == EDGE:
         yield ByEdge(request.getfixturevalue("edge"))
     else:

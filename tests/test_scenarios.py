@@ -1,4 +1,4 @@
-"""The scenario engine: which requests count to which step, what fails a run, what a report says."""
+"""The scenario engine: requests of a step, reasons for failure, reports."""
 
 from __future__ import annotations
 

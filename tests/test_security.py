@@ -34,7 +34,7 @@ MARK = "Xk7mark"
 SECRETS = dict.fromkeys(
     ["FRONTEND_SECRET_KEY", "DATABASE_PASSWORD", "aws_session_token", "SOME_CREDENTIALS"], MARK
 )
-# Variables by which TorchServe could be made unsafe.
+# Variables that could make TorchServe unsafe.
 HOSTILE = {
     "TS_DISABLE_TOKEN_AUTHORIZATION": "true",
     "TS_ENABLE_MODEL_API": "true",
@@ -115,7 +115,7 @@ NOT_FOUND = (404, "ResourceNotFoundException")
 NO_METHOD = (405, "MethodNotAllowedException")
 NO_IMAGE = (415, "UnsupportedImage")
 OK = (200, "")
-# Answered on every port of TorchServe, to anybody: a description of its API.
+# Answered on every port of TorchServe without a token: a description of its API.
 OPEN = {
     "GET /": NO_METHOD,
     "TRACE /": NO_METHOD,
@@ -313,7 +313,7 @@ class TestSecrets:
         run_dir = service.settings.run_dir
         for path in [run_dir, *run_dir.rglob("*")]:
             assert stat.S_IMODE(path.stat().st_mode) & 0o022 == 0, path
-            # The program of our worker is no secret.
+            # Our worker program is not secret.
             if path.is_file() and "torchserve-code" not in path.parts:
                 assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
@@ -372,7 +372,7 @@ def send_marks(service: Service) -> list[requests.Response]:
 
 
 def send_quoted_marks(service: Service) -> list[requests.Response]:
-    """Send the mark where TorchServe quotes it or fails at it, and to the page."""
+    """Send the mark where TorchServe quotes it or fails, and to the page."""
     inference = service.settings.inference_url
     owner = headers(service)["inference"]
     disposition = 'Content-Disposition: form-data; name="a"; filename="f"'

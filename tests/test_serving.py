@@ -1,8 +1,9 @@
-"""Talking to TorchServe, without one: settings, tokens, clients, and the checks before a start."""
+"""Settings, tokens, clients and the checks before a start, without TorchServe."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -157,6 +158,19 @@ def test_readiness_compares_the_answer(
         client.check_ready()
 
 
+def test_readiness_follows_another_build_of_the_version(
+    stand_in: StandIn, client: InferenceClient, answer: Callable[[float], None]
+) -> None:
+    answer(0.0)
+    client.check_ready()
+    served = archives.deployed(stand_in.settings, "1.0")
+    with zipfile.ZipFile(served, "w") as archive:
+        archive.writestr("golden.json", json.dumps({"neutrophil.png": {"NEUTROPHIL": 1.0}}))
+    os.utime(served, ns=(0, 0))
+    with pytest.raises(ServiceError, match="is wrong"):
+        client.check_ready()
+
+
 def test_a_full_queue_is_ready_after_a_recent_right_answer(
     stand_in: StandIn,
     client: InferenceClient,
@@ -223,7 +237,7 @@ def test_a_token_is_renewed_in_the_last_fifth_of_its_life(
     monkeypatch.setattr(time, "time", lambda: EXPIRY.timestamp() - left)
     read = Tokens(stand_in.settings.run_dir)
     tokens.renew_if_due(stand_in.settings, read, "inference", life=3600)
-    # TorchServe is amid writing the file: the last keys hold.
+    # While TorchServe writes the file, the last keys are used.
     (stand_in.settings.run_dir / KEY_FILE).write_text('{"inference": {"key"')
     tokens.renew_if_due(stand_in.settings, read, "inference", life=3600)
     assert stand_in.requests == [("/token?type=inference", "Bearer api")] * 2 * renewed
@@ -345,7 +359,7 @@ LOST = "ModuleNotFoundError: No module named 'x'"
 def log_exits(
     folder: Path, *messages: str, thread: str = "W-9000-bloodcells_2.0", exits: int = 2
 ) -> None:
-    """Let a worker exit so often, each time with these last lines."""
+    """Make a worker exit several times, each time with these last lines."""
     path = folder / "logs" / "torchserve.log"
     path.parent.mkdir(exist_ok=True)
     with path.open("a") as file:

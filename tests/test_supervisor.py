@@ -33,7 +33,7 @@ from testing.service import environment_of
 
 
 def test_only_one_service_runs_in_a_folder(tmp_path: Path) -> None:
-    # A leftover counts for nothing, even if another process has that number now: here, this one.
+    # A leftover file is ignored, even if another process, here this one, now has that number.
     (tmp_path / "pid").write_text(str(os.getpid()))
     assert supervisor.running(tmp_path) is None
     with supervisor._pid_file(tmp_path):
@@ -51,7 +51,7 @@ def test_stop_removes_what_a_killed_service_left(
     write_keys(tmp_path)
     (tmp_path / CODE / "home").mkdir(parents=True)
     supervisor.stop(Settings(run_dir=tmp_path))
-    assert capsys.readouterr().out == "nothing runs\n"
+    assert capsys.readouterr().out == "not running\n"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -113,7 +113,7 @@ def test_a_start_that_fails_prints_one_sentence(tmp_path: Path) -> None:
 
 
 class TestExits:
-    """What the service does when a part exits by itself."""
+    """The reaction of the service when a part exits by itself."""
 
     class Part:
         pid = 1
@@ -250,7 +250,7 @@ class TestCanaryWatch:
         assert routed
         assert (routed.canary, routed.share("1.0")) == (None, 100)
         assert world.desired.canary
-        # Said once, with what to do.
+        # Printed once, with advice.
         printed = capsys.readouterr().out
         assert printed.count("canary 2.0 gets no more traffic: 30 of its last 30") == 1
         assert "Read-only file system" in printed

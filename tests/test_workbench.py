@@ -130,7 +130,7 @@ def test_label_by_key_and_click(page: Page) -> None:
     first.click()
     page.keyboard.press("2")
     expect(first).to_contain_text("✓ Lymphocyte")
-    # The model's label stays beside it.
+    # The model's label is still shown.
     expect(first).to_contain_text("model: Eosinophil")
     moved = {"Eosinophil": before["Eosinophil"] - 1, "Lymphocyte": before["Lymphocyte"] + 1}
     assert counts(page) == before | moved

@@ -1,4 +1,4 @@
-"""Our worker beside TorchServe's own: for the same bytes both must send the same reply.
+"""Our worker compared with TorchServe's: both must send the same reply to the same bytes.
 
 Both are real processes that load the same small archive. Its handler answers with what it got, or
 fails in each way in which a handler can.

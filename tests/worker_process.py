@@ -1,4 +1,4 @@
-"""A worker's process, spoken to as TorchServe's Java side does."""
+"""A worker process and its protocol, as on TorchServe's Java side."""
 
 from __future__ import annotations
 

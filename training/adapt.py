@@ -1,8 +1,8 @@
-"""Teach a version a laboratory's own cells, and measure how many cells that takes.
+"""Adapt a version to a laboratory's own cells, and measure how many cells this needs.
 
-A quarter of the laboratory's groups (training/laboratories.py) is held out. On the rest the network
-of an older version is trained further, beside the cells of its own training where they are at hand,
-so that it does not forget them. The locator stays as it is.
+A quarter of the laboratory's groups (training/laboratories.py) is held out. The network of an older
+version is trained further on the other groups, and on the cells of its first training if they are
+available, so that it does not forget them. The locator does not change.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ CURVE = (0, 10, 30, 100, 300)
 
 
 def adapt(base: str, folder: Path, version: str) -> None:
-    """Teach a version the labelled cells of a laboratory."""
+    """Adapt a version to the labelled cells of a laboratory."""
     if not re.fullmatch(r"\d+\.\d+", version):
         raise DataError(f"VERSION={version} is not a version: it should look like 3.0.")
     if version == base or version in RECIPES:
-        raise DataError(f"{version} is taken: choose another VERSION.")
+        raise DataError(f"{version} exists already: choose another VERSION.")
     card, locator, network = load_base(base)
     samples = read_folder(folder)
     require([sample.label for sample in samples])
     cells = collect(samples, "own", locator, middle)
     require(cells.labels.tolist())
     if lacking := len(samples) - len(cells.labels):
-        print(f"{lacking} of {len(samples)} images show no white cell and are left out")
+        print(f"{lacking} of {len(samples)} images show no white cell and are not used")
     train, held_out = split(cells)
     old = old_cells(locator)
     logits = np.zeros((len(train.labels), len(CLASSES) + 1), np.float32)
@@ -114,7 +114,7 @@ def load_base(version: str) -> tuple[Card, Locator, CellNet]:
     """Load a version to start from; raise DataError if it is missing or finds no cells."""
     card = version_files.read_card(version)
     if not card["finds_cells"]:
-        raise DataError(f"{version} looks at whole fields: start from one that finds cells.")
+        raise DataError(f"{version} classifies whole fields: start from one that finds cells.")
     try:
         networks = load_networks(version_files.folder(version), card)
     except (OSError, RuntimeError) as error:
@@ -132,7 +132,7 @@ def split(cells: CellSet) -> tuple[CellSet, CellSet]:
 
 
 def old_cells(locator: Locator) -> CellSet | None:
-    """Return the cells that older versions were trained on, None if none are at hand."""
+    """Return the available cells that older versions were trained on, or None."""
     sources: tuple[tuple[str, Callable[[], list[Sample]], Choose], ...] = (
         ("photographs", lambda: data.photographs(data.data_root(), "TRAIN"), surest),
         ("pbc", lambda: pbc("train"), middle),
@@ -142,14 +142,14 @@ def old_cells(locator: Locator) -> CellSet | None:
         try:
             parts.append(collect(read(), name, locator, by))
         except DataError as error:
-            print(f"without the old cells of {name}: {error}")
+            print(f"the old cells of {name} are not used: {error}")
     return CellSet.join(parts) if parts else None
 
 
 def train_on(
     network: CellNet, own: CellSet, old: CellSet | None, card: Card, seed: int, title: str
 ) -> tuple[CellNet, list[dict[str, float]]]:
-    """Train a copy of a network on a laboratory's cells, beside the old ones."""
+    """Train a copy of a network on a laboratory's cells and the old ones."""
     channels, dropout = tuple(card["network"]["channels"]), card["network"]["dropout"]
     recipe = CellRecipe(channels, dropout, steps=STEPS, learning_rate=LEARNING_RATE)
     cells = CellSet.join([own, old]) if old is not None else own
@@ -157,7 +157,7 @@ def train_on(
 
 
 def some(cells: CellSet, count: int) -> CellSet:
-    """Return so many cells of each of the four classes, in an order of their own."""
+    """Return `count` random cells of each of the four classes."""
     order = np.random.default_rng(0).permutation(len(cells.labels))
     chosen = [order[cells.labels[order] == label][:count] for label in range(len(CLASSES))]
     return cells.take(np.concatenate(chosen))

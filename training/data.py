@@ -47,7 +47,7 @@ BY_HAND = (
 
 
 class DataError(Exception):
-    """Data or a version is missing or wrong; the message says what to do."""
+    """Data or a version is missing or invalid; the message gives the fix."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +201,11 @@ def fetch() -> Path:
 
     try:
         downloaded = Path(kagglehub.dataset_download(KAGGLE_SET))
-    # Whatever fails, the user can still do it by hand.
+    # After any error, the user can still download the images by hand.
     except Exception as error:
         raise DataError(f"The download from Kaggle failed ({error}). By hand: {BY_HAND}") from error
     if LINK.exists() and not LINK.is_symlink():
-        raise DataError(f"Move {LINK} away: a link to the images in {downloaded} goes there.")
+        raise DataError(f"{LINK} is not a link to the images in {downloaded}: move it.")
     LINK.unlink(missing_ok=True)
     LINK.symlink_to(downloaded)
     return LINK

@@ -118,5 +118,5 @@ def _figure(value: float, resampled: Array) -> dict[str, Any]:
 
 
 def _ratio(part: Array, whole: Array) -> Array:
-    """Divide; 0 / 0 is NaN, which intervals leave out."""
+    """Divide; 0 / 0 is NaN, which intervals exclude."""
     return np.divide(part, whole, out=np.full_like(part, np.nan), where=whole > 0)

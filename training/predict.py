@@ -1,4 +1,4 @@
-"""Ask a version about images, as its service does, and record its known answers."""
+"""Classify images as the service does, and record a version's known answers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Answers(Table):
 
 
 class TrainedVersion:
-    """A version on disk, ready to answer; raises DataError if it is not trained and calibrated."""
+    """A version loaded from disk; raises DataError if it is not trained and calibrated."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -106,7 +106,7 @@ class TrainedVersion:
 def write_golden(name: str) -> Answer:
     """Write a version's answers to the drawn samples; return the one to the neutrophil.
 
-    Whoever holds the archive can check it against them.
+    An archive can be checked against these answers.
     """
     version, paths = TrainedVersion(name), sorted(SAMPLES.glob("*.png"))
     pictures = (version.decode(path.read_bytes()) for path in paths)

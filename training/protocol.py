@@ -5,9 +5,9 @@ from __future__ import annotations
 # Folds of the cross-validation over all photographs, and of the smaller ones within the training
 # data, which choose a seed, a network or a temperature.
 FOLDS, INNER_FOLDS = 5, 3
-# Of a laboratory's own cells, one group in so many is held out to measure the result.
+# One in HELD_OUT groups of a laboratory's cells is held out for evaluation.
 HELD_OUT = 4
-# A laboratory needs so many cells of each class.
+# Cells of each class that a laboratory needs at least.
 MIN_CELLS = 5
 # The share of true cells that each threshold keeps: `stain` rejects pictures, `foreign` cells.
 KEPT = {"stain": 0.997, "foreign": 0.98}

@@ -1,4 +1,4 @@
-"""How each network is built and trained: all that decides a run but data and seed."""
+"""How each network is built and trained: all settings of a run except data and seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measure a version through the running service, beside its weights: served.json.
+"""Measure a version through the running service, compared with its weights: served.json.
 
 Each TEST image is sent to the REST endpoint, one request at a time, and to the weights in this
 process, on one core. served.json holds the accuracy through the service, how many answers differ,
@@ -40,7 +40,7 @@ def measure_served(version: str) -> None:
 def measure(
     files: Sequence[bytes], labels: np.ndarray, weights: Ask, served: Ask
 ) -> dict[str, Any]:
-    """Ask the weights and the service in turn, so that both meet the same load."""
+    """Query the weights and the service in turn, so that both have the same load."""
     for file in files[:WARM_UP]:
         weights(file)
         served(file)
@@ -77,7 +77,7 @@ def by_weights(version: str) -> Ask:
 
 
 def by_service(version: str) -> Ask:
-    """Return a function that asks the running service; it raises ServiceError."""
+    """Return a function that queries the running service; it raises ServiceError."""
     client = InferenceClient(Settings.from_environment())
     return lambda file: client.predict(file, version)
 

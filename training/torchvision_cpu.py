@@ -1,6 +1,6 @@
-"""Torchvision's transforms beside a CPU build of torch.
+"""Torchvision's transforms with a CPU build of torch.
 
-The torchvision on PyPI is built for CUDA. Beside a CPU build of torch its import fails because an
+The torchvision on PyPI is built for CUDA. With a CPU build of torch its import fails because an
 operator has no schema ("torchvision::nms does not exist"). Its Python part, which is all that
 training uses, works once the schemas are defined.
 """

@@ -1,4 +1,4 @@
-"""The files of models/<version>/: written by training, read by what measures."""
+"""The files of models/<version>/: written by training, read by the evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.export import Served, to_onnx
 from training.gate import Gate
 
 SCRATCH = ROOT / ".train"
-# What was measured of other weights.
+# Measurements of the previous weights.
 MEASURED = (
     "golden.json",
     "metrics.json",
@@ -55,10 +55,10 @@ def scratch(version: str) -> Path:
 
 
 def write(version: str, trained: Trained) -> None:
-    """Write a trained version; remove what was measured of other weights."""
+    """Write a trained version; remove the measurements of the previous weights."""
     here = folder(version)
     here.mkdir(parents=True, exist_ok=True)
-    # First, so that a version half written does not look finished.
+    # First, so that an incomplete version does not look finished.
     for path in (*(here / name for name in MEASURED), *here.glob("*.onnx")):
         path.unlink(missing_ok=True)
     shutil.rmtree(here / "plots", ignore_errors=True)

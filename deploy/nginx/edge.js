@@ -10,7 +10,7 @@ import fs from 'fs';
 import common from 'common.js';
 import torchserve from 'torchserve.js';
 
-// In milliseconds. nginx allows 50 subrequests a request, so an unreachable TorchServe is asked rarely.
+// In milliseconds. nginx allows 50 subrequests per request, which limits the retries.
 const PATIENCE = 15000;
 const RETRY_INTERVAL = 20;
 const UNREACHABLE_INTERVAL = 500;

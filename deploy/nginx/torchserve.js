@@ -40,13 +40,13 @@ function isTokenRefused(reply) {
     return reply.status === 400 && reply.responseText.includes('InvalidKeyException');
 }
 
-// Translate a reply: status and body for the client, and what it says about the version:
+// Translate a reply to status and body for the client, and evidence about the version:
 //   failed        the version is at fault
 //   busy          its queue is full
 //   interrupted   its worker or TorchServe died with the request
 //   unreachable   nothing was sent
 //   retired       it no longer serves
-//   unrelated     the error says nothing about the version
+//   unrelated     the error is not evidence about the version
 function interpret(reply) {
     const seen = reply.variables;
     if (isIncomplete(reply)) {
@@ -77,7 +77,7 @@ function interpret(reply) {
         return common.problem(504, 'ServiceTimeout', 'The service took too long.', { failed: true });
     default: {
         const marks = isTokenRefused(reply) ? { unrelated: true } : { failed: true };
-        return common.problem(502, 'ServiceError', 'The service gave no usable answer.', marks);
+        return common.problem(502, 'ServiceError', 'The service gave no valid answer.', marks);
     }
     }
 }
@@ -90,7 +90,7 @@ function isIncomplete(reply) {
         || Number(length || 0) > received;
 }
 
-// nginx writes "-" for what did not happen.
+// nginx writes "-" for a missing value.
 function isSet(variable) {
     return Boolean(variable) && variable.slice(-1) !== '-';
 }
@@ -109,7 +109,7 @@ function workerDied() {
 }
 
 function busy() {
-    const message = 'Too many requests wait: try again soon.';
+    const message = 'Too many requests are waiting: try again soon.';
     return common.problem(429, 'ServiceBusy', message, { busy: true });
 }
 

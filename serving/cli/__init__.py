@@ -53,7 +53,7 @@ class Group(click.Group):
 def main(context: click.Context) -> None:
     """Run the white blood cell classifier and manage the versions of its model.
 
-    Environment variables set ports and folders, see the README.
+    Environment variables set ports and folders: see docs/configuration.md.
     """
     context.obj = Settings.from_environment()
 

@@ -3,7 +3,7 @@
 A client holds a shared lock on RUN_DIR/in-flight/VERSION.lock, which the kernel releases if the
 client dies. The edge keeps a file RUN_DIR/edge/in-flight/VERSION~PID~REQUEST, with the process ID
 of its nginx worker. Both record a request before they read the routing: a change that pauses a
-version and then finds no request here knows that none will follow.
+version and then finds no request here can stop its workers safely.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks for everything that can be wrong with the service.
+"""Checks of the installation and the service.
 
 The checks change nothing, and no finding shows a token.
 """

@@ -45,7 +45,7 @@ def check_folder(context: Context) -> Iterator[Finding]:
         yield Finding.judge(
             not shared,
             f"{'other users' if shared else 'only its owner'} can write to {folder}",
-            f"run `chmod 700 {folder}`: they could replace the model",
+            f"run `chmod 700 {folder}`: other users could replace the model",
         )
 
 

@@ -38,7 +38,7 @@ class Finding:
 
 
 class NotChecked(Exception):
-    """A check is not possible, which is no problem in itself; the message says why."""
+    """A check is not possible, but this is not a problem; the message gives the reason."""
 
 
 class Context:

@@ -1,6 +1,6 @@
 """Run nginx as the edge: start it, reload it when its certificate changes, stop it.
 
-It runs beside the service, as the same user, and can be started and stopped while that runs.
+It runs as the same user as the service, and starts and stops independently of it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from serving.torchserve.ports import why_closed
 from serving.torchserve.process import die_with_parent
 
 START_TIMEOUT = 60.0
-# Seconds between two looks at the certificate.
+# Seconds between checks of the certificate.
 RELOAD_INTERVAL = 1.0
 
 
@@ -47,7 +47,7 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
     port = settings.edge_port
     if why := why_closed(own.host, port):
         raise StartError(
-            f"The edge cannot listen on {own.host}, port {port} ({why}): stop what does, "
+            f"The edge cannot listen on {own.host}, port {port} ({why}): stop the other program, "
             "or set EDGE_PORT or EDGE_HOST to another."
         )
     files = certificates.provide(own, folder)
@@ -66,7 +66,7 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
         print(f"the edge is open: https://{bracketed(own.host)}:{port}", flush=True)
         print("Ctrl-C closes it.", flush=True)
     code = _wait(process, files, known)
-    # The workers of a killed master would go on serving.
+    # The workers of a killed master would continue to serve.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     if code < 0:
@@ -78,10 +78,10 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
 
 
 def _forward_signals(process: subprocess.Popen[bytes], note: Path) -> None:
-    """Let TERM and INT close nginx, HUP reload it and USR1 reopen its log."""
+    """Make TERM and INT close nginx, HUP reload it and USR1 reopen its log."""
 
     def close(*_: object) -> None:
-        # Without the note, its silence is no alert.
+        # Without the note, a stopped edge raises no alert.
         note.unlink(missing_ok=True)
         process.send_signal(signal.SIGQUIT)
 
@@ -96,7 +96,7 @@ def _wait(process: subprocess.Popen[bytes], files: Sequence[Path], known: bytes)
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(RELOAD_INTERVAL)
-        # One may be missing during an exchange; nginx keeps the certificate that it has.
+        # A file may be missing while it is replaced; nginx keeps its certificate.
         with contextlib.suppress(OSError):
             now = _contents(files)
             if now != known:

@@ -1,4 +1,4 @@
-"""What other processes see of the edge: for the service's metrics and `doctor`."""
+"""The state of the edge, for the service's metrics and `doctor`."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Seen:
 
 
 def note(path: Path, host: str, port: int, keys: Path) -> None:
-    """Write how an open edge can be reached."""
+    """Write the address of an open edge and the path of its keys."""
     path.write_text(json.dumps({"host": host, "port": port, "keys": str(keys)}))
 
 
 def look(path: Path) -> Seen | None:
-    """Ask the edge that left this note whether it is well; return None if there is no note."""
+    """Check the edge that wrote this note; return None if there is no note."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):

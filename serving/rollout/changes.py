@@ -66,9 +66,9 @@ class Rollout:
         with self._change("deploy", version) as (desired, entry):
             if version in desired.versions:
                 raise Refused(f"Version {version} serves already: a new build is a new version.")
-            # Validated before anything is done.
+            # Validate before any change.
             desired.with_version(version, VersionSpec(workers))
-            # A rollback may need the archive that is there.
+            # A rollback may need the present archive.
             with files.restored_on_failure(archives.deployed(self.settings, version)):
                 sha256 = entry["sha256"] = self._install(version, archive, sha256)
                 with self._started(version, workers):
@@ -125,7 +125,7 @@ class Rollout:
     def scale(self, version: str, workers: int, force: bool = False) -> None:
         """Set the number of workers of a version; raise Refused.
 
-        Surplus workers stop when the version is at rest; with `force`, also amid a request.
+        Surplus workers stop when the version is at rest; with `force`, even during a request.
         """
         with self._change("scale", version) as (desired, entry):
             self._require(version, desired)
@@ -185,7 +185,13 @@ class Rollout:
         try:
             with deployment.change(self.settings, action, version) as entry:
                 desired = deployment.load(self.settings.deployment)
-                if in_sync and (differences := self.differences(desired)):
+                differences = self.differences(desired) if in_sync else []
+                if action == "rollback" and differences == [
+                    state.stopped_canary(desired, self.routing.read())
+                ]:
+                    # This is what ends it.
+                    differences = []
+                if differences:
                     raise Refused(
                         f"{self.settings.deployment.name} and the service differ "
                         f"({'; '.join(differences)}): run `apply` first, or restore the file."

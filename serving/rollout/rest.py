@@ -64,7 +64,7 @@ def worker_state(pid: int) -> str | None:
     """
     try:
         state = psutil.Process(pid).status()
-        # Read second: a worker that fell asleep before it was idle sleeps amid a request.
+        # Read after the status, because a worker can also sleep during a request.
         if (Path("/proc") / str(pid) / "comm").read_text().strip() == BUSY:
             return "busy"
     except (psutil.Error, OSError, ValueError):

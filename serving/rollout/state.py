@@ -1,4 +1,4 @@
-"""The actual state of the service, beside the desired one in deployment.yaml."""
+"""The actual state of the service, compared with the desired one in deployment.yaml."""
 
 from __future__ import annotations
 
@@ -33,11 +33,18 @@ def differences(
     default = management.default()
     if default != desired.default:
         found.append(f"the default version is {default}, not {desired.default}")
-    if routed and desired.canary and not routed.canary:
-        found.append(f"the canary {desired.canary.version} was stopped and gets no traffic")
+    if stopped := stopped_canary(desired, routed):
+        found.append(stopped)
     elif routed and replace(routed, paused={}) != Routing.of(desired):
         found.append("clients are routed differently")
     return found
+
+
+def stopped_canary(desired: Deployment, routed: Routing | None) -> str | None:
+    """Describe a canary that lost its traffic while deployment.yaml could not be written."""
+    if routed and desired.canary and not routed.canary:
+        return f"the canary {desired.canary.version} was stopped and gets no traffic"
+    return None
 
 
 def status(

@@ -2,4 +2,4 @@
 
 
 class Ended(Exception):
-    """A part of the service exited during its start; the message says which, and how."""
+    """A part of the service exited during its start; the message gives its name and exit code."""

@@ -1,4 +1,4 @@
-"""Repeat background work, and survive whatever goes wrong in it."""
+"""Repeat background work; an error in it is logged and does not stop it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 def repeat(
     steps: Mapping[str, Callable[[], None]], seconds: float, ending: threading.Event
 ) -> None:
-    """Run all steps every so many seconds until `ending` is set.
+    """Run all steps at an interval in seconds until `ending` is set.
 
     A step that fails is logged by its name, once until it succeeds, and run again next time.
     """
@@ -28,7 +28,7 @@ def repeat(
 
 
 def say(message: str) -> None:
-    """Print a line at once; where that fails, as on a full disk, go on without it."""
+    """Print a line and flush it; ignore errors, such as a full disk."""
     with contextlib.suppress(OSError):
         print(message, flush=True)
 

@@ -2,8 +2,7 @@
 
 There are four sources: what workers and page count in files in RUN_DIR/metrics
 (handler/metrics.py), added up over their processes; the state of the service, looked up at each
-scrape; TorchServe's own metrics, which it serves on loopback only; and the edge, if one runs beside
-the service.
+scrape; TorchServe's own metrics, which it serves on loopback only; and the edge, if one runs.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from serving.torchserve.tokens import KINDS, TokenError, Tokens
 TIMEOUT = (1.0, 4.0)
 # In place of a process id: the counts of all processes that have ended.
 ENDED = "ended"
-# Much more than the counts of all versions take.
+# Much more than the counts of all versions need.
 ROOM = 1 << 20
 
 Descriptions = Mapping[str, Mapping[str, Any]]
@@ -48,7 +47,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 def environment(settings: Settings) -> dict[str, str]:
-    """Return the environment variables that tell workers and page where to count."""
+    """Return the environment variables that set where workers and page count."""
     return {FOLDER: str(settings.metrics)}
 
 
@@ -85,7 +84,7 @@ def exported(
 
 
 def with_liveness(metrics: Application) -> Application:
-    """Answer GET /livez beside the metrics.
+    """Answer GET /livez in addition to the metrics.
 
     Each request has its own thread, so neither uploads nor scrapes delay the answer.
     """
@@ -150,11 +149,11 @@ class State(Lookup):
         self._models = models
         self._tokens = Tokens(settings.run_dir)
         self._management = ManagementClient(settings, TIMEOUT)
-        # One scrape at a time: the clients are not made for threads.
+        # One scrape at a time: the clients are not thread-safe.
         self._lock = threading.Lock()
 
     def collect(self) -> Iterator[Metric]:
-        """Look everything up, and leave out what can't be found."""
+        """Look up all metrics; omit those that are not available."""
         with self._lock:
             described = self._described()
             yield GaugeMetricFamily(
@@ -233,13 +232,13 @@ class TorchServe(Lookup):
 
 
 class Edge(Lookup):
-    """The edge that runs beside the service, from its start until it is stopped."""
+    """The edge of the service, from its start until it is stopped."""
 
     def __init__(self, settings: Settings) -> None:
         self._note = settings.edge_note
 
     def collect(self) -> Iterator[Metric]:
-        """Ask it whether it is up; return nothing if there is none."""
+        """Query the edge; return nothing if none runs."""
         seen = edge_status.look(self._note)
         if seen is None:
             return

@@ -57,7 +57,7 @@ class Page:
         raise Ended(f"The page exited with code {code}.")
 
     def stop(self) -> None:
-        """Stop it once it has answered what is in flight."""
+        """Stop it after it has answered the requests in flight."""
         self._process.terminate()
         try:
             self._process.wait(STOP_PATIENCE)

@@ -41,12 +41,12 @@ from serving.torchserve.tokens import (
 )
 
 PATIENCE = 30.0
-# Give up after so many exits within so many seconds.
+# Give up after EXITS exits within WITHIN seconds.
 EXITS, WITHIN = 4, 120.0
 
 
 class Stopped(BaseException):
-    """A signal asks the service to stop; handlers of errors must not catch this."""
+    """A signal requests a stop; error handlers must not catch this."""
 
 
 def run(settings: Settings) -> None:
@@ -70,11 +70,11 @@ def stop(settings: Settings) -> None:
     pid = running(settings.run_dir)
     if pid is None:
         remove_leftovers(settings.run_dir)
-        print("nothing runs")
+        print("not running")
         return
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGTERM)
-    # The page may take its time to finish what is in flight, and then TorchServe.
+    # First the page, then TorchServe may take time to finish the requests in flight.
     deadline = time.monotonic() + 2 * PATIENCE
     while running(settings.run_dir) is not None:
         if time.monotonic() > deadline:
@@ -110,7 +110,7 @@ class Service:
         self.settings = settings
         self.routing = RoutingFile(settings.run_dir)
         self.tokens = Tokens(settings.run_dir)
-        # That of the last start.
+        # The deployment of the last start.
         self._deployment: Deployment | None = None
         self._server: TorchServe | None = None
         self._page: Page | None = None
@@ -125,7 +125,7 @@ class Service:
         watch = {"watching the canary": CanaryWatch(settings).check}
         self._threads = [
             threading.Thread(target=repeat, args=(steps, seconds, self._ending), daemon=True)
-            # Often, as our clock stops while the machine is suspended, and that of tokens does not.
+            # Often: tokens also expire while the machine is suspended, when our clock stops.
             for steps, seconds in ((renewals | header, min(1.0, life / 20)), (watch, 1.0))
         ]
 
@@ -185,7 +185,7 @@ class Service:
         log = WorkerLog(self.settings)
         server.start()
         for thread in self._threads:
-            # Before the service is ready: that may take longer than a token lives.
+            # Before the service is ready, because a token may expire meanwhile.
             if thread.ident is None:
                 thread.start()
 
@@ -222,7 +222,7 @@ class Service:
             if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
                 raise StartError(f"{exited} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
             say(f"{exited} Restarting ...")
-            # If it exits during its start, the next look finds that.
+            # If it exits during its start, the next iteration handles that.
             with contextlib.suppress(Ended):
                 self._restart()
                 say(f"ready again after {time.monotonic() - exits[-1]:.1f} s")

@@ -18,7 +18,7 @@ def check_ports(settings: Settings) -> None:
     for variable, port in settings.ports.items():
         if why := why_closed(settings.host_of(variable), port):
             raise StartError(
-                f"Port {port} can't be used ({why}): stop what listens there, or "
+                f"Port {port} can't be used ({why}): stop the other program, or "
                 f"set {variable} to another port."
             )
 

@@ -7,7 +7,7 @@ batch. For the same bytes both send the same reply (tests/test_worker.py), with 
   without a manifest are refused with a message;
 - partial answers, tensors, the metric PredictionTime and TS_BENCHMARK are not supported;
 - a handler gets bytes, not bytearrays;
-- Java is told about every load that fails, not only RuntimeError and a lack of memory;
+- every failed load is reported to Java, not only RuntimeError and a lack of memory;
 - an answer that can't be encoded fails its batch, not the worker.
 
 The service copies this file to where Java looks for the worker, so it imports nothing of the
@@ -47,13 +47,12 @@ from ts.utils.util import PredictionException
 
 LOAD, INFER = b"L", b"I"
 END = -1
-# The name of the process, which shows what has to be finished before it may be stopped
-# (serving/rollout/rest.py).
+# The name of the process. A busy worker must not be stopped (serving/rollout/rest.py).
 BUSY, IDLE = b"worker: busy", b"worker: idle"
 # Seconds that Java may take to connect.
 PATIENCE = 30
 DECODES = os.environ.get("TS_DECODE_INPUT_REQUEST", "true") == "true"
-# The most commas, or opening brackets of a kind, in JSON; 128 images need some hundreds.
+# Limit of the commas, and of each opening bracket, in JSON; 128 images need some hundreds.
 MOST_VALUES = 10_000
 # Bytes to receive at once: a whole batch of small images.
 CHUNK = 1 << 18
@@ -88,7 +87,7 @@ class Message:
         self._data, self._at = b"", 0
 
     def raw(self, length: int) -> bytes:
-        """Read so many bytes; raise Hangup or ValueError."""
+        """Read `length` bytes; raise Hangup or ValueError."""
         if length < 0:
             raise ValueError(f"{length} is not a length.")
         if (missing := self._at + length - len(self._data)) > 0:
@@ -133,7 +132,7 @@ class Message:
         return end - size
 
     def _fill(self, missing: int) -> None:
-        """Receive at least so many bytes."""
+        """Receive at least `missing` bytes."""
         parts = [self._data[self._at :]]
         # Free what was read before waiting for Java: it may be large.
         self._data, self._at = b"", 0
@@ -274,7 +273,7 @@ def _load(message: Message, send: Send, metrics: Any) -> Model:
         out = _is_out_of_memory(error)
         send(_status(507, "System out of memory") if out else _status(500, "Unknown exception"))
         raise
-    # What is loaded stays: exclude it from garbage collection.
+    # Loaded objects stay in memory: exclude them from garbage collection.
     gc.collect()
     gc.freeze()
     send(_status(200, f"loaded model {name}"))
@@ -343,7 +342,7 @@ def _success(ids: Mapping[int, str], answers: Any, context: Context) -> bytes:
 
 
 def _failure(ids: Mapping[int, str], status: int, reason: str) -> bytes:
-    """Reply to a whole batch that it failed."""
+    """Return the reply to a failed batch: an error for each request."""
     answer = _field("") + _INT.pack(status) + _field("") + _INT.pack(0) + _field("error")
     answers = [_field(each) + answer for each in ids.values()]
     return b"".join([_INT.pack(status), _field(reason), *answers, _INT.pack(END)])
@@ -363,7 +362,7 @@ def _status(status: int, message: str) -> bytes:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # CUDA has an exception of its own for that.
+    # CUDA raises its own exception.
     return isinstance(error, MemoryError) or "CUDA" in str(error)
 
 

@@ -1,4 +1,4 @@
-// The page with a script: many images, a gallery, a count. Without it, the form still works.
+// The script of the page: many images, a gallery, a count. The form also works without it.
 
 import { Collection, isCell } from "./collection.js";
 import { mountDifferential } from "./differential.js";
@@ -100,7 +100,7 @@ function mount() {
   collection.addEventListener("change", () => {
     if (collection.open.length) {
       asking = true;
-      // To draw after each answer would take longer than the answers.
+      // Drawing after each answer would take longer than the answers.
       timer ??= setTimeout(draw, BETWEEN_DRAWINGS);
       return;
     }

@@ -1,4 +1,4 @@
-// The page's server: one request per image, sent again if that can help.
+// The page's server: one request per image, retried if that can help.
 
 import { fetchPage } from "./dom.js";
 
