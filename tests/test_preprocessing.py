@@ -52,6 +52,10 @@ def decode(data: bytes) -> Pixels:
     return preprocessing.decode(data).pixels
 
 
+# Pillow's estimate of the size of a progressive JPEG is too small for noise.
+ImageFile.MAXBLOCK = 1 << 22
+
+
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return formats.encoded(image, kind, **(KINDS.get(kind, {}) | options))
 
