@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import hypothesis
 import pytest
 import torch
-from edges import Asker, edge_over_stand_in
+from edges import Asker, edge_over_stand_in, need_nginx
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
@@ -23,7 +23,7 @@ from serving.deployment import canary
 from serving.settings import ROOT, Settings
 from testing import chromium
 from testing import service as of_its_own
-from testing.service import Service, run_service
+from testing.service import Service, run_edge, run_service
 from training import data
 
 if TYPE_CHECKING:
@@ -133,6 +133,15 @@ def edge(shared_edge: Asker) -> Asker:
     shared_edge.stand_in.reset()
     (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
     return shared_edge
+
+
+@pytest.fixture(scope="module")
+def real_edge(service: Service) -> Iterator[Asker]:
+    """Run an edge over the real service."""
+    need_nginx()
+    asker = Asker(run_edge(service.settings, EDGE_RATE="5000"), service.settings)
+    yield asker
+    asker.close()
 
 
 @pytest.fixture(scope="session")

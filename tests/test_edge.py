@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from edges import Asker, edge_over_stand_in, need_nginx, problem_of, wait
+from edges import Asker, edge_over_stand_in, problem_of, wait
 from page_stand_in import token
 from stand_in import StandIn
 
@@ -29,7 +29,7 @@ from serving.edge import certificates, process, status
 from serving.edge.keys import KeyFile
 from serving.settings import ROOT
 from serving.torchserve import StartError
-from testing.service import Service, free_ports, run_edge
+from testing.service import free_ports
 
 pytestmark = pytest.mark.live
 
@@ -456,15 +456,6 @@ class TestEnd:
         assert not look(own).answers
 
 
-@pytest.fixture(scope="module")
-def real(service: Service) -> Iterator[Asker]:
-    """Run an edge over the real service."""
-    need_nginx()
-    running = Asker(run_edge(service.settings, EDGE_RATE="5000"), service.settings)
-    yield running
-    running.close()
-
-
 class TestService:
     """The edge over the real service."""
 
@@ -472,33 +463,36 @@ class TestService:
     def image(self, sample_image: Path) -> bytes:
         return sample_image.read_bytes()
 
-    def test_answers(self, real: Asker, image: bytes) -> None:
-        assert real.get("/readyz").json() == {"status": "ok"}
+    def test_answers(self, real_edge: Asker, image: bytes) -> None:
+        assert real_edge.get("/readyz").json() == {"status": "ok"}
         # `explain` and `describe` are TorchServe's; they do not pass.
         headers = {"explain": "True", "url_path": "x"}
-        response = real.ask(body=image, headers=headers)
+        response = real_edge.ask(body=image, headers=headers)
         assert response.status_code == 200
         assert response.json()["label"] == "NEUTROPHIL"
         assert response.headers["X-Model-Version"] == response.json()["version"]
         assert "heat_map" not in response.json()
-        assert problem_of(real.ask(body=b"", headers={"describe": "True"})) == (400, "EmptyImage")
-        largest = real.ask(body=bytes(12 * 2**20))
+        assert problem_of(real_edge.ask(body=b"", headers={"describe": "True"})) == (
+            400,
+            "EmptyImage",
+        )
+        largest = real_edge.ask(body=bytes(12 * 2**20))
         assert problem_of(largest)[0] in (413, 415)
         assert largest.headers["X-Model-Version"]
 
-    def test_the_page_needs_no_key(self, real: Asker, image: bytes) -> None:
+    def test_the_page_needs_no_key(self, real_edge: Asker, image: bytes) -> None:
         with requests.Session() as session:
             session.trust_env = False
-            session.verify = real.session.verify
-            first = session.get(real.edge.url, timeout=60)
+            session.verify = real_edge.session.verify
+            first = session.get(real_edge.edge.url, timeout=60)
             assert "Secure" in first.headers["Set-Cookie"]
             for path in set(re.findall(r'(?:src|href)="(/[^"?]*)', first.text)):
-                assert session.get(real.edge.url + path, timeout=60).status_code == 200, path
+                assert session.get(real_edge.edge.url + path, timeout=60).status_code == 200, path
             answer = session.post(
-                f"{real.edge.url}/api/predictions",
+                f"{real_edge.edge.url}/api/predictions",
                 files={"image": ("a.png", image)},
                 data={"csrf_token": token(first.text)},
-                headers={"Referer": f"{real.edge.url}/"},
+                headers={"Referer": f"{real_edge.edge.url}/"},
                 timeout=60,
             )
         assert answer.json()["cells"]

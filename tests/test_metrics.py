@@ -273,8 +273,8 @@ def test_while_the_deployment_cannot_be_read(
     file.write_text(text) if text else file.unlink()
     seen = look()
     assert seen[key("bloodcells_deployment_readable")] == 0
-    told = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
-    assert told == {
+    by_version = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
+    assert by_version == {
         key(f"bloodcells_{name}", version=version): value
         for version in ("1.0", "2.0")
         for name, value in (("workers_ready", 1), ("queue_waiting", 28), ("queue_room", 100))
@@ -293,13 +293,13 @@ def test_while_the_deployment_cannot_be_read(
 def test_torchserves_own_metrics_are_forwarded(status: int | None, text: str, seen: Series) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as pool:
         torchserve = exporter.TorchServe(Settings(metrics_port=server.getsockname()[1]))
-        told = pool.submit(collected, torchserve)
+        forwarded = pool.submit(collected, torchserve)
         connection, _ = server.accept()
         with connection:
             connection.recv(65536)
             if status:
                 connection.sendall(f"HTTP/1.0 {status} -\r\n\r\n{text}".encode())
-        assert told.result(60) == seen
+        assert forwarded.result(60) == seen
 
 
 def promtool(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,11 @@ import pytest
 import requests
 import schemathesis
 import yaml
-from edges import Asker, need_nginx
+from edges import Asker
 from hypothesis import HealthCheck, Phase, settings
 
 from serving.settings import ROOT
 from serving.torchserve.tokens import Tokens
-from testing.service import Service, run_edge
 
 PATH = ROOT / "docs" / "openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
@@ -35,15 +33,6 @@ FEW = settings(
 ASKED = SCHEMA.exclude(path_regex="^/explanations")
 
 
-@pytest.fixture(scope="module")
-def asker(service: Service) -> Iterator[Asker]:
-    """Start an edge in front of the real service."""
-    need_nginx()
-    outside = Asker(run_edge(service.settings, EDGE_RATE="5000"), service.settings)
-    yield outside
-    outside.close()
-
-
 @pytest.mark.parametrize("name", ["schemas", "responses", "requestBodies", "parameters", "headers"])
 def test_every_component_is_used(name: str) -> None:
     text = PATH.read_text()
@@ -59,12 +48,12 @@ def test_document_is_valid() -> None:
 
 @ASKED.parametrize()
 @FEW
-def test_generated_requests(case: Any, asker: Asker) -> None:
+def test_generated_requests(case: Any, real_edge: Asker) -> None:
     response = case.call(
-        base_url=asker.edge.url,
-        headers={"X-API-Key": asker.key},
-        session=asker.session,
-        verify=str(asker.edge.certificate),
+        base_url=real_edge.edge.url,
+        headers={"X-API-Key": real_edge.key},
+        session=real_edge.session,
+        verify=str(real_edge.edge.certificate),
         timeout=60,
     )
     case.validate_response(
@@ -79,16 +68,19 @@ def test_generated_requests(case: Any, asker: Asker) -> None:
     )
 
 
-def test_answers(asker: Asker, sample_image: Path) -> None:
+def test_answers(real_edge: Asker, sample_image: Path) -> None:
     image = sample_image.read_bytes()
     encoded = base64.b64encode(image).decode()
     several = {"instances": [{"b64": encoded}, {"b64": base64.b64encode(image[:999]).decode()}]}
     for kind in ("predictions", "explanations"):
         for version in ("1.0", "2.0"):
             path = f"/{kind}/bloodcells/{version}"
-            one = asker.ask(path, image)
-            some = asker.session.post(
-                asker.edge.url + path, json=several, headers={"X-API-Key": asker.key}, timeout=60
+            one = real_edge.ask(path, image)
+            some = real_edge.session.post(
+                real_edge.edge.url + path,
+                json=several,
+                headers={"X-API-Key": real_edge.key},
+                timeout=60,
             )
             for response in (one, some):
                 assert response.status_code == 200
@@ -110,11 +102,11 @@ def test_answers(asker: Asker, sample_image: Path) -> None:
         (415, {"body": b"no image"}),
     ],
 )
-def test_errors(asker: Asker, expected: int, kwargs: dict[str, Any]) -> None:
+def test_errors(real_edge: Asker, expected: int, kwargs: dict[str, Any]) -> None:
     if kwargs.get("key") == "revoked":
-        kwargs = {"key": asker.keys.add("revoked")}
-        asker.keys.revoke("revoked")
-    response = asker.ask(**{"path": "/predictions/bloodcells/1.0", **kwargs})
+        kwargs = {"key": real_edge.keys.add("revoked")}
+        real_edge.keys.revoke("revoked")
+    response = real_edge.ask(**{"path": "/predictions/bloodcells/1.0", **kwargs})
     assert response.status_code == expected
     check_response("predictions", response)
 
@@ -127,9 +119,9 @@ def test_examples() -> None:
             validator(content["schema"]).validate(example)
 
 
-def test_torchserve_token_is_no_key(asker: Asker, sample_image: Path) -> None:
-    header = Tokens(asker.settings.run_dir).header("inference")
-    response = asker.ask(body=sample_image.read_bytes(), key=None, headers=header)
+def test_torchserve_token_is_no_key(real_edge: Asker, sample_image: Path) -> None:
+    header = Tokens(real_edge.settings.run_dir).header("inference")
+    response = real_edge.ask(body=sample_image.read_bytes(), key=None, headers=header)
     assert response.status_code == 401
 
 

@@ -137,8 +137,8 @@ def answer(stand_in: StandIn) -> Callable[[float], None]:
         archive.writestr("golden.json", json.dumps({"neutrophil.png": known}))
 
     def shifted(shift: float) -> None:
-        told = {name: value + shift for name, value in known.items()}
-        document = json.dumps({"version": "1.0", "probabilities": told}).encode()
+        probabilities = {name: value + shift for name, value in known.items()}
+        document = json.dumps({"version": "1.0", "probabilities": probabilities}).encode()
         stand_in.answer = lambda request, body: (200, document)
 
     return shifted

@@ -105,7 +105,10 @@ class Rollout:
 
         A version that was retired since is deployed again.
         """
-        with self._change("rollback") as (desired, entry):
+        with self._change("rollback", in_sync=False) as (desired, entry):
+            # A canary that was stopped is ended here.
+            stopped = state.stopped_canary(desired, self.routing.read())
+            self._require_in_sync(desired, except_for=stopped)
             if desired.canary:
                 entry["action"], entry["version"] = "end canary", desired.canary.version
                 self._save(replace(desired, canary=None))
@@ -185,20 +188,19 @@ class Rollout:
         try:
             with deployment.change(self.settings, action, version) as entry:
                 desired = deployment.load(self.settings.deployment)
-                differences = self.differences(desired) if in_sync else []
-                if action == "rollback" and differences == [
-                    state.stopped_canary(desired, self.routing.read())
-                ]:
-                    # This is what ends it.
-                    differences = []
-                if differences:
-                    raise Refused(
-                        f"{self.settings.deployment.name} and the service differ "
-                        f"({'; '.join(differences)}): run `apply` first, or restore the file."
-                    )
+                if in_sync:
+                    self._require_in_sync(desired)
                 yield desired, entry
         except (ServiceError, NeverReady, BadArchive, DeploymentError, OSError) as error:
             raise Refused(str(error)) from error
+
+    def _require_in_sync(self, desired: Deployment, except_for: str | None = None) -> None:
+        differences = [each for each in self.differences(desired) if each != except_for]
+        if differences:
+            raise Refused(
+                f"{self.settings.deployment.name} and the service differ "
+                f"({'; '.join(differences)}): run `apply` first, or restore the file."
+            )
 
     def _require(self, version: str, desired: Deployment) -> None:
         if version not in desired.versions:
