@@ -19,8 +19,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 
+from handler.contract import CLASSES
 from handler.preprocessing import InputError
-from handler.verdict import CLASSES
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 ANSWERS = [(label, verdict) for label in CLASSES for verdict in ("confident", "uncertain")]

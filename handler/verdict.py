@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handler.contract import CLASSES as CLASSES
+from handler.contract import CLASSES
 from handler.preprocessing import Box
 
 Answer = dict[str, Any]

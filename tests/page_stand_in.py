@@ -19,7 +19,7 @@ from werkzeug.test import encode_multipart
 
 from frontend import create_app, samples
 from frontend.__main__ import bind
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from serving.client import ServiceError
 from serving.deployment.routing import Routing
 

@@ -16,10 +16,11 @@ from PIL import Image
 
 from handler import pipelines
 from handler.cells import cut_out
+from handler.contract import CLASSES
 from handler.locator import Located
 from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
-from handler.verdict import CLASSES, answer
+from handler.verdict import answer
 from scripts.draw_cells import draw_cell
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL, ROOT

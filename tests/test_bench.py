@@ -22,8 +22,8 @@ from benchmarks.bench import Bodies
 from benchmarks.peers.kernels import Ours, Plain
 from benchmarks.report import RESULTS
 from benchmarks.servers import SERVERS, SERVICE, Running
+from handler.contract import CLASSES
 from handler.payload import parse
-from handler.verdict import CLASSES
 from serving.deployment import known_answers
 from serving.settings import ROOT
 from testing import processes

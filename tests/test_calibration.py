@@ -14,9 +14,10 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from handler.contract import CLASSES
 from handler.networks import CellNet, Locator
 from handler.preprocessing import DecodedImage, within_field
-from handler.verdict import CLASSES, Cell, Prediction, answer, other_probability
+from handler.verdict import Cell, Prediction, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
 from training.__main__ import main
 from training.calibrate import (

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from handler.cells import ZOOM, Cutout, cut_out, to_amounts
+from handler.contract import CLASSES
 from handler.locator import Located
 from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
-from handler.verdict import CLASSES
 from training import cell_set, checkpoints
 from training import cells as training
 from training.cell_set import MARGIN, PATCH, CellSet, collect, middle, surest

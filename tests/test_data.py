@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from training import data
 from training.__main__ import main
 

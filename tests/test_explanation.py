@@ -20,10 +20,10 @@ from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from handler.attribution import heat_maps
+from handler.contract import CLASSES
 from handler.explanation import CANVAS, canvas_size, place, to_png
 from handler.networks import BloodCellNet, CellNet, to_input
 from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode
-from handler.verdict import CLASSES
 from serving.settings import ROOT
 
 # Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from handler import gate
+from handler.contract import CLASSES
 from handler.preprocessing import Pixels, decode, squashed, within_field
-from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training import data, out_of_distribution
 from training.export import in_torch

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from handler.contract import CLASSES
 from handler.preprocessing import Box
-from handler.verdict import CLASSES
 from training import data, laboratories
 from training.data import OTHER, DataError
 from training.laboratories import pbc, read_folder, require

@@ -26,7 +26,7 @@ import yaml
 from conftest import CARDS, SERVED, free_settings
 from PIL import Image
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from scripts.draw_cells import draw_cell
 from serving.client import InferenceClient, ManagementClient, ServiceError
 from serving.deployment import archives, known_answers

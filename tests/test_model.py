@@ -17,9 +17,10 @@ from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
 from handler import pipelines
+from handler.contract import CLASSES
 from handler.pipelines import Pipeline
 from handler.preprocessing import decode
-from handler.verdict import CLASSES, Cell, probabilities
+from handler.verdict import Cell, probabilities
 from serving.settings import ROOT
 from training import data
 

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import SERVED
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from serving.client import InferenceClient
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import ROOT, Settings

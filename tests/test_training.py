@@ -15,8 +15,8 @@ import pytest
 import torch
 from conftest import VERSIONS
 
+from handler.contract import CLASSES
 from handler.networks import BloodCellNet, to_input, to_planes
-from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training import sweep, version_files
 from training.fields import Batch, Run, predict

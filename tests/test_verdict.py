@@ -11,15 +11,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from handler.contract import CLASSES
 from handler.preprocessing import Box
-from handler.verdict import (
-    CLASSES,
-    Answer,
-    Cell,
-    Prediction,
-    answer,
-    other_probability,
-)
+from handler.verdict import Answer, Cell, Prediction, answer, other_probability
 
 CARD: dict[str, Any] = {
     "version": "9.0",

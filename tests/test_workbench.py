@@ -16,7 +16,7 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
 from frontend import samples
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from training.data import OTHER
 from training.laboratories import read_folder
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from handler.contract import CLASSES
 from handler.networks import CellNet, Locator, load_networks
-from handler.verdict import CLASSES
 from training import data, version_files
 from training.calibrate import choose
 from training.cell_set import CellSet, Choose, collect, middle, surest

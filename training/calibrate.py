@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from handler import gate
+from handler.contract import CLASSES
 from handler.preprocessing import decode, squashed, within_field
-from handler.verdict import CLASSES
 from training import data, version_files
 from training.export import in_torch
 from training.gate import Gate

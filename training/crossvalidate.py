@@ -16,11 +16,12 @@ import numpy as np
 from tqdm import tqdm
 
 from handler import gate
+from handler.contract import CLASSES
 from handler.locator import locate
 from handler.networks import CellNet, Locator
 from handler.pipelines import CellByCell
 from handler.preprocessing import decode
-from handler.verdict import CLASSES, Prediction, probabilities
+from handler.verdict import Prediction, probabilities
 from training import data, version_files
 from training.cell_set import halved, read_field
 from training.cells import train_both, train_network, train_shipped

@@ -19,7 +19,8 @@ from cleanlab.filter import find_label_issues
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from handler.verdict import CLASSES, Answer
+from handler.contract import CLASSES
+from handler.verdict import Answer
 from training import data
 from training.calibrate import calibration, for_choosing
 from training.data import OTHER, Sample

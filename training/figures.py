@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from serving.settings import ROOT
 from training.measured import ALONE, Json, Measured, find
 

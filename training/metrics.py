@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from training.protocol import RESAMPLES
 
 Array = npt.NDArray[np.float64]

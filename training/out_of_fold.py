@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from training import version_files
 from training.data import DataError
 from training.table import Table

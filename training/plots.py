@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 
 mpl.rcParams.update(
     {

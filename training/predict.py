@@ -12,16 +12,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from handler.contract import CLASSES
 from handler.preprocessing import DecodedImage, Pixels, decode
-from handler.verdict import (
-    CLASSES,
-    Answer,
-    Cell,
-    Prediction,
-    answer,
-    other_probability,
-    probabilities,
-)
+from handler.verdict import Answer, Cell, Prediction, answer, other_probability, probabilities
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
 from training.table import Table

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from handler.verdict import CLASSES
+from handler.contract import CLASSES
 from serving.deployment.known_answers import TOLERANCE
 from training import data, plots
 from training.figures import accuracy, figures, seeds, text, write_readme

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from handler.contract import CLASSES
 from handler.preprocessing import decode
-from handler.verdict import CLASSES, Answer, answer
+from handler.verdict import Answer, answer
 from serving.client import InferenceClient
 from serving.deployment.known_answers import agree
 from serving.settings import MODEL, Settings

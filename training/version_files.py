@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from handler import gate, pipelines
+from handler.contract import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH
-from handler.verdict import CLASSES
 from serving.settings import ROOT
 from training.data import DataError
 from training.export import Served, to_onnx
