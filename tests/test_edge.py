@@ -25,7 +25,7 @@ from edges import Asker, edge_over_stand_in, problem_of, wait
 from page_stand_in import token
 from stand_in import StandIn
 
-from serving.edge import certificates, process, status
+from serving.edge import certificates, log, process, status
 from serving.edge.keys import KeyFile
 from serving.settings import ROOT
 from serving.torchserve import StartError
@@ -147,6 +147,18 @@ class TestPaths:
         response = edge.get("/healthz", headers={"X": "a" * 9000})
         assert problem_of(response) == (431, "HeadersTooLarge")
         assert problem_of(edge.ask("/" + "a" * 9000)) == (414, "AddressTooLong")
+
+    def test_every_refusal_is_json(self, edge: Asker) -> None:
+        for line, header, status, kind in (
+            ("POST / HTTP/1.1", "Transfer-Encoding: gzip", 501, "NotImplemented"),
+            ("GET / HTTP/9.9", "Accept: x", 505, "VersionNotSupported"),
+            ("GET /openapi.yaml HTTP/1.1", "If-Match: x", 412, "PreconditionFailed"),
+            ("GET /openapi.yaml HTTP/1.1", "Range: bytes=9999999-", 416, "RangeNotSatisfiable"),
+        ):
+            answer = edge.raw(f"{line}\r\nHost: a\r\n{header}\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            document = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert (document["code"], document["type"]) == (status, kind)
 
     def test_other_methods_are_not_allowed(self, edge: Asker) -> None:
         for method, path, allowed in (
@@ -271,6 +283,24 @@ class TestLog:
         for secret in (edge.key, "wrong-key-wrong-key", "first", "somebody"):
             assert secret not in text
 
+    def test_long_values_are_cut(self, edge: Asker) -> None:
+        path = "/" + 1800 * "%01"
+        request = f"{'A' * 500} {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: long\r\n\r\n"
+        assert edge.raw(request.encode()).startswith(b"HTTP/1.1 404 ")
+        (line,) = [each for each in edge.log() if each["request_id"] == "long"]
+        assert line["path"] == path[:200]
+        assert len(json.dumps(line)) < 1000
+
+    def test_is_rotated(self, configured: Configured) -> None:
+        edge = configured.edge
+        os.truncate(edge.edge.log, log.SIZE)
+        wait(lambda: edge.edge.log.with_suffix(".1.log").exists() and edge.edge.log.exists())
+
+        def is_logged() -> bool:
+            edge.get("/healthz", headers={"X-Request-ID": "rotated"})
+            return [each["request_id"] for each in edge.log()].count("rotated") > 0
+
+        wait(is_logged)
 
 class TestTLS:
     @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
@@ -368,6 +398,47 @@ def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]
     made = Configured(tmp_path_factory.mktemp("configured"))
     yield made
     made.edge.close()
+
+
+PROBE = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Real-IP: %b\r\n\r\n"
+LAST = b"%b HTTP/1.1\r\nHost: a\r\nX-Real-IP: %b\r\nConnection: close\r\n\r\n"
+
+
+class TestAddresses:
+    """Requests without a valid key are limited by address, which a trusted proxy sends."""
+
+    @staticmethod
+    def statuses(edge: Asker, requests: bytes) -> list[bytes]:
+        return re.findall(rb"HTTP/1.1 (...) ", edge.exchange(requests))
+
+    @pytest.mark.parametrize(
+        "refused", [b"GET /nothing", b"POST /predictions/bloodcells", b"DELETE /healthz"]
+    )
+    def test_refusals_and_probes_count(self, configured: Configured, refused: bytes) -> None:
+        # An address may send 50 requests per second, in bursts of 200.
+        probes = 600 * (PROBE % b"10.1.1.1")
+
+        def answers(address: bytes) -> list[bytes]:
+            return self.statuses(configured.edge, probes + LAST % (refused, address))
+
+        wait(lambda: answers(b"10.1.1.1")[-1] == b"429")
+        assert answers(b"10.2.2.2")[-1] in (b"401", b"404", b"405")
+
+    def test_one_in_a_hundred_above_the_limit_is_logged(self, configured: Configured) -> None:
+        requests = 900 * (PROBE % b"10.4.4.4") + LAST % (b"GET /healthz", b"10.4.4.4")
+        refused = self.statuses(configured.edge, requests).count(b"429")
+        logged = [each for each in configured.edge.log() if each["address"] == "10.4.4.0"]
+        assert len(logged) - (901 - refused) <= refused / 4
+
+    def test_a_network_of_version_6_counts_as_one(self, configured: Configured) -> None:
+        probes = b"".join(PROBE % b"2001:db8::%x" % each for each in range(1, 600))
+
+        def answer(address: bytes) -> bytes:
+            requests = probes + LAST % (b"GET /healthz", address)
+            return self.statuses(configured.edge, requests)[-1]
+
+        wait(lambda: answer(b"2001:db8::ffff") == b"429")
+        assert answer(b"2001:db8:0:1::1") == b"200"
 
 
 class TestSettings:

@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 from serving.cli import main
-from serving.edge import certificates, configuration
+from serving.edge import certificates, configuration, log
 from serving.edge.keys import KeyFile, KeyFileError
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.settings import ROOT, Settings, SettingsError
@@ -144,6 +144,19 @@ class TestSettings:
         assert keys_path(Settings(run_dir=tmp_path)) == tmp_path / "edge-keys.json"
         monkeypatch.setenv("EDGE_KEYS", "keys.json")
         assert keys_path(Settings(run_dir=tmp_path)) == Path.cwd() / "keys.json"
+
+
+def test_a_log_and_its_old_files_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "edge.log"
+    assert not log.rotate(path)
+    for number in range(log.OLD_FILES + 2):
+        path.write_text(str(number))
+        assert not log.rotate(path)
+        os.truncate(path, log.SIZE)
+        assert log.rotate(path)
+        assert not path.exists()
+    kept = {each.name: each.read_text()[0] for each in tmp_path.iterdir()}
+    assert kept == {f"edge.{age}.log": str(number) for age, number in zip(range(1, 6), "65432")}
 
 
 def test_a_path_that_nginx_cannot_read_is_an_error(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ def write(
         "user": "user root;" if os.geteuid() == 0 else "",
         "js_module": _quoted(_js_module()),
         "sources": _quoted(SOURCES),
+        "refusals": _quoted(SOURCES / "refusals.conf"),
         "processes": str(own.processes),
         "settings": _quoted(folder / "settings.json"),
         "log": _quoted(settings.run_dir / "logs" / "edge.log"),

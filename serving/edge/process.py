@@ -1,4 +1,4 @@
-"""Run nginx as the edge: start it, reload it when its certificate changes, stop it.
+"""Run nginx as the edge: start it, reload its certificate, rotate its log, stop it.
 
 It runs as the same user as the service, and starts and stops independently of it.
 """
@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.edge import certificates, configuration, status
+from serving.edge import certificates, configuration, log, status
 from serving.edge.configuration import bracketed
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.files import Locked, lock
@@ -25,8 +25,8 @@ from serving.torchserve.ports import why_closed
 from serving.torchserve.process import die_with_parent
 
 START_TIMEOUT = 60.0
-# Seconds between checks of the certificate.
-RELOAD_INTERVAL = 1.0
+# Seconds between checks of the certificate and of the log.
+CHECK_INTERVAL = 1.0
 
 
 def run(settings: Settings) -> None:
@@ -65,7 +65,7 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
         status.note(settings.edge_note, _reachable(own.host), port, keys_path(settings))
         print(f"the edge is open: https://{bracketed(own.host)}:{port}", flush=True)
         print("Ctrl-C closes it.", flush=True)
-    code = _wait(process, files, known)
+    code = _wait(process, files, known, settings.run_dir / "logs" / "edge.log")
     # The workers of a killed master would continue to serve.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -91,11 +91,18 @@ def _forward_signals(process: subprocess.Popen[bytes], note: Path) -> None:
         signal.signal(number, lambda number, _: process.send_signal(number))
 
 
-def _wait(process: subprocess.Popen[bytes], files: Sequence[Path], known: bytes) -> int:
-    """Wait for nginx to exit, and return its code; reload it whenever the files change."""
+def _wait(
+    process: subprocess.Popen[bytes], files: Sequence[Path], known: bytes, written: Path
+) -> int:
+    """Wait for nginx to exit, and return its code.
+
+    Meanwhile reload it whenever the files change, and rotate its log.
+    """
     while True:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(RELOAD_INTERVAL)
+            return process.wait(CHECK_INTERVAL)
+        if log.rotate(written):
+            process.send_signal(signal.SIGUSR1)
         # A file may be missing while it is replaced; nginx keeps its certificate.
         with contextlib.suppress(OSError):
             now = _contents(files)
