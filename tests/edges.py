@@ -16,6 +16,7 @@ import pytest
 import requests
 from stand_in import StandIn
 
+from serving.edge import certificates
 from serving.edge.keys import MAY, KeyFile
 from serving.settings import Settings
 from testing.service import Edge, run_edge
@@ -115,6 +116,40 @@ def edge_over_stand_in(run_dir: Path, **variables: str) -> Asker:
     page = {"frontend_port": stand_in.settings.inference_port}
     settings = stand_in.settings.model_copy(update=page)
     return Asker(run_edge(settings, **variables), settings, stand_in)
+
+
+class Configured:
+    """An edge whose settings all differ from the defaults."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pair = folder / "certificate.pem", folder / "certificate.key"
+        certificates.create(*self.pair, ["localhost", "127.0.0.1"])
+        self.keys = KeyFile(folder / "keys.json")
+        self.mounted = folder / "mounted.json"
+        self.key = self.add_key("first")
+        left = folder / "run" / "edge" / "in-flight"
+        left.mkdir(parents=True)
+        (left / "1.0~1~left").touch()
+        self.edge = edge_over_stand_in(
+            folder / "run",
+            EDGE_CERTIFICATE=str(self.pair[0]),
+            EDGE_CERTIFICATE_KEY=str(self.pair[1]),
+            EDGE_KEYS=str(self.mounted),
+            EDGE_RATE="1",
+            EDGE_PAGE="off",
+            EDGE_FRONT="127.0.0.0/8",
+            FRONTEND_PORT="1",
+        )
+        self.edge.session.verify = str(self.pair[0])
+
+    def add_key(self, name: str) -> str:
+        """Add a key as Kubernetes updates a Secret: a link then leads to another file."""
+        key = self.keys.add(name)
+        link, copy = self.mounted.with_suffix(".new"), self.mounted.with_name(name)
+        shutil.copy(self.keys._path, copy)
+        link.symlink_to(copy)
+        link.replace(self.mounted)
+        return key
 
 
 def wait(until: Callable[[], object]) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
@@ -21,12 +18,11 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from edges import Asker, edge_over_stand_in, problem_of, wait
+from edges import Asker, Configured, edge_over_stand_in, problem_of, wait
 from page_stand_in import token
 from stand_in import StandIn
 
 from serving.edge import certificates, log, process, status
-from serving.edge.keys import KeyFile
 from serving.settings import ROOT
 from serving.torchserve import StartError
 from testing.service import free_ports
@@ -43,19 +39,6 @@ def stand_in(edge: Asker) -> StandIn:
     """Return the stand-in behind the edge."""
     assert edge.stand_in
     return edge.stand_in
-
-
-@pytest.fixture
-def received(stand_in: StandIn) -> list[dict[str, str]]:
-    """Return the headers of the requests that pass the edge."""
-    seen: list[dict[str, str]] = []
-
-    def answer(request: http.server.BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
-        seen.append(dict(request.headers.items()))
-        return 200, b"{}"
-
-    stand_in.answer = answer
-    return seen
 
 
 class TestKeys:
@@ -149,16 +132,16 @@ class TestPaths:
         assert problem_of(edge.ask("/" + "a" * 9000)) == (414, "AddressTooLong")
 
     def test_every_refusal_is_json(self, edge: Asker) -> None:
-        for line, header, status, kind in (
+        for line, header, code, kind in (
             ("POST / HTTP/1.1", "Transfer-Encoding: gzip", 501, "NotImplemented"),
             ("GET / HTTP/9.9", "Accept: x", 505, "VersionNotSupported"),
             ("GET /openapi.yaml HTTP/1.1", "If-Match: x", 412, "PreconditionFailed"),
             ("GET /openapi.yaml HTTP/1.1", "Range: bytes=9999999-", 416, "RangeNotSatisfiable"),
         ):
             answer = edge.raw(f"{line}\r\nHost: a\r\n{header}\r\n\r\n".encode())
-            assert answer.startswith(b"HTTP/1.1 %d " % status)
+            assert answer.startswith(b"HTTP/1.1 %d " % code)
             document = json.loads(answer.partition(b"\r\n\r\n")[2])
-            assert (document["code"], document["type"]) == (status, kind)
+            assert (document["code"], document["type"]) == (code, kind)
 
     def test_other_methods_are_not_allowed(self, edge: Asker) -> None:
         for method, path, allowed in (
@@ -222,51 +205,6 @@ class TestHeaders:
             assert own == given if given == "ok-1_2.3" else re.fullmatch("[0-9a-f]{32}", own)
 
 
-class TestSizes:
-    def test_a_large_body_is_refused(self, edge: Asker, stand_in: StandIn) -> None:
-        chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
-        by_length = edge.head(f"Content-Length: {12 * 2**20 + 1}")
-        for request in (by_length, edge.head("Transfer-Encoding: chunked") + 13 * chunk):
-            assert edge.raw(request).startswith(b"HTTP/1.1 413 ")
-        assert json.loads(edge.raw(by_length).partition(b"\r\n\r\n")[2])["type"] == "ImageTooLarge"
-        form = {"Content-Type": "multipart/form-data; boundary=b"}
-        part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
-        assert stand_in.requests == []
-        assert edge.ask(body=256 * part + b"--b--\r\n", headers=form).status_code == 200
-        response = edge.ask(body=257 * part + b"--b--\r\n", headers=form)
-        assert problem_of(response) == (413, "TooManyImages")
-        assert len(stand_in.requests) == 1
-
-    def test_large_bodies_are_limited_in_number(self, edge: Asker) -> None:
-        with contextlib.ExitStack() as stack:
-            held: list[ssl.SSLSocket] = []
-
-            def begin(*lines: str) -> bytes:
-                """Begin a request; nginx answers once it decided whether to read the body."""
-                connection = stack.enter_context(edge.connect())
-                connection.sendall(edge.head("Expect: 100-continue", *lines))
-                # No pause of a body may last 10 s.
-                for each in held:
-                    each.sendall(b"x")
-                status = connection.recv(4096)[9:12]
-                if status == b"100":
-                    held.append(connection)
-                return status
-
-            assert [begin("Content-Length: 1000000") for _ in range(29)] == 28 * [b"100"] + [b"429"]
-            assert begin("Transfer-Encoding: chunked") == b"429"
-            assert edge.ask(body=bytes(999_999)).status_code == 200
-
-    @pytest.mark.long
-    def test_a_slow_sender_is_cut_off(self, edge: Asker) -> None:
-        with edge.connect() as slow, edge.connect() as half_sent:
-            slow.sendall(edge.head()[:-2])
-            half_sent.sendall(edge.head("Content-Length: 100") + b"half")
-            for connection in (slow, half_sent):
-                with contextlib.suppress(ConnectionError, ssl.SSLError):
-                    assert not re.match(rb"HTTP/1.1 (?!408)", connection.recv(4096))
-
-
 class TestLog:
     def test_records_requests_without_secrets(self, edge: Asker, stand_in: StandIn) -> None:
         stand_in.answer = lambda *_: (200, b"{}", ("X-Model-Version", "1.0"))
@@ -301,6 +239,7 @@ class TestLog:
             return [each["request_id"] for each in edge.log()].count("rotated") > 0
 
         wait(is_logged)
+
 
 class TestTLS:
     @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1:DeprecationWarning")
@@ -357,88 +296,6 @@ class TestInFlight:
         assert held.count() == 1
         held.release.set()
         wait(lambda: held.count() == 0)
-
-
-class Configured:
-    """An edge whose settings all differ from the defaults."""
-
-    def __init__(self, folder: Path) -> None:
-        self.pair = folder / "certificate.pem", folder / "certificate.key"
-        certificates.create(*self.pair, ["localhost", "127.0.0.1"])
-        self.keys = KeyFile(folder / "keys.json")
-        self.mounted = folder / "mounted.json"
-        self.key = self.add_key("first")
-        left = folder / "run" / "edge" / "in-flight"
-        left.mkdir(parents=True)
-        (left / "1.0~1~left").touch()
-        self.edge = edge_over_stand_in(
-            folder / "run",
-            EDGE_CERTIFICATE=str(self.pair[0]),
-            EDGE_CERTIFICATE_KEY=str(self.pair[1]),
-            EDGE_KEYS=str(self.mounted),
-            EDGE_RATE="1",
-            EDGE_PAGE="off",
-            EDGE_FRONT="127.0.0.0/8",
-            FRONTEND_PORT="1",
-        )
-        self.edge.session.verify = str(self.pair[0])
-
-    def add_key(self, name: str) -> str:
-        """Add a key as Kubernetes updates a Secret: a link then leads to another file."""
-        key = self.keys.add(name)
-        link, copy = self.mounted.with_suffix(".new"), self.mounted.with_name(name)
-        shutil.copy(self.keys._path, copy)
-        link.symlink_to(copy)
-        link.replace(self.mounted)
-        return key
-
-
-@pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
-    made = Configured(tmp_path_factory.mktemp("configured"))
-    yield made
-    made.edge.close()
-
-
-PROBE = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Real-IP: %b\r\n\r\n"
-LAST = b"%b HTTP/1.1\r\nHost: a\r\nX-Real-IP: %b\r\nConnection: close\r\n\r\n"
-
-
-class TestAddresses:
-    """Requests without a valid key are limited by address, which a trusted proxy sends."""
-
-    @staticmethod
-    def statuses(edge: Asker, requests: bytes) -> list[bytes]:
-        return re.findall(rb"HTTP/1.1 (...) ", edge.exchange(requests))
-
-    @pytest.mark.parametrize(
-        "refused", [b"GET /nothing", b"POST /predictions/bloodcells", b"DELETE /healthz"]
-    )
-    def test_refusals_and_probes_count(self, configured: Configured, refused: bytes) -> None:
-        # An address may send 50 requests per second, in bursts of 200.
-        probes = 600 * (PROBE % b"10.1.1.1")
-
-        def answers(address: bytes) -> list[bytes]:
-            return self.statuses(configured.edge, probes + LAST % (refused, address))
-
-        wait(lambda: answers(b"10.1.1.1")[-1] == b"429")
-        assert answers(b"10.2.2.2")[-1] in (b"401", b"404", b"405")
-
-    def test_one_in_a_hundred_above_the_limit_is_logged(self, configured: Configured) -> None:
-        requests = 900 * (PROBE % b"10.4.4.4") + LAST % (b"GET /healthz", b"10.4.4.4")
-        refused = self.statuses(configured.edge, requests).count(b"429")
-        logged = [each for each in configured.edge.log() if each["address"] == "10.4.4.0"]
-        assert len(logged) - (901 - refused) <= refused / 4
-
-    def test_a_network_of_version_6_counts_as_one(self, configured: Configured) -> None:
-        probes = b"".join(PROBE % b"2001:db8::%x" % each for each in range(1, 600))
-
-        def answer(address: bytes) -> bytes:
-            requests = probes + LAST % (b"GET /healthz", address)
-            return self.statuses(configured.edge, requests)[-1]
-
-        wait(lambda: answer(b"2001:db8::ffff") == b"429")
-        assert answer(b"2001:db8:0:1::1") == b"200"
 
 
 class TestSettings:

@@ -156,7 +156,7 @@ def test_a_log_and_its_old_files_are_bounded(tmp_path: Path) -> None:
         assert log.rotate(path)
         assert not path.exists()
     kept = {each.name: each.read_text()[0] for each in tmp_path.iterdir()}
-    assert kept == {f"edge.{age}.log": str(number) for age, number in zip(range(1, 6), "65432")}
+    assert kept == {f"edge.{age}.log": str(number) for age, number in enumerate("65432", 1)}
 
 
 def test_a_path_that_nginx_cannot_read_is_an_error(tmp_path: Path) -> None:
