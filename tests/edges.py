@@ -68,10 +68,10 @@ class Asker:
             connection.sendall(data)
             return connection.makefile("rb").read()
 
-    def raw(self, data: bytes) -> bytes:
-        """Send bytes, and return the answer up to the end of its JSON."""
+    def raw(self, data: bytes, address: str = "127.0.0.1") -> bytes:
+        """Send bytes from an address, and return the answer up to the end of its JSON."""
         received = b""
-        with self.connect() as connection:
+        with self.connect(address) as connection:
             connection.sendall(data)
             try:
                 while b"}" not in received and (part := connection.recv(65536)):
@@ -80,14 +80,15 @@ class Asker:
                 pass
         return received
 
-    def head(self, *lines: str, path: str = "/predictions/bloodcells") -> bytes:
-        """Return the head of a POST request with the key of `lab`."""
-        first = (f"POST {path} HTTP/1.1", "Host: a", f"X-API-Key: {self.key}")
+    def head(self, *lines: str, path: str = "/predictions/bloodcells", key: str = "") -> bytes:
+        """Return the head of a POST request, with the key of `lab` unless another is given."""
+        first = (f"POST {path} HTTP/1.1", "Host: a", f"X-API-Key: {key or self.key}")
         return "\r\n".join((*first, *lines, "\r\n")).encode()
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, address: str = "127.0.0.1") -> ssl.SSLSocket:
+        """Connect from an address of this machine, which are many (127.0.0.0/8)."""
         context = ssl.create_default_context(cafile=str(self.session.verify))
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        plain = socket.create_connection(("127.0.0.1", self.port), 60, (address, 0))
         return context.wrap_socket(plain, server_hostname="localhost")
 
     def listens(self) -> bool:

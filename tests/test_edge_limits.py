@@ -8,6 +8,7 @@ import re
 import signal
 import ssl
 import threading
+from collections.abc import Iterator
 
 import pytest
 from edges import Asker, Configured, problem_of, wait
@@ -40,26 +41,6 @@ class TestSizes:
         assert problem_of(response) == (413, "TooManyImages")
         assert len(stand_in.requests) == 1
 
-    def test_large_bodies_are_limited_in_number(self, edge: Asker) -> None:
-        with contextlib.ExitStack() as stack:
-            held: list[ssl.SSLSocket] = []
-
-            def begin(*lines: str) -> bytes:
-                """Begin a request; nginx answers once it decided whether to read the body."""
-                connection = stack.enter_context(edge.connect())
-                connection.sendall(edge.head("Expect: 100-continue", *lines))
-                # No pause of a body may last 10 s.
-                for each in held:
-                    each.sendall(b"x")
-                status = connection.recv(4096)[9:12]
-                if status == b"100":
-                    held.append(connection)
-                return status
-
-            assert [begin("Content-Length: 1000000") for _ in range(29)] == 28 * [b"100"] + [b"429"]
-            assert begin("Transfer-Encoding: chunked") == b"429"
-            assert edge.ask(body=bytes(999_999)).status_code == 200
-
     @pytest.mark.long
     def test_a_slow_sender_is_cut_off(self, edge: Asker) -> None:
         with edge.connect() as slow, edge.connect() as half_sent:
@@ -68,6 +49,82 @@ class TestSizes:
             for connection in (slow, half_sent):
                 with contextlib.suppress(ConnectionError, ssl.SSLError):
                     assert not re.match(rb"HTTP/1.1 (?!408)", connection.recv(4096))
+
+
+class Uploads:
+    """Uploads in progress: nginx has decided to read their bodies, and waits for them."""
+
+    LARGE = "Content-Length: 1000000"
+
+    def __init__(self, edge: Asker, stack: contextlib.ExitStack) -> None:
+        self._edge, self._stack = edge, stack
+        self._held: list[ssl.SSLSocket] = []
+
+    def begin(self, *lines: str, address: str = "127.0.0.1", **kwargs: str) -> bytes:
+        """Begin one, and return the status: 100 if its body is awaited."""
+        connection = self._stack.enter_context(self._edge.connect(address))
+        head = self._edge.head("Expect: 100-continue", *lines or (self.LARGE,), **kwargs)
+        connection.sendall(head)
+        # No pause of a body may last 10 s.
+        for each in self._held:
+            each.sendall(b"x")
+        status = connection.recv(4096)[9:12]
+        if status == b"100":
+            self._held.append(connection)
+        return status
+
+
+class TestSlowBodies:
+    @pytest.fixture
+    def uploads(self, edge: Asker) -> Iterator[Uploads]:
+        with contextlib.ExitStack() as stack:
+            yield Uploads(edge, stack)
+
+    def test_a_program_has_a_share(self, edge: Asker, uploads: Uploads) -> None:
+        assert [uploads.begin() for _ in range(11)] == 10 * [b"100"] + [b"429"]
+        assert uploads.begin("Transfer-Encoding: chunked") == b"429"
+        assert edge.ask(body=bytes(999_999)).status_code == 200
+        keys = [edge.keys.add(name) for name in ("second", "third")]
+        assert [uploads.begin(key=keys[0]) for _ in range(11)] == 10 * [b"100"] + [b"429"]
+        # All programs together may send 28.
+        assert [uploads.begin(key=keys[1]) for _ in range(9)] == 8 * [b"100"] + [b"429"]
+        # They do not keep visitors of the page out.
+        assert uploads.begin(path="/") == b"100"
+
+    def test_a_visitor_has_a_share(self, edge: Asker, uploads: Uploads) -> None:
+        page = [uploads.begin(path="/", address="127.0.0.2") for _ in range(7)]
+        assert page == 6 * [b"100"] + [b"429"]
+        assert uploads.begin("Content-Length: 9", path="/", address="127.0.0.2") == b"100"
+        for last in (3, 4, 5):
+            shared = [uploads.begin(path="/", address=f"127.0.0.{last}") for _ in range(6)]
+            assert shared == 6 * [b"100"]
+        # All visitors together may send 24.
+        assert uploads.begin(path="/", address="127.0.0.6") == b"429"
+        assert uploads.begin() == b"100"
+
+
+class TestConnections:
+    def test_an_address_has_a_share_of_requests_in_progress(
+        self, edge: Asker, stand_in: StandIn
+    ) -> None:
+        release = threading.Event()
+        stand_in.answer = lambda *_: (200, b"{}") if release.wait(60) else (503, b"")
+        with contextlib.ExitStack() as stack:
+            for number in range(64):
+                held = stack.enter_context(edge.connect("127.0.0.2"))
+                held.sendall(b"GET /models HTTP/1.1\r\nHost: a\r\n\r\n")
+                wait(lambda number=number: len(stand_in.requests) > number)
+            for path in (b"models", b"healthz", b"openapi.yaml", b"nothing"):
+                request = b"GET /%b HTTP/1.1\r\nHost: a\r\n\r\n" % path
+                assert b" 429 " in edge.raw(request, "127.0.0.2")
+            assert edge.get("/healthz").status_code == 200
+            release.set()
+
+    def test_a_refused_request_is_not_kept_open(self, edge: Asker) -> None:
+        for path, key in (("/nothing", ""), ("/healthz", ""), ("/predictions/bloodcells", "x")):
+            answer = edge.exchange(edge.head("Content-Length: 9000000", path=path, key=key))
+            assert re.match(rb"HTTP/1.1 40[145] ", answer)
+            assert b"\r\nConnection: close\r\n" in answer
 
 
 PROBE = b"GET /healthz HTTP/1.1\r\nHost: a\r\nX-Real-IP: %b\r\n\r\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import ssl
 import stat
 import time
@@ -157,6 +158,16 @@ def test_a_log_and_its_old_files_are_bounded(tmp_path: Path) -> None:
         assert not path.exists()
     kept = {each.name: each.read_text()[0] for each in tmp_path.iterdir()}
     assert kept == {f"edge.{age}.log": str(number) for age, number in enumerate("65432", 1)}
+
+
+@pytest.mark.parametrize(
+    ("allowed", "opened"), [(4096, 4096), (10**6, 16_640), (resource.RLIM_INFINITY, 16_640)]
+)
+def test_as_many_connections_as_the_system_allows(
+    allowed: int, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, allowed))
+    assert configuration._open_files() == opened
 
 
 def test_a_path_that_nginx_cannot_read_is_an_error(tmp_path: Path) -> None:
