@@ -104,7 +104,9 @@ class TestPaths:
             "/predictions\\bloodcells",
             "/static/../metrics",
             "/upstream/predictions",
-            "/unreadable",
+            "/refused/",
+            "/refused/401",
+            "/refused/x",
             "/api/other",
         ):
             answer = edge.raw(edge.head("Content-Length: 1", path=path) + b"x")

@@ -40,6 +40,7 @@ def write(
         "user": "user root;" if os.geteuid() == 0 else "",
         "js_module": _quoted(_js_module()),
         "sources": _quoted(SOURCES),
+        "limits": _quoted(SOURCES / "limits.conf"),
         "refusals": _quoted(SOURCES / "refusals.conf"),
         "processes": str(own.processes),
         "files": str(files),
