@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ class TestPaths:
         ):
             answer = edge.raw(edge.head("Content-Length: 1", path=path) + b"x")
             assert answer.startswith(b"HTTP/1.1 404 "), path
-            assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "NotFound"
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "NotFound", path
         assert stand_in.requests == []
 
     def test_malformed_requests_are_refused(self, edge: Asker) -> None:
@@ -204,6 +205,7 @@ class TestHeaders:
         for path, given in itertools.product(("/healthz", "/nothing"), ids):
             found = edge.get(path, headers={"X-Request-ID": given} if given else {})
             own = found.headers["X-Request-ID"]
+            assert found.headers["Strict-Transport-Security"] == "max-age=31536000"
             assert own == given if given == "ok-1_2.3" else re.fullmatch("[0-9a-f]{32}", own)
 
 
@@ -384,6 +386,55 @@ class TestEnd:
             assert "nginx was killed (signal 9)" in own.edge.printed.read_text()
         wait(lambda: not own.listens())
         assert not look(own).answers
+
+
+@pytest.fixture(scope="module")
+def pageless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Asker, int]]:
+    """Run an edge whose page does not run; return it and the port of the page."""
+    (port,) = free_ports(1)
+    run_dir = tmp_path_factory.mktemp("pageless") / "run"
+    running = edge_over_stand_in(run_dir, FRONTEND_PORT=str(port))
+    yield running, port
+    running.close()
+
+
+class TestPage:
+    def test_a_request_waits_for_its_restart(
+        self, pageless: tuple[Asker, int], tmp_path: Path
+    ) -> None:
+        edge, port = pageless
+        sent = bytes(12 * 2**20)
+        seen: list[bool] = []
+
+        def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[Any, ...]:
+            seen.append(body == sent)
+            headers = ("X", request.headers["X-Forwarded-Proto"]), ("Connection", "close")
+            return 200, b"{}", *headers
+
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(edge.ask, "/api/predictions?a=b", sent, key=None)
+            # It is not ready: a probe does not wait.
+            assert edge.get("/readyz").status_code == 503
+            with StandIn(tmp_path, port) as page:
+                page.answer = answer
+                response = waiting.result()
+        assert response.status_code == 200
+        assert response.headers["X"] == "https"
+        assert seen[-1]
+        assert page.requests[-1][0] == "/api/predictions?a=b"
+
+    def test_an_upload_that_ends_it_is_sent_again_once(
+        self, pageless: tuple[Asker, int], tmp_path: Path
+    ) -> None:
+        edge, port = pageless
+
+        def fail(*_: object) -> tuple[int, bytes]:
+            raise ConnectionAbortedError
+
+        with StandIn(tmp_path, port) as page:
+            page.answer = lambda request, _: fail() if request.command == "POST" else (200, b"")
+            assert problem_of(edge.ask("/", key=None)) == (502, "ServiceUnavailable")
+        assert [path for path, _ in page.requests].count("/") == 2
 
 
 class TestService:

@@ -14,6 +14,7 @@ import torchserve from 'torchserve.js';
 const PATIENCE = 15000;
 const RETRY_INTERVAL = 20;
 const UNREACHABLE_INTERVAL = 500;
+const PAGE_INTERVAL = 200;
 // In seconds, as in serving/deployment/routing.py.
 const LONGEST_PAUSE = 15;
 // Twice the images that a request may have.
@@ -60,6 +61,34 @@ async function ask(r) {
         r.headersOut['Retry-After'] = '1';
     }
     r.return(answer.status, answer.body);
+}
+
+// Send a request to the page again once the page answers, because it restarts. An upload that ends
+// the page is sent twice at most.
+async function sendAgain(r) {
+    const deadline = Date.now() + PATIENCE;
+    let up = false;
+    while (!r.variables.edge_sent_again && !up && Date.now() < deadline) {
+        await common.sleep(PAGE_INTERVAL);
+        up = await isUp();
+    }
+    if (!up) {
+        const answer = common.problem(502, 'ServiceUnavailable', 'The page cannot be reached.');
+        r.headersOut['Content-Type'] = 'application/json';
+        r.return(answer.status, answer.body);
+        return;
+    }
+    r.variables.edge_sent_again = '1';
+    r.internalRedirect(r.variables.args ? `${r.uri}?${r.variables.args}` : r.uri);
+}
+
+async function isUp() {
+    try {
+        await ngx.fetch(settings.page, { method: 'HEAD' });
+        return true;
+    } catch (error) {
+        return false;
+    }
 }
 
 async function askTorchServe(r) {
@@ -217,4 +246,4 @@ function readKeys(r) {
     }
 }
 
-export default { access, ask };
+export default { access, ask, sendAgain };

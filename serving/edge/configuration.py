@@ -32,6 +32,7 @@ def write(
         "run_dir": str(settings.run_dir),
         "keys": str(keys_path(settings)),
         "in_flight": str(_in_flight(folder)),
+        "page": f"{settings.frontend_url}/static/icon.svg",
     }
     (folder / "settings.json").write_text(json.dumps(known))
     files = _open_files()
