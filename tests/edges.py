@@ -24,6 +24,31 @@ from testing.service import Edge, run_edge
 HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
 
 
+# Files of keys with wrong types; HASH stands for the hash of a key.
+ENTRY: dict[str, Any] = {"client": "lab", "allow": ["predict"]}
+DAMAGED: list[Any] = [
+    [],
+    "HASH",
+    *(
+        {"HASH": each}
+        for each in (
+            None,
+            [],
+            "lab",
+            {"client": "lab"},
+            ENTRY | {"client": None},
+            ENTRY | {"client": ""},
+            ENTRY | {"client": 1},
+            ENTRY | {"client": "a b"},
+            ENTRY | {"allow": "predict"},
+            ENTRY | {"allow": None},
+            ENTRY | {"revoked": False},
+            ENTRY | {"revoked": ""},
+        )
+    ),
+]
+
+
 def need_nginx() -> None:
     """Skip without nginx, but not in CI."""
     if not HAS_NGINX and not os.environ.get("CI"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ from typing import Any
 import psutil
 import pytest
 import requests
-from edges import Asker, Configured, edge_over_stand_in, problem_of, wait
+from edges import DAMAGED, Asker, Configured, edge_over_stand_in, problem_of, wait
 from page_stand_in import token
 from stand_in import StandIn
 
@@ -76,6 +77,18 @@ class TestKeys:
         assert look(edge).keys_fault is None
         (fault,) = [each["fault"] for each in edge.log() if each["request_id"] == "damaged"]
         assert fault.startswith("The keys cannot be read")
+
+    def test_wrong_types_admit_nobody(self, edge: Asker, stand_in: StandIn) -> None:
+        path = edge.settings.run_dir / "edge-keys.json"
+        keys = path.read_text()
+        hashed = hashlib.sha256(edge.key.encode()).hexdigest()
+        try:
+            for document in DAMAGED:
+                path.write_text(json.dumps(document).replace("HASH", hashed))
+                assert problem_of(edge.ask()) == UNAVAILABLE, document
+        finally:
+            path.write_text(keys)
+        assert stand_in.requests == []
 
 
 def look(edge: Asker) -> status.Seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import resource
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edges import DAMAGED
 
 from serving.cli import main
 from serving.edge import certificates, configuration, log
@@ -46,6 +48,13 @@ class TestKeyFile:
     def test_rejects_other_names(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(KeyFileError):
             KeyFile(tmp_path / "keys.json").add(name)
+
+    @pytest.mark.parametrize("document", DAMAGED)
+    def test_refuses_wrong_types(self, tmp_path: Path, document: object) -> None:
+        path = tmp_path / "keys.json"
+        path.write_text(json.dumps(document).replace("HASH", "0" * 64))
+        with pytest.raises(KeyFileError, match="not a valid file of keys"):
+            KeyFile(path).read()
 
     def test_command_line(self, tmp_path: Path) -> None:
         def run(*arguments: str) -> tuple[int, str]:

@@ -21,6 +21,7 @@ const LONGEST_PAUSE = 15;
 const MAX_PARTS = 256;
 
 const PERMISSIONS = { predictions: 'predict', explanations: 'explain' };
+const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/;
 const BEARER = /^Bearer +([^ ]+)$/i;
 
 // Return "STATUS CLIENT" for the variable $edge_access: 200, 401, 403, or 503 if the keys cannot be
@@ -35,8 +36,12 @@ function access(r) {
         return '503 ';
     }
     const entry = keys[crypto.createHash('sha256').update(key).digest('hex')];
-    if (!entry) {
+    if (entry === undefined) {
         return '401 ';
+    }
+    if (!isValid(entry)) {
+        r.variables.edge_fault = 'The entry of this key is damaged.';
+        return '503 ';
     }
     const allowed = !entry.revoked && entry.allow.includes(PERMISSIONS[endpoint(r)]);
     return `${allowed ? 200 : 403} ${entry.client}`;
@@ -235,11 +240,24 @@ function apiKey(r) {
     return r.headersIn['X-API-Key'] || (bearer ? bearer[1] : '');
 }
 
+// Return whether an entry has the types of serving/edge/keys.py. Without a name, its client would
+// have no limits.
+function isValid(entry) {
+    return Boolean(entry) && typeof entry.client === 'string' && CLIENT_NAME.test(entry.client)
+        && Array.isArray(entry.allow)
+        && (entry.revoked === undefined || entry.revoked === null
+            || (typeof entry.revoked === 'string' && entry.revoked !== ''));
+}
+
 // Return the keys by their hashes, or null if the file is damaged. There is no file before the first
 // key is made.
 function readKeys(r) {
     try {
-        return JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
+        const keys = JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
+        if (keys === null || typeof keys !== 'object' || Array.isArray(keys)) {
+            throw new Error('not an object');
+        }
+        return keys;
     } catch (error) {
         r.variables.edge_fault = `The keys cannot be read: ${error.message}`;
         return error.code === 'ENOENT' ? {} : null;
