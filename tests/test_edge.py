@@ -13,6 +13,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -389,14 +390,24 @@ class TestEnd:
         assert own.edge.printed.read_text().endswith("the edge is closed\n")
         assert status.look(own.settings.edge_note) is None
 
-    @pytest.mark.parametrize("killed", ["nginx", "its parent"])
-    def test_a_killed_one_leaves_no_process_and_is_reported(self, own: Asker, killed: str) -> None:
+    def test_a_killed_one_is_restarted_within_bounds(self, own: Asker) -> None:
+        def restarted(count: int) -> bool:
+            printed = own.edge.printed.read_text()
+            return printed.count("Restarting ...") == count and look(own).answers
+
         parent = psutil.Process(own.edge.process.pid)
-        [nginx] = parent.children()
-        (nginx if killed == "nginx" else parent).kill()
-        assert own.edge.process.wait(60) == (1 if killed == "nginx" else -9)
-        if killed == "nginx":
-            assert "nginx was killed (signal 9)" in own.edge.printed.read_text()
+        for number in range(process.EXITS):
+            wait(partial(restarted, number))
+            [nginx] = parent.children()
+            nginx.kill()
+        assert own.edge.process.wait(60) == 1
+        assert "(signal 9). Out of memory? See `dmesg`. Giving up" in own.edge.printed.read_text()
+        wait(lambda: not own.listens())
+        assert not look(own).answers
+
+    def test_a_killed_parent_leaves_no_process(self, own: Asker) -> None:
+        own.edge.process.kill()
+        assert own.edge.process.wait(60) == -9
         wait(lambda: not own.listens())
         assert not look(own).answers
 

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from edges import DAMAGED
 
 from serving.cli import main
-from serving.edge import certificates, configuration, log
+from serving.edge import certificates, configuration, log, nginx, process
 from serving.edge.keys import KeyFile, KeyFileError
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.settings import ROOT, Settings, SettingsError
@@ -167,6 +167,16 @@ def test_a_log_and_its_old_files_are_bounded(tmp_path: Path) -> None:
         assert not path.exists()
     kept = {each.name: each.read_text()[0] for each in tmp_path.iterdir()}
     assert kept == {f"edge.{age}.log": str(number) for age, number in enumerate("65432", 1)}
+
+
+def test_a_folder_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: None)
+    monkeypatch.setattr(nginx, "find", lambda: "nginx")
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"file/run/edge.*: Not a directory"):
+        process.run(Settings(run_dir=tmp_path / "file" / "run"))
 
 
 @pytest.mark.parametrize(
