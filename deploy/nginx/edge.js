@@ -14,7 +14,6 @@ import torchserve from 'torchserve.js';
 const PATIENCE = 15000;
 const RETRY_INTERVAL = 20;
 const UNREACHABLE_INTERVAL = 500;
-const PAGE_INTERVAL = 200;
 // In seconds, as in serving/deployment/routing.py.
 const LONGEST_PAUSE = 15;
 // Twice the images that a request may have.
@@ -74,7 +73,7 @@ async function sendAgain(r) {
     const deadline = Date.now() + PATIENCE;
     let up = false;
     while (!r.variables.edge_sent_again && !up && Date.now() < deadline) {
-        await common.sleep(PAGE_INTERVAL);
+        await common.sleep(UNREACHABLE_INTERVAL);
         up = await isUp();
     }
     if (!up) {
