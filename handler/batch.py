@@ -18,8 +18,6 @@ PREDICTION_COST, EXPLANATION_COST = 4_000_000, 30_000_000
 MAX_BATCH_COST = 1_000_000_000
 # A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
 MAX_CELLS, EXPLAINED = 512, 16
-# The type of the error of a request that is put off.
-BUSY = "ServiceBusy"
 # Images for the networks at once.
 PART = 16
 
@@ -44,7 +42,7 @@ class Request:
 
     def put_off(self) -> None:
         """Let the client send the request again."""
-        error = InputError(503, BUSY, "The worker has too much to do: try again soon.")
+        error = InputError(503, "ServiceBusy", "The worker has too much to do: try again soon.")
         self.images, self.many = [error], False
 
 

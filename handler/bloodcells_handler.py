@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from handler import metrics
-from handler.batch import BUSY, EXPLAINED, PART, Request, decoded_images, split
+from handler.batch import EXPLAINED, PART, Request, decoded_images, split
 from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
@@ -139,7 +139,7 @@ def _respond(request: Request, index: int, context: Any) -> bytes:
     status = HTTPStatus.OK
     if not request.many and isinstance(request.images[0], InputError):
         status = HTTPStatus(request.images[0].code)
-        if request.images[0].type == BUSY:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
             context.set_response_header(index, "Retry-After", "1")
     context.set_response_status(status, status.phrase, index)
     context.set_response_content_type(index, "application/json")
