@@ -93,6 +93,14 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, width, height, 1, 24, *[0] * 6)
 
 
+def bmp_of_runs(width: int, height: int) -> bytes:
+    """Return a BMP whose pixels are compressed in runs of one pixel."""
+    rows = (b"\x01\x05" * width + bytes(2)) * height
+    head = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    end = 14 + len(head) + 1024
+    return b"BM" + struct.pack("<III", end + len(rows), 0, end) + head + bytes(1024) + rows
+
+
 def webp(width: int, height: int) -> bytes:
     """Return a lossless WebP without pixels."""
     data = b"\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14) + bytes(11)
@@ -139,6 +147,13 @@ def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
     empty = scan(1, 63, 1, ("0" + "0" * 14) * -(-blocks // 0x4000))
     parts = [b"\xff\xd8", quantities, segment(0xC2, frame), tables, direct, empty * scans]
     return b"".join(parts) + b"\xff\xd9"
+
+
+def with_scans(jpeg: bytes, scans: int) -> bytes:
+    """Return a progressive JPEG whose last scan is repeated, so that it has this many."""
+    start = b"\xff\xda"
+    last = jpeg[jpeg.rindex(start) : -2]
+    return jpeg[:-2] + last * (scans - jpeg.count(start)) + jpeg[-2:]
 
 
 def field(name: str, data: bytes) -> bytes:

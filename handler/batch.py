@@ -1,0 +1,126 @@
+"""The requests of one batch, and the bounds of what they cost.
+
+A worker answers all requests of a batch together, so each waits for the dearest. Therefore some are
+put off: the edge and serving.client send them again. A request that is dear to decode waits until
+no other worker decodes one, so that the others stay free.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from handler.preprocessing import DecodedImage, InputError, OpenedImage
+
+# All costs are in the unit of preprocessing.MAX_COST. These are of an image besides its decoding.
+PREDICTION_COST, EXPLANATION_COST = 4_000_000, 30_000_000
+# A batch takes little longer than a second, of which decoding takes a seventh.
+MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
+# A request that costs more to decode is dear.
+DEAR = 50_000_000
+# After a dear request beside others, a worker answers no other for this many times its duration.
+# Fewer than one in a hundred of the others then wait for one.
+REST = 20
+# A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
+MAX_CELLS, EXPLAINED = 512, 16
+# Images for the networks at once.
+PART = 16
+
+
+@dataclass
+class Request:
+    """One request: its images, opened, then decoded, then answered; or the errors instead."""
+
+    images: list[Any]
+    # The answer is a list, even of one image.
+    many: bool
+    # The answer has heat maps.
+    explain: bool
+    # The white cells that were classified so far, an explained one counted EXPLAINED times.
+    cells: int = 0
+
+    @property
+    def decoding(self) -> int:
+        """The cost of decoding all images."""
+        return sum(image.cost for image in self.images if isinstance(image, OpenedImage))
+
+    @property
+    def cost(self) -> int:
+        each = EXPLANATION_COST if self.explain else PREDICTION_COST
+        return self.decoding + each * sum(isinstance(one, OpenedImage) for one in self.images)
+
+    def put_off(self) -> None:
+        """Let the client send the request again."""
+        error = InputError(503, "ServiceBusy", "The worker has too much to do: try again soon.")
+        self.images, self.many = [error], False
+
+
+class Turn:
+    """Lets one worker at a time answer a dear request; the workers share a file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._clock = clock
+        self._taken: float | None = None
+        self._rests_until = 0.0
+
+    def take(self, alone: bool) -> bool:
+        """Return whether this worker may answer a dear request, `alone` or beside others."""
+        if not alone and self._clock() < self._rests_until:
+            return False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self._taken = self._clock()
+        return True
+
+    def give(self) -> None:
+        """Let others take it, if this worker has it."""
+        if self._taken is None:
+            return
+        now = self._clock()
+        self._rests_until = now + REST * (now - self._taken)
+        self._taken = None
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def split(requests: Sequence[Request], turn: Turn) -> None:
+    """Put off the requests that the others should not wait for."""
+    dear = [request for request in requests if request.decoding > DEAR]
+    others = [request for request in requests if request.decoding <= DEAR]
+    for index, request in enumerate(dear):
+        if index or not turn.take(alone=not others):
+            request.put_off()
+    cost = decoding = 0
+    for request in sorted(others, key=lambda each: each.cost):
+        fits = cost + request.cost <= MAX_BATCH_COST
+        if cost and not (fits and decoding + request.decoding <= MAX_BATCH_DECODING):
+            request.put_off()
+        else:
+            cost, decoding = cost + request.cost, decoding + request.decoding
+
+
+def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple[Request, int]]:
+    """Yield each image to answer, as its request and its place.
+
+    Images of a batch that has too many white cells already are not yielded: those of a request
+    that has them alone become errors, and other requests are put off.
+    """
+    for request in requests:
+        for place, image in enumerate(request.images):
+            if request.explain != explain or not isinstance(image, DecodedImage):
+                continue
+            if request.cells >= MAX_CELLS:
+                message = "The images before this one show too many cells: send it by itself."
+                request.images[place] = InputError(413, "TooManyCells", message)
+            elif sum(each.cells for each in requests) >= MAX_CELLS:
+                request.put_off()
+                break
+            else:
+                yield request, place

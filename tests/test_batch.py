@@ -1,0 +1,140 @@
+"""What a batch may cost: dear requests are put off, and their neighbours are answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from handler.batch import (
+    DEAR,
+    MAX_BATCH_COST,
+    MAX_CELLS,
+    PREDICTION_COST,
+    REST,
+    Request,
+    Turn,
+    decoded_images,
+    split,
+)
+from handler.preprocessing import MAX_COST, DecodedImage, InputError, OpenedImage
+
+IMAGE = DecodedImage(np.zeros((60, 80, 3), np.uint8), 80, 60)
+
+
+def decode(fit: object) -> DecodedImage:
+    return IMAGE
+
+
+def request(*costs: int) -> Request:
+    """Return a request whose images cost this to decode."""
+    return Request([OpenedImage(cost, decode) for cost in costs], True, False)
+
+
+def is_put_off(request: Request) -> bool:
+    [*_, last] = request.images
+    return isinstance(last, InputError) and last.type == "ServiceBusy"
+
+
+@pytest.fixture
+def turn(tmp_path: Path) -> Turn:
+    return Turn(tmp_path / "lock", clock=lambda: 0.0)
+
+
+def put_off(requests: Sequence[Request], turn: Turn) -> list[bool]:
+    split(requests, turn)
+    return [is_put_off(each) for each in requests]
+
+
+LARGE = DEAR + 1
+
+
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        ([[0], [DEAR], [DEAR]], [False] * 3),
+        # The dearest of those that are not dear, wherever it stands.
+        ([[DEAR], [DEAR], [DEAR - 1], [DEAR - 1]], [False, True, False, False]),
+        # One dear request, with or without others.
+        ([[LARGE], [0], [LARGE]], [False, False, True]),
+        ([[LARGE], [LARGE]], [False, True]),
+        ([[MAX_COST]], [False]),
+        ([[DEAR // 2, DEAR // 2, 1], [LARGE]], [False, True]),
+    ],
+)
+def test_requests_of_large_images_are_put_off(
+    costs: Sequence[Sequence[int]], expected: list[bool], turn: Turn
+) -> None:
+    assert put_off([request(*each) for each in costs], turn) == expected
+
+
+def test_requests_of_many_images_are_put_off(turn: Turn) -> None:
+    most = MAX_BATCH_COST // PREDICTION_COST
+    requests = [request(*[0] * (most - 1)), request(0, 0), request(0)]
+    assert put_off(requests, turn) == [True, False, False]
+    # One alone is answered, whatever it costs.
+    assert put_off([request(*[0] * (most + 1))], turn) == [False]
+
+
+def test_an_error_costs_nothing(turn: Turn) -> None:
+    errors = Request([InputError(400, "EmptyImage", "")] * 1000, True, False)
+    assert put_off([errors, request(1)], turn) == [False, False]
+
+
+def test_one_worker_at_a_time_answers_a_dear_request(turn: Turn, tmp_path: Path) -> None:
+    other = Turn(tmp_path / "lock")
+    assert put_off([request(LARGE)], turn) == [False]
+    assert put_off([request(LARGE), request(0)], other) == [True, False]
+    turn.give()
+    assert put_off([request(LARGE)], other) == [False]
+
+
+def test_a_worker_rests_between_dear_requests_beside_others(tmp_path: Path) -> None:
+    now = [100.0]
+    turn = Turn(tmp_path / "lock", clock=lambda: now[0])
+
+    def answer(*others: Request) -> bool:
+        dear = request(LARGE)
+        split([dear, *others], turn)
+        now[0] += 0.5
+        turn.give()
+        return not is_put_off(dear)
+
+    assert answer(request(0))
+    assert not answer(request(0))
+    # Nobody waits for one that is alone.
+    assert answer()
+    now[0] += 0.5 * REST - 0.1
+    assert not answer(request(0))
+    assert answer(request(0))
+
+
+def answer_all(requests: Sequence[Request], cells: Callable[[int], int]) -> None:
+    """Answer as the handler does: `cells` gives the cells of an image by its request's index."""
+    for each, place in decoded_images(requests, explain=False):
+        each.cells += cells(requests.index(each))
+        each.images[place] = "answer"
+
+
+def kinds(request: Request) -> list[Any]:
+    return [each.type if isinstance(each, InputError) else each for each in request.images]
+
+
+def test_a_request_of_too_many_cells_is_answered_in_part() -> None:
+    [crowded] = requests = [Request([IMAGE] * 5, True, False)]
+    answer_all(requests, lambda index: MAX_CELLS // 2)
+    assert kinds(crowded) == ["answer"] * 2 + ["TooManyCells"] * 3
+
+
+def test_a_request_after_too_many_cells_is_put_off() -> None:
+    first, second, third = requests = [Request([IMAGE] * 2, True, False) for _ in range(3)]
+    third.explain = True
+    answer_all(requests, lambda index: MAX_CELLS // 2)
+    assert kinds(first) == ["answer"] * 2
+    assert (kinds(second), second.many) == (["ServiceBusy"], False)
+    # Explanations are made after all predictions.
+    assert list(decoded_images(requests, explain=True)) == []
+    assert kinds(third) == ["ServiceBusy"]
