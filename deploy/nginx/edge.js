@@ -73,7 +73,7 @@ async function sendAgain(r) {
     const deadline = Date.now() + PATIENCE;
     let up = false;
     while (!r.variables.edge_sent_again && !up && Date.now() < deadline) {
-        await common.sleep(UNREACHABLE_INTERVAL);
+        await common.sleep(LONG_RETRY_INTERVAL);
         up = await isUp();
     }
     if (!up) {
