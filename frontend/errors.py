@@ -103,7 +103,7 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(HTTPException, error_page)
 
 
-def upload_problem(kind: str, seconds: int = 5) -> ResponseReturnValue:
+def upload_problem(kind: str, seconds: int = 1) -> ResponseReturnValue:
     """Return the error of an upload: its type for the script, else a page with the form.
 
     Errors that may pass carry Retry-After, in `seconds`.
