@@ -158,7 +158,7 @@ def test_heat_map(page: Page) -> None:
 
 
 def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
-    hostile = tmp_path / '=1+1,"quoted".jpg'
+    hostile = tmp_path / '\uff1d1+1,"quoted".jpg'
     hostile.write_bytes(DRAWN[0].read_bytes())
     choose_and_wait(page, *DRAWN, hostile)
     page.locator(".tile").first.click()
@@ -169,7 +169,7 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == CELLS + 1
     assert rows[0]["file"] == DRAWN[0].name
-    assert rows[-1]["file"] == '\'=1+1,"quoted".jpg'
+    assert rows[-1]["file"] == f"'{hostile.name}"
     assert [row["your_label"] for row in rows] == ["MONOCYTE"] + [""] * CELLS
     for row in rows:
         shares = {name: float(row[name.lower()]) for name in CLASSES}
