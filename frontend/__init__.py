@@ -11,6 +11,7 @@ from typing import IO, Any
 from flask import Flask, Request
 from flask_bootstrap import Bootstrap5
 from flask_wtf import CSRFProtect
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from handler.contract import KINDS, MAX_BYTES
 from serving.client import InferenceClient
@@ -65,6 +66,9 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     if "CLIENT" not in app.config:
         app.config["CLIENT"] = InferenceClient(Settings.from_environment())
 
+    # The edge sends X-Forwarded-Proto, so that the CSRF check also compares the referrer. No other
+    # header of a proxy is trusted, and a direct client that sends this one gains no more than that.
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=1)  # type: ignore[method-assign]
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     # First, to measure also the requests that the others refuse.
     metrics.init_app(app)

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 import werkzeug.formparser
-from flask import Flask
+from flask import Flask, request
 from flask.testing import FlaskClient
 from page_stand_in import SECRET, StandIn, encoded, failure, picture, serving, token
 from PIL import Image
@@ -238,6 +238,52 @@ def test_csrf(client: FlaskClient, stand_in: StandIn) -> None:
     # The form on this error page works.
     again = {"image": (BytesIO(picture()), "cell.png"), "csrf_token": token(response.text)}
     assert client.post("/", data=again).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("proto", "referrer", "status"),
+    [
+        ("https", "https://localhost/", 200),
+        # The edge's value is the last.
+        ("http, https", "https://localhost/models", 200),
+        ("https", None, 400),
+        ("https", "http://localhost/", 400),
+        ("https", "https://localhost:8443/", 400),
+        ("https", "https://elsewhere.example/", 400),
+        # Without the edge, a browser may send none.
+        (None, None, 200),
+        ("https, http", None, 200),
+    ],
+)
+def test_behind_the_edge_the_referrer_is_compared(
+    client: FlaskClient, proto: str | None, referrer: str | None, status: int
+) -> None:
+    sent = {"X-Forwarded-Proto": proto, "Referer": referrer}
+    data = {"image": (BytesIO(picture()), "cell.png"), "csrf_token": token(client.get("/").text)}
+    headers = {name: value for name, value in sent.items() if value}
+    assert client.post("/", data=data, headers=headers).status_code == status
+
+
+def test_no_other_header_of_a_proxy_is_trusted(app: Flask) -> None:
+    seen: list[tuple[str, str | None, str]] = []
+
+    @app.before_request
+    def note() -> None:
+        seen.append((request.url, request.remote_addr, request.script_root))
+
+    others = {
+        "X-Forwarded-For": "10.9.9.9",
+        "X-Forwarded-Host": "elsewhere.example",
+        "X-Forwarded-Port": "9",
+        "X-Forwarded-Prefix": "/elsewhere",
+        "Forwarded": "for=10.9.9.9;host=elsewhere.example;proto=https",
+    }
+    for headers in (others, others | {"X-Forwarded-Proto": "https"}):
+        response = app.test_client().get("/language/en", headers=headers)
+        assert response.location == "/"
+        assert "Secure" not in response.headers["Set-Cookie"]
+    address = "://localhost/language/en"
+    assert seen == [(f"{scheme}{address}", "127.0.0.1", "") for scheme in ("http", "https")]
 
 
 @pytest.mark.parametrize(
