@@ -11,6 +11,7 @@ from typing import IO, Any
 from flask import Flask, Request
 from flask_bootstrap import Bootstrap5
 from flask_wtf import CSRFProtect
+from werkzeug.formparser import FormDataParser
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from handler.contract import KINDS, MAX_BYTES
@@ -24,8 +25,22 @@ FORM_ALLOWANCE = 64 * 1024
 ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]
 
 
+class StrictFormParser(FormDataParser):
+    """A parser of forms that refuses a malformed or incomplete one."""
+
+    def parse(self, *args: Any, **kwargs: Any) -> Any:
+        # By default a form that is cut off is an empty one.
+        self.silent = False
+        try:
+            return super().parse(*args, **kwargs)
+        except ValueError as error:
+            raise errors.UploadError("IncompleteUpload") from error
+
+
 class MemoryRequest(Request):
     """A request that never writes an uploaded file to the disk."""
+
+    form_data_parser_class = StrictFormParser
 
     def _get_file_stream(
         self,

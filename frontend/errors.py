@@ -33,6 +33,11 @@ UPLOAD = {
         _l("This page has expired"),
         _l("It is valid again now. Choose the image again and send it."),
     ),
+    "IncompleteUpload": Problem(
+        400,
+        _l("The upload is incomplete"),
+        _l("The connection may have been interrupted. Send the image again."),
+    ),
     "EmptyImage": Problem(
         400, _l("The file is empty"), _l("It contains no data. Choose another image.")
     ),

@@ -155,6 +155,38 @@ def test_too_large_a_form(client: FlaskClient, stand_in: StandIn) -> None:
     assert not stand_in.images
 
 
+PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"",
+        b"\r\n",
+        b"\r\n--b",
+        b"\r\n--b\r\n",
+        b"\r\n--b-",
+        b"\r\n--b\r\nX: y\r\n\r\n\r\n--b--\r\n",
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/api/predictions", "/api/explanations"])
+def test_a_form_that_is_cut_off_or_malformed(
+    client: FlaskClient, stand_in: StandIn, path: str, end: bytes
+) -> None:
+    headers = {"X-CSRFToken": token(client.get("/").text)}
+    kind = "multipart/form-data; boundary=b"
+    response = client.post(path, data=PART + picture() + end, content_type=kind, headers=headers)
+    assert response.status_code == 400
+    if path == "/":
+        assert str(errors.UPLOAD["IncompleteUpload"].title) in response.text
+    else:
+        assert response.json == {"type": "IncompleteUpload"}
+    assert not stand_in.images
+    complete = PART + picture() + b"\r\n--b--\r\n"
+    client.post(path, data=complete, content_type=kind, headers=headers)
+    assert bool(stand_in.images) == (path != "/api/explanations")
+
+
 @pytest.mark.parametrize("headers", [{}, {"X-CSRFToken": "forged"}])
 def test_csrf(client: FlaskClient, stand_in: StandIn, headers: dict[str, str]) -> None:
     client.get("/")
