@@ -6,7 +6,7 @@ from flask import Flask, current_app, render_template, request
 from flask.typing import ResponseReturnValue
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 
 class Problem(NamedTuple):
@@ -105,6 +105,8 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(UploadError, lambda error: upload_problem(error.kind))
     app.register_error_handler(CSRFError, lambda error: upload_problem("ExpiredForm"))
     app.register_error_handler(413, lambda error: upload_problem("ImageTooLarge"))
+    # Without a host, no page has addresses.
+    app.register_error_handler(BadHost, lambda error: error)
     app.register_error_handler(HTTPException, error_page)
 
 
