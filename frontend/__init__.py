@@ -29,6 +29,8 @@ from . import (
     views,
 )
 
+# The edge passes on 16 uploads of an address, which may all wait for the service.
+THREADS = 32
 # By suffix, too: some browsers do not know all the media types.
 ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]
 
@@ -62,7 +64,7 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     # The image and the rest of its form: an image of exactly the limit is accepted.
     app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_IMAGE_BYTES"] + forms.ALLOWANCE
     if "CLIENT" not in app.config:
-        app.config["CLIENT"] = InferenceClient(Settings.from_environment())
+        app.config["CLIENT"] = InferenceClient(Settings.from_environment(), pool_size=THREADS)
 
     # The edge sends X-Forwarded-Proto, so that the CSRF check also compares the referrer. No other
     # header of a proxy is trusted, and a direct client that sends this one gains no more than that.

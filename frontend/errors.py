@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-from flask import Flask, current_app, render_template, request
+from flask import Flask, render_template, request
 from flask.typing import ResponseReturnValue
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
@@ -115,7 +115,6 @@ def upload_problem(kind: str, seconds: int = 1) -> ResponseReturnValue:
 
     Errors that may pass carry Retry-After, in `seconds`.
     """
-    current_app.logger.info("refused an upload: %s", kind)
     problem = UPLOAD[kind]
     headers = {"Retry-After": str(seconds)} if problem.status in (429, 503) else {}
     if request.blueprint == "api":

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from html import unescape
 from io import BytesIO
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 import requests
 import werkzeug.formparser
+from edges import wait
 from flask import Flask, request
 from flask.testing import FlaskClient
 from page_stand_in import SECRET, StandIn, encoded, failure, picture, serving, token
@@ -420,6 +422,34 @@ def test_upload_never_reaches_the_disk(
             assert response.status_code == status
     assert stand_in.images == [image, picture("TIFF")]
     assert not opened
+
+
+def test_uploads_that_wait_for_the_service_keep_no_visitor_out(
+    address: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, predict = threading.Event(), stand_in.predict
+
+    def held(*args: Any, **options: Any) -> dict[str, Any]:
+        answer = predict(*args, **options)
+        assert released.wait(60)
+        return answer
+
+    monkeypatch.setattr(stand_in, "predict", held)
+    session = requests.Session()
+    form = {"csrf_token": token(session.get(address, timeout=60).text)}
+
+    def upload(_: int) -> int:
+        files = {"image": ("cell", picture())}
+        cookies = session.cookies.get_dict()
+        return requests.post(address, form, files=files, cookies=cookies, timeout=60).status_code
+
+    # As many as the edge passes on from one address.
+    with ThreadPoolExecutor(16) as pool:
+        uploads = pool.map(upload, range(16))
+        wait(lambda: len(stand_in.images) == 16)
+        assert requests.get(address, timeout=60).status_code == 200
+        released.set()
+        assert list(uploads) == 16 * [200]
 
 
 # Answers only when it reads a line.
