@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,12 +18,13 @@ from typing import Any
 import orjson
 
 from handler import metrics
+from handler.batch import EXPLAINED, PART, Request, decoded_images, split
 from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.pipelines import load
-from handler.preprocessing import DecodedImage, InputError, decode_all
-from handler.verdict import Answer, answer
+from handler.preprocessing import InputError, decode_opened, open_all
+from handler.verdict import answer
 
 
 class BloodCellHandler:
@@ -65,68 +66,61 @@ class BloodCellHandler:
         if _is_describe(data, headers):
             return [self.card]
         started = perf_counter()
-        requests = [self._read(row, header) for row, header in zip(data, headers, strict=True)]
+        requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
+        split(requests)
+        for request in requests:
+            request.images = [decode_opened(image, self.pipeline.fit) for image in request.images]
         self.metrics.decoded(len(data), perf_counter() - started)
-        answers = self._answer(
-            [
-                (image, explain)
-                for images, _many, explain in requests
-                for image in images
-                if isinstance(image, DecodedImage)
-            ]
-        )
-        answered = [
-            [image if isinstance(image, InputError) else next(answers) for image in images]
-            for images, _many, _explain in requests
-        ]
+        self._predict(requests)
+        self._explain(requests)
         self.metrics.answered(
             chain.from_iterable(
-                each
-                for each, header in zip(answered, headers, strict=True)
+                request.images
+                for request, header in zip(requests, headers, strict=True)
                 # Health checks send this header; they are not counted.
                 if header.get("X-Known-Image") != "true"
             )
         )
-        return [
-            _respond(each, many, index, context)
-            for index, (each, (_, many, _)) in enumerate(zip(answered, requests, strict=True))
-        ]
+        return [_respond(request, index, context) for index, request in enumerate(requests)]
 
-    def _read(
-        self, row: Mapping[str, Any], header: Mapping[str, Any]
-    ) -> tuple[Sequence[DecodedImage | InputError], bool, bool]:
-        """Return one request's images, whether it gets a list, and whether it gets heat maps."""
-        # TorchServe sets this header for /explanations; a client may set it too.
-        explain = header.get("explain") == "True"
-        try:
-            payload = parse(row, header)
-        except InputError as error:
-            return [error], False, explain
-        return decode_all(payload.images, self.pipeline.fit), payload.many, explain
+    def _predict(self, requests: Sequence[Request]) -> None:
+        """Answer the images of predictions."""
+        images = decoded_images(requests, explain=False)
+        seconds = 0.0
+        # Few at a time: the number of white cells, which bounds the rest, is known only then.
+        while part := list(islice(images, PART)):
+            started = perf_counter()
+            predictions = self.pipeline.predict([each.images[place] for each, place in part])
+            seconds += perf_counter() - started
+            for (request, place), prediction in zip(part, predictions, strict=True):
+                request.cells += len(prediction.cells)
+                request.images[place] = answer(self.model_name, self.card, prediction)
+        if seconds:
+            self.metrics.examined(seconds)
 
-    def _answer(self, images: Sequence[tuple[DecodedImage, bool]]) -> Iterator[Answer | InputError]:
-        """Yield the answer to each image, with a heat map if its flag is set."""
-        plain = [image for image, explain in images if not explain]
-        started = perf_counter()
-        predictions = iter(self.pipeline.predict(plain))
-        if plain:
-            self.metrics.examined(perf_counter() - started)
-        for image, explain in images:
-            if explain:
-                yield self._explain(image)
-            else:
-                yield answer(self.model_name, self.card, next(predictions))
+    def _explain(self, requests: Sequence[Request]) -> None:
+        """Answer the images of explanations; the answer is an error if the explanation fails."""
+        for request, place in decoded_images(requests, explain=True):
+            try:
+                prediction, heat = self.pipeline.explain(request.images[place])
+                document = answer(self.model_name, self.card, prediction)
+                request.images[place] = {**document, "heat_map": to_png(heat)}
+                request.cells += EXPLAINED * len(prediction.cells)
+            # Explanations need torch and much memory; their failure must not fail the batch.
+            except Exception:
+                logging.exception("An explanation failed.")
+                message = "The explanation failed; /predictions answers without one."
+                request.images[place] = InputError(503, "ExplanationFailed", message)
 
-    def _explain(self, image: DecodedImage) -> Answer | InputError:
-        """Answer one image with a heat map; return an error if the explanation fails."""
-        try:
-            prediction, heat = self.pipeline.explain(image)
-            return {**answer(self.model_name, self.card, prediction), "heat_map": to_png(heat)}
-        # Explanations need torch and much memory; their failure must not fail the batch.
-        except Exception:
-            logging.exception("An explanation failed.")
-            message = "The explanation failed; /predictions answers without one."
-            return InputError(503, "ExplanationFailed", message)
+
+def _read(row: Mapping[str, Any], header: Mapping[str, Any]) -> Request:
+    # TorchServe sets this header for /explanations; a client may set it too.
+    explain = header.get("explain") == "True"
+    try:
+        payload = parse(row, header)
+    except InputError as error:
+        return Request([error], False, explain)
+    return Request(open_all(payload.images), payload.many, explain)
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:
@@ -141,12 +135,14 @@ def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[st
     )
 
 
-def _respond(answers: Sequence[Answer | InputError], many: bool, index: int, context: Any) -> bytes:
+def _respond(request: Request, index: int, context: Any) -> bytes:
     """Encode the answers to one request and set its HTTP status."""
-    documents = [vars(answer) if isinstance(answer, InputError) else answer for answer in answers]
+    documents = [vars(each) if isinstance(each, InputError) else each for each in request.images]
     status = HTTPStatus.OK
-    if not many and isinstance(answers[0], InputError):
-        status = HTTPStatus(answers[0].code)
+    if not request.many and isinstance(request.images[0], InputError):
+        status = HTTPStatus(request.images[0].code)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            context.set_response_header(index, "Retry-After", "1")
     context.set_response_status(status, status.phrase, index)
     context.set_response_content_type(index, "application/json")
-    return orjson.dumps({"predictions": documents} if many else documents[0])
+    return orjson.dumps({"predictions": documents} if request.many else documents[0])

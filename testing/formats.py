@@ -93,6 +93,14 @@ def bmp(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IIIIiiHHIIIIII", 54, 0, 54, 40, width, height, 1, 24, *[0] * 6)
 
 
+def bmp_of_runs(width: int, height: int) -> bytes:
+    """Return a BMP whose pixels are compressed in runs of one pixel."""
+    rows = (b"\x01\x05" * width + bytes(2)) * height
+    head = struct.pack("<IiiHHIIIIII", 40, width, height, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    end = 14 + len(head) + 1024
+    return b"BM" + struct.pack("<III", end + len(rows), 0, end) + head + bytes(1024) + rows
+
+
 def webp(width: int, height: int) -> bytes:
     """Return a lossless WebP without pixels."""
     data = b"\x2f" + struct.pack("<I", (width - 1) | (height - 1) << 14) + bytes(11)

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from handler.preprocessing import DecodedImage, InputError, decode, squashed, within_field
+from handler.preprocessing import DecodedImage, InputError, decode, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
-from testing import connections, formats, hostile
+from testing import connections, hostile
 from testing.connections import Call
 from testing.hostile import BYTES, Upload
 from testing.service import Service
@@ -64,15 +64,6 @@ def test_the_decoder_survives_images_cut_anywhere() -> None:
         seen = Counter(status(body[:length]) for length in range(0, len(body), len(body) // 150))
         assert set(seen) <= set(hostile.EITHER)
         assert seen[400] > 100
-
-
-def test_both_readers_refuse_many_scans() -> None:
-    many = formats.jpeg_of_scans(64, 64, 200)
-    for fit in (squashed, within_field):
-        with pytest.raises(InputError, match="too many scans"):
-            decode(many, fit)
-    # Cameras and programs write about ten.
-    assert status(formats.jpeg_of_scans(64, 64, 20)) == 200
 
 
 @pytest.mark.live

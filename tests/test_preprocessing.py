@@ -20,14 +20,22 @@ from handler import contract, preprocessing
 from handler.networks import to_input
 from handler.preprocessing import (
     HEIGHT,
+    JPEG_COST,
+    MAX_COST,
     MAX_PIXELS,
+    MAX_PROFILES,
+    MAX_TIFF_VALUES,
+    PLAIN_COST,
+    SCAN_COST,
+    SCAN_START,
     WIDTH,
     DecodedImage,
     InputError,
     Pixels,
     Size,
     cut,
-    decode_all,
+    decode_opened,
+    open_all,
     squashed,
     within_field,
 )
@@ -285,8 +293,10 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[Image.Image]:
         formats.png(7000, 7000, b""),
         formats.png(MAX_PIXELS + 1, 1, b""),
         formats.tiff(80, 60, zlib.compress(bytes(1000)), 8, tile=(8000, 8000)),
+        # Every tile can have the same few bytes.
+        formats.tiff(16_000, 16, zlib.compress(bytes(1000)), 8, tile=(16, 1_800_000)),
     ],
-    ids=["square", "long", "tile"],
+    ids=["square", "long", "tile", "tiles"],
 )
 def test_too_many_pixels_are_refused_before_they_are_decoded(
     data: bytes, loads: list[Image.Image]
@@ -294,10 +304,78 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(
     assert (refusal(data), loads) == ((413, "ImageTooLarge"), [])
 
 
-def test_as_many_pixels_as_allowed_are_decoded(loads: list[Image.Image]) -> None:
-    with pytest.raises(InputError):
-        decode(formats.png(MAX_PIXELS // 1000, 1000, b""))
-    assert loads != []
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0MM\0*"], ids=["simplejpeg", "pillow"])
+def test_the_scans_of_a_jpeg_are_bounded_by_its_pixels(
+    exif: bytes, loads: list[Image.Image]
+) -> None:
+    pixels = 2000 * 1500
+    most = (MAX_COST - JPEG_COST * pixels) // (SCAN_COST * (pixels + SCAN_START))
+    allowed, refused = (
+        formats.with_segment(formats.jpeg_of_scans(2000, 1500, scans - 1), 0xE1, exif)
+        for scans in (most, most + 1)
+    )
+    assert preprocessing.open_image(allowed).cost <= MAX_COST
+    assert (refusal(refused), loads) == ((413, "ImageTooLarge"), [])
+
+
+def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> None:
+    """Many strips can have the same bytes, so each counts with all scans of the file."""
+    most = (MAX_COST // (2000 * 2000) - PLAIN_COST) // SCAN_COST
+    for scans, expected in ((most, "CorruptImage"), (most + 1, "ImageTooLarge")):
+        data = formats.tiff(2000, 2000, formats.jpeg_of_scans(80, 60, scans - 1), 7)
+        assert refusal(data)[1] == expected
+    assert len(loads) == 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [((4000, 4000), "CorruptImage"), ((4001, 4000), "ImageTooLarge")]
+)
+def test_the_pixels_of_other_kinds_are_bounded(
+    size: Size, expected: str, loads: list[Image.Image]
+) -> None:
+    assert refusal(formats.png(*size, b""))[1] == expected
+    assert bool(loads) == (expected == "CorruptImage")
+
+
+def of_parts(image: bytes, at: int, part: bytes, count: int = 300_000) -> bytes:
+    return image[:at] + part * count + image[at:]
+
+
+A_PNG = solid("RGB", WHITE, "PNG")
+# With EXIF, a JPEG is read by Pillow.
+A_JPEG = solid("RGB", WHITE, "JPEG", exif=b"Exif\0\0MM\0*")
+PROFILE = formats.chunk(b"iCCP", b"a\0\0" + formats.packed(1000))
+OF_MANY_PARTS = {
+    "chunks of a PNG": lambda: of_parts(A_PNG, 33, formats.chunk(b"abCd", b"")),
+    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_PROFILES + 1),
+    "segments of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe9\0\2"),
+    "padding of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff"),
+    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_PROFILES),
+    "runs of a BMP": lambda: formats.bmp_of_runs(2000, 300),
+    "strips of a TIFF": lambda: tiff_of_values("<", MAX_TIFF_VALUES + 1),
+    "strips of a TIFF, high byte first": lambda: tiff_of_values(">", MAX_TIFF_VALUES + 1),
+}
+
+
+def tiff_of_values(order: str, count: int) -> bytes:
+    """Return a TIFF with the places of its strips and no more."""
+    mark = b"II" if order == "<" else b"MM"
+    return mark + struct.pack(order + "HIHHHIII", 42, 8, 1, 273, 4, count, 8, 0)
+
+
+@pytest.mark.parametrize("name", OF_MANY_PARTS)
+def test_parts_that_are_read_one_by_one_are_bounded(name: str) -> None:
+    with pytest.raises(InputError, match="too many parts"):
+        decode(OF_MANY_PARTS[name]())
+
+
+def test_an_orientation_of_many_values_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow makes a fraction of each."""
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: pytest.fail("read"))
+    head = b"MM\0*\0\0\0\x08\0\1"
+    exif = head + struct.pack(">HHII", ORIENTATION, 5, MAX_TIFF_VALUES + 1, 8) + bytes(4)
+    for kind in ("PNG", "WEBP"):
+        decode(solid("RGB", WHITE, kind, exif=b"Exif\0\0" + exif))
 
 
 def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -327,10 +405,11 @@ def outcomes(answers: list[DecodedImage | InputError]) -> list[str]:
         ([InputError(400, "Given", ""), SMALL], ["Given", "ok"]),
     ],
 )
-def test_the_images_of_a_request_share_a_budget_of_pixels(
+def test_the_images_of_a_request_share_a_budget(
     data: list[bytes | InputError], expected: list[str]
 ) -> None:
-    assert outcomes(decode_all(data, max_pixels=200)) == expected
+    opened = open_all(data, max_cost=200 * PLAIN_COST)
+    assert outcomes([decode_opened(each, squashed) for each in opened]) == expected
 
 
 def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
@@ -339,7 +418,7 @@ def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
     gc.collect()
     gc.disable()
     try:
-        answers = decode_all([image[: len(image) // 2]])
+        answers = [decode_opened(each, squashed) for each in open_all([image[: len(image) // 2]])]
         left = [each for each in gc.get_objects() if issubclass(type(each), Image.Image)]
     finally:
         gc.enable()
@@ -427,9 +506,9 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
     size: Size, mode: str, options: dict[str, Any], fit: Callable[[Size], Size]
 ) -> None:
     data = encode(noise(*size).convert(mode), "JPEG", **options)
-    fast = preprocessing._common_jpeg(data, fit, MAX_PIXELS)
-    slow = preprocessing._shrink(preprocessing._open(data, MAX_PIXELS), fit)
+    fast = preprocessing._open_common_jpeg(data)
     assert fast
+    fast, slow = fast.decode(fit), preprocessing._open(data).decode(fit)
     assert (fast.width, fast.height) == (slow.width, slow.height)
     np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
@@ -438,9 +517,9 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
 def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, value: int) -> None:
     damaged = bytearray(encode(noise(200, 150), "JPEG", quality=90))
     damaged[int(place * len(damaged))] = value
-    fast = preprocessing._common_jpeg(bytes(damaged), squashed, MAX_PIXELS)
-    if fast:
-        slow = preprocessing._shrink(preprocessing._open(bytes(damaged), MAX_PIXELS), squashed)
+    fast = preprocessing._common_jpeg(bytes(damaged), (200, 150), squashed)
+    if fast and preprocessing._open_common_jpeg(bytes(damaged)):
+        slow = preprocessing._open(bytes(damaged)).decode(squashed)
         np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
 
@@ -456,10 +535,5 @@ def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, va
     ],
 )
 def test_any_other_image_is_left_to_pillow(data: bytes) -> None:
-    assert preprocessing._common_jpeg(data, squashed, MAX_PIXELS) is None
-
-
-def test_a_jpeg_of_too_many_pixels_is_left_to_pillow() -> None:
-    data = encode(noise(64, 48), "JPEG")
-    assert preprocessing._common_jpeg(data, squashed, 64 * 48)
-    assert preprocessing._common_jpeg(data, squashed, 64 * 48 - 1) is None
+    opened = preprocessing._open_common_jpeg(data)
+    assert opened is None or preprocessing._common_jpeg(data, (64, 48), squashed) is None
