@@ -87,8 +87,8 @@ def test_upright_size(kind: str, orientation: int) -> None:
     exif[ExifTags.Base.Orientation] = orientation
     file = BytesIO()
     Image.new("RGB", (80, 60)).save(file, kind, exif=exif)
-    assert images.upright_size(file.getvalue()) == ((60, 80) if orientation > 4 else (80, 60))
-    assert images.upright_size(file.getvalue()[:20]) is None
+    assert images.shown(file.getvalue()).size == ((60, 80) if orientation > 4 else (80, 60))
+    assert images.shown(file.getvalue()[:20]).size is None
 
 
 @pytest.mark.parametrize(
