@@ -57,6 +57,8 @@ def bind(app: Flask, port: int) -> Any:
         inbuf_overflow=2 * MAX_BODY,
         outbuf_overflow=2 * MAX_BODY,
         ident=None,
+        # create_app() decides which of them to trust.
+        clear_untrusted_proxy_headers=False,
     )
 
 

@@ -267,6 +267,16 @@ def test_behind_the_edge_the_referrer_is_compared(
     assert client.post("/", data=data, headers=headers).status_code == status
 
 
+def test_the_server_passes_the_header_of_the_edge_on(address: str) -> None:
+    with requests.Session() as session:
+        data = {"csrf_token": token(session.get(address, timeout=60).text)}
+        for referrer, status in ((address.replace("http", "https"), 200), (address, 400)):
+            headers = {"X-Forwarded-Proto": "https", "Referer": f"{referrer}/"}
+            files = {"image": ("cell", picture())}
+            response = session.post(address, data, headers=headers, files=files, timeout=60)
+            assert response.status_code == status
+
+
 def test_no_other_header_of_a_proxy_is_trusted(app: Flask) -> None:
     seen: list[tuple[str, str | None, str]] = []
 
