@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
-from frontend import create_app, errors, images, samples, texts
+from frontend import create_app, errors, images, limits, samples, texts
 from frontend.languages import CELLS
 from serving.client import INPUT_ERRORS
 
@@ -211,6 +211,27 @@ def test_rate_limit(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     other = client.post("/", data={}, environ_base={"REMOTE_ADDR": "127.0.0.2"})
     assert other.status_code == 400
     assert len(stand_in.images) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::2:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        # Of a direct client.
+        ("a" * 9000, "b" * 9000, True),
+    ],
+)
+def test_which_addresses_share_a_limit(app: Flask, one: str, other: str, same: bool) -> None:
+    found = []
+    for each in (one, other):
+        with app.test_request_context(headers={"X-Real-IP": each}):
+            found.append(limits.address())
+    assert (found[0] == found[1]) == same
+    assert max(map(len, found)) < 50
 
 
 def test_the_script_has_a_text_for_each_error(app: Flask) -> None:

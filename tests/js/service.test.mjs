@@ -60,9 +60,23 @@ test("an answer that comes after another request's renewal does not renew again"
   assert.equal(issued.length, 3);
 });
 
-test("a token that is refused again is a problem", async () => {
-  globalThis.fetch = async (address) => (address === "/" ? new Response("new") : EXPIRED());
+test("another tab may replace the new session", async () => {
+  globalThis.fetch = async (address, options) => {
+    const response = await restarted(address, options);
+    if (issued.length === 1) issued.push("of the other tab");
+    return response;
+  };
+  await predict(file(), "");
+  assert.equal(issued.length, 3);
+});
+
+test("a token that is refused again and again is a problem", async () => {
+  let pages = 0;
+  globalThis.fetch = async (address) => (
+    address === "/" ? new Response(`token ${pages++}`) : EXPIRED()
+  );
   await assert.rejects(predict(file(), ""), { kind: "ExpiredForm" });
+  assert.equal(pages, 2);
 });
 
 test("the renewal waits for a server that restarts", async () => {

@@ -18,6 +18,9 @@ import { fetchPatiently } from "./retry.js";
  * @property {number[] | null} [size]
  */
 
+// Another tab may replace the session that the first renewal began.
+const MOST_RENEWALS = 2;
+
 export class Problem extends Error {
   /** @param {string} kind */
   constructor(kind) {
@@ -52,12 +55,13 @@ export const explain = async (file, version) =>
  * @param {Clock} [clock]
  */
 async function ask(address, file, version, signal, clock) {
-  for (let renewed = false; ; renewed = true) {
+  for (let renewals = 0; ; renewals++) {
     const token = tokens(document)[0].value;
     const response = await send(address, file, version, token, signal, clock);
     const answer = await response.json().catch(() => null);
     if (response.ok && answer) return answer;
-    if (answer?.type !== "ExpiredForm" || renewed) throw new Problem(answer?.type ?? "ServiceError");
+    const kind = answer?.type ?? "ServiceError";
+    if (kind !== "ExpiredForm" || renewals === MOST_RENEWALS) throw new Problem(kind);
     // The server was restarted after it sent this page, or the cookies were deleted.
     await renew(token, clock);
   }
