@@ -4,14 +4,18 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from edges import wait
+from edges import need_nginx, wait
 from flask import Flask, request
 from flask.testing import FlaskClient
 from page_stand_in import StandIn, picture, serving, token
+
+from serving.settings import Settings
+from testing.service import run_edge
 
 
 @pytest.fixture
@@ -58,6 +62,32 @@ def test_the_server_passes_the_header_of_the_edge_on(address: str) -> None:
             files = {"image": ("cell", picture())}
             response = session.post(address, data, headers=headers, files=files, timeout=60)
             assert response.status_code == status
+
+
+@pytest.mark.live
+def test_the_edge_tells_the_page_that_it_is_https(address: str, tmp_path: Path) -> None:
+    need_nginx()
+    settings = Settings(run_dir=tmp_path, frontend_port=int(address.rpartition(":")[2]))
+    edge = run_edge(settings)
+    try:
+        with requests.Session() as session:
+            session.trust_env = False
+            session.verify = str(edge.certificate)
+            data = {"csrf_token": token(session.get(edge.url, timeout=60).text)}
+            for referrer, status in (
+                (edge.url, 200),
+                (None, 400),
+                ("https://elsewhere.example", 400),
+                (edge.url.replace("https", "http"), 400),
+            ):
+                # A client cannot replace the edge's value.
+                headers = {"X-Forwarded-Proto": "http", "Referer": referrer}
+                files = {"image": ("cell", picture())}
+                url = f"{edge.url}/api/predictions"
+                response = session.post(url, data, files=files, headers=headers, timeout=60)
+                assert response.status_code == status, referrer
+    finally:
+        edge.stop()
 
 
 def test_no_other_header_of_a_proxy_is_trusted(app: Flask) -> None:
