@@ -38,11 +38,10 @@ def test_control_bytes_before_a_request_are_refused(edge: Asker, path: str) -> N
     """CVE-2026-50020."""
     assert edge.stand_in
     request = edge.head("Content-Length: 1", path=path) + b"x"
-    for control in CONTROLS:
-        for before in (control, control + b"\r\n", b"\r\n" + control):
-            answer = edge.exchange(before + request)
-            assert answer.startswith(b"HTTP/1.1 400 "), before
-            assert answer.count(b"HTTP/1.1 ") == 1
+    for before in (*CONTROLS, b"\0\r\n", b"\r\n\0"):
+        answer = edge.exchange(before + request)
+        assert answer.startswith(b"HTTP/1.1 400 "), before
+        assert answer.count(b"HTTP/1.1 ") == 1
     assert edge.stand_in.requests == []
     # Also between two requests on a connection.
     answer = edge.exchange(request + b"\x00" + request)
