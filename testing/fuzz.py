@@ -1,11 +1,11 @@
-"""Fuzz what reads untrusted bytes: `python -m testing.fuzz --seconds 3600`, or `make fuzz`.
+"""Fuzz what reads untrusted bytes: `make fuzz`, or `python -m testing.fuzz --seconds 3600`.
 
-Each input is a damaged seed, and runs in a child process with a memory limit. A finding is
-- an exception other than those that the target documents, or a wrong answer,
-- a child that dies, or gives no answer for a minute,
-- an input that costs more CPU time than its target's bound (only with --seconds).
-Findings are saved in .build/fuzz/; small ones belong into tests/corpus/. The same command goes on
-where it was stopped. The number of an input, and what the inputs before it led to, determine it.
+An input is a damaged seed. It runs in a child process with a memory limit. A finding is
+- wrong: an exception that the target does not document, or a wrong answer,
+- crash or hang: a child that dies, or gives no answer for a minute,
+- dear: an input that costs more CPU time than the target's bound (only with a time limit).
+Findings are saved in .build/fuzz/; put small ones into tests/corpus/. The command continues where
+it was stopped. Without a time limit, each run makes the same inputs.
 """
 
 from __future__ import annotations
@@ -32,148 +32,84 @@ from tqdm import tqdm
 
 from handler.contract import MAX_BYTES, kind_of
 from serving.settings import ROOT
-from testing import fuzz_targets
-from testing.fuzz_targets import WRONG, Target
+from testing.fuzz_targets import TARGETS, WRONG, Target
 from testing.service import machine
 
-CORPUS = ROOT / "tests" / "corpus"
-BUILD = ROOT / ".build" / "fuzz"
-RESULTS = ROOT / "benchmarks" / "results"
-# Seconds without an answer after which an input hangs its child.
-PATIENCE = 60
-# Bytes of address space of a child.
-MEMORY = 4 << 30
-# Inputs that later ones are made of, besides the seeds.
+BUILD, RESULTS = ROOT / ".build" / "fuzz", ROOT / "benchmarks" / "results"
+FINDINGS = ("wrong", "crash", "hang", "dear")
+# Seconds after which an input hangs its child, and bytes that a child may allocate.
+PATIENCE, MEMORY = 60, 4 << 30
+# Inputs that become parents, besides the seeds.
 POOL = 300
-KINDS = ("wrong", "crash", "hang", "dear")
+# Large inputs take long, so they are rare.
+SIZES, OFTEN = (1 << 16, 1 << 20, MAX_BYTES), (90, 9, 1)
 
 
 @dataclass
 class Progress:
-    """What was found at a target."""
+    """What was run and found at a target; inputs are names of files."""
 
     inputs: int = 0
     seconds: float = 0
     memory_mb: int = 0
-    # By the kind of input: CPU time, bytes, outcome, file of the dearest.
+    # By the kind of image: CPU milliseconds, bytes, outcome, input.
     dearest: dict[str, list[Any]] = field(default_factory=dict)
-    # By the kind of finding: the files.
     findings: dict[str, list[str]] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     pool: list[str] = field(default_factory=list)
 
 
-class Child:
-    """A process that runs one target, and is started again when it dies or hangs."""
-
-    def __init__(self, target: Target) -> None:
-        self._target = target
-        self._start()
-
-    def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve, args=(theirs, self._target.name), daemon=True
-        )
-        self._process.start()
-        theirs.close()
-
-    def run(self, body: bytes) -> tuple[str, float, int]:
-        """Return the outcome, CPU milliseconds, and the most memory so far in MB."""
-        try:
-            self._ours.send_bytes(body)
-            if self._ours.poll(PATIENCE):
-                return self._ours.recv()  # type: ignore[no-any-return]
-            outcome = "hang"
-        except (EOFError, OSError):
-            outcome = "crash"
-        self.end()
-        self._start()
-        return outcome, PATIENCE * 1000, 0
-
-    def end(self) -> None:
-        # With what it started.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid or 0, signal.SIGKILL)
-        self._process.kill()
-        self._process.join()
-        self._ours.close()
-
-
-def _serve(connection: Connection, name: str) -> None:
-    """Run inputs in a child."""
-    os.setpgid(0, 0)
-    # C libraries and the worker report damage there.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    run = fuzz_targets.TARGETS[name].prepare()
-    if name != "edge":
-        # Node needs more address space than memory.
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    with contextlib.suppress(EOFError):
-        while True:
-            body = connection.recv_bytes()
-            started = time.process_time()
-            try:
-                outcome, milliseconds = run(body)
-            except Exception:
-                outcome, milliseconds = f"{WRONG}: {traceback.format_exc()}", None
-            if milliseconds is None:
-                milliseconds = 1000 * (time.process_time() - started)
-            most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-            connection.send((outcome, milliseconds, most))
-
-
 class Fuzzer:
-    """The search at one target."""
+    """The search at one target. Inputs that lead to new outcomes, or cost more, become parents."""
 
     def __init__(self, target: Target, build: Path, largest: int, timed: bool) -> None:
         self.target, self.progress = target, Progress()
-        self._child = Child(target)
-        self._folder, self._largest, self._timed = build / target.name, largest, timed
+        self._largest, self._timed = largest, timed
+        self._folder = build / target.name
         self._folder.mkdir(parents=True, exist_ok=True)
         self._state = self._folder / "progress.json"
         if timed and self._state.exists():
             self.progress = Progress(**json.loads(self._state.read_text()))
-        corpus = sorted((CORPUS / target.name).glob("*"))
-        self._seeds = [*target.seeds(), *(path.read_bytes() for path in corpus)]
+        self._seeds = target.seeds()
         self._pool = [(self._folder / name).read_bytes() for name in self.progress.pool]
+        self._start()
 
     def step(self) -> None:
         """Make and run one input."""
-        number, started = self.progress.inputs, time.monotonic()
-        chance = random.Random(f"{self.target.name} {number}")
-        if number < len(self._seeds):
-            body = self._seeds[number]
+        progress, started = self.progress, time.monotonic()
+        chance = random.Random(f"{self.target.name} {progress.inputs}")
+        if progress.inputs < len(self._seeds):
+            body = self._seeds[progress.inputs]
         else:
-            # Few are large: they take long.
-            [most] = chance.choices((1 << 16, 1 << 20, MAX_BYTES), (90, 9, 1))
+            [most] = chance.choices(SIZES, OFTEN)
             most = min(most, self._largest)
-            known = [each for each in (*self._seeds, *self._pool) if len(each) <= most]
-            body = self.target.mutate(chance.choice(known), chance, known, most)
-        self._note(body, *self._child.run(body))
-        self.progress.inputs += 1
-        self.progress.seconds += time.monotonic() - started
-        if self.progress.inputs % 500 == 0:
+            parents = [each for each in (*self._seeds, *self._pool) if len(each) <= most]
+            body = self.target.mutate(chance.choice(parents), chance, parents, most)
+        self._note(body, *self._run(body))
+        progress.inputs += 1
+        progress.seconds += time.monotonic() - started
+        if progress.inputs % 500 == 0:
             self._save()
+
+    def close(self) -> None:
+        self._end()
+        self._save()
 
     def _note(self, body: bytes, outcome: str, milliseconds: float, memory: int) -> None:
         progress, kind = self.progress, kind_of(body) or "none"
-        progress.memory_mb = max(progress.memory_mb, memory)
-        finding = outcome if outcome in ("hang", "crash") else ""
-        if outcome.startswith(WRONG):
-            finding = "wrong"
         dearest = progress.dearest.get(kind, [0])[0]
+        finding = next((each for each in FINDINGS if outcome.startswith(each)), "")
         if self._timed and not finding and milliseconds > dearest:
-            # Once more: something else may have slowed it down.
-            milliseconds = min(milliseconds, self._child.run(body)[1])
-            if milliseconds > self.target.bound(body):
-                finding = "dear"
-        new = outcome not in progress.outcomes
+            # Once more: another process may have slowed it down.
+            milliseconds = min(milliseconds, self._run(body)[1])
+            finding = "dear" if milliseconds > self.target.bound(body) else ""
+        is_dear = self._timed and milliseconds > max(2 * dearest, self.target.base_ms / 50)
+        is_new = outcome not in progress.outcomes
         progress.outcomes[outcome] = progress.outcomes.get(outcome, 0) + 1
-        if finding and (new or finding != "wrong"):
+        progress.memory_mb = max(progress.memory_mb, memory)
+        if finding and (is_new or finding != WRONG):
             progress.findings.setdefault(finding, []).append(self._saved(body))
-        elif new or (self._timed and milliseconds > max(2 * dearest, self.target.base_ms / 50)):
+        elif is_new or is_dear:
             self._pool = [*self._pool, body][-POOL:]
             progress.pool = [*progress.pool, self._saved(body)][-POOL:]
         if milliseconds > dearest:
@@ -184,59 +120,102 @@ class Fuzzer:
         (self._folder / name).write_bytes(body)
         return name
 
-    def close(self) -> None:
-        self._child.end()
-        self._save()
-
     def _save(self) -> None:
         self._state.write_text(json.dumps(vars(self.progress)))
 
+    def _run(self, body: bytes) -> tuple[str, float, int]:
+        """Return the outcome, the CPU milliseconds, and the child's most memory in MB."""
+        try:
+            self._connection.send_bytes(body)
+            if self._connection.poll(PATIENCE):
+                answer: tuple[str, float, int] = self._connection.recv()
+                return answer
+            outcome = "hang"
+        except (EOFError, OSError):
+            outcome = "crash"
+        self._end()
+        self._start()
+        return outcome, PATIENCE * 1000, 0
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, self.target.name), daemon=True)
+        self._child.start()
+        theirs.close()
+
+    def _end(self) -> None:
+        self._child.kill()
+        # With what it started.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid or 0, signal.SIGKILL)
+        self._child.join()
+        self._connection.close()
+
+
+def _serve(connection: Connection, name: str) -> None:
+    """Run inputs in a child process."""
+    os.setpgid(0, 0)
+    # libtiff and the worker report damage there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    run = TARGETS[name].prepare()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    with contextlib.suppress(EOFError):
+        while True:
+            body, milliseconds = connection.recv_bytes(), None
+            started = time.process_time()
+            try:
+                outcome, milliseconds = run(body)
+            except Exception:
+                outcome = f"{WRONG}: {traceback.format_exc()}"
+            if milliseconds is None:
+                milliseconds = 1000 * (time.process_time() - started)
+            memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+            connection.send((outcome, milliseconds, memory))
+
 
 @contextlib.contextmanager
-def fuzzers(build: Path, largest: int, timed: bool) -> Iterator[list[Fuzzer]]:
-    """Yield one for each target; save their progress at the end."""
+def fuzzers(build: Path, largest: int = MAX_BYTES, timed: bool = True) -> Iterator[list[Fuzzer]]:
+    """Yield a fuzzer for each target; save their progress at the end."""
     with contextlib.ExitStack() as stack:
-        found = []
-        for target in fuzz_targets.TARGETS.values():
-            found.append(Fuzzer(target, build, largest, timed))
-            stack.callback(found[-1].close)
+        found = [Fuzzer(target, build, largest, timed) for target in TARGETS.values()]
+        for each in found:
+            stack.callback(each.close)
         yield found
 
 
 def main() -> int:
     """Fuzz for some seconds and write the report; return 1 if anything was found."""
-    parser = argparse.ArgumentParser(description="Fuzz the decoder, the payloads and the edge.")
-    parser.add_argument("--seconds", type=int, default=3600, help="in all, with earlier runs")
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=int, default=3600, help="with those of earlier runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with fuzzers(BUILD, MAX_BYTES, timed=True) as running:
-        done = sum(each.progress.seconds for each in running)
-        with tqdm(total=options.seconds, initial=int(done), unit="s", disable=None) as bar:
-            while (spent := sum(each.progress.seconds for each in running)) < options.seconds:
-                min(running, key=lambda each: each.progress.seconds / each.target.share).step()
-                bar.update(int(spent) - bar.n)
-        found = {each.target.name: each.progress for each in running}
+    with fuzzers(BUILD) as running, tqdm(total=options.seconds, unit="s", disable=None) as bar:
+        while (spent := sum(each.progress.seconds for each in running)) < options.seconds:
+            bar.update(int(spent) - bar.n)
+            min(running, key=lambda each: each.progress.seconds / each.target.share).step()
+    found = {each.target.name: each.progress for each in running}
     write(options.results, found)
     return int(any(progress.findings for progress in found.values()))
 
 
 def write(folder: Path, found: dict[str, Progress]) -> None:
     """Write the report."""
-    rows, document = [], {"machine": machine(), "targets": {}}
+    heads = ["target", "inputs", *FINDINGS, "kind", "dearest (CPU)", "bytes", "outcome"]
+    rows: list[list[Any]] = [heads, ["---"] * len(heads)]
+    targets: dict[str, Any] = {}
     for name, progress in found.items():
-        kept = {k: v for k, v in vars(progress).items() if k not in ("pool", "outcomes")}
-        document["targets"][name] = kept | {"outcomes": len(progress.outcomes)}
-        counts = [len(progress.findings.get(kind, ())) for kind in KINDS]
+        targets[name] = vars(progress) | {"outcomes": len(progress.outcomes)}
+        del targets[name]["pool"]
+        counts = [len(progress.findings.get(each, ())) for each in FINDINGS]
         for kind, (milliseconds, size, outcome, _) in sorted(progress.dearest.items()):
-            cells = [name, f"{progress.inputs:,}", kind, f"{milliseconds:,.0f} ms", f"{size:,}"]
-            rows.append([*cells, outcome, *map(str, counts)])
-    heads = ["target", "inputs", "kind", "dearest (CPU)", "its bytes", "its outcome", *KINDS]
-    table = [heads, ["---"] * len(heads), *rows]
-    lines = ["# Fuzzing", "", "Written by `make fuzz`.", ""]
-    lines += ["| " + " | ".join(row) + " |" for row in table]
+            dearest = [kind, f"{milliseconds:,.0f} ms", f"{size:,}", outcome.splitlines()[0]]
+            rows.append([name, f"{progress.inputs:,}", *counts, *dearest])
+    table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
+    document = {"machine": machine(), "targets": targets}
     (folder / "fuzz.json").write_text(json.dumps(document, indent=2) + "\n")
-    (folder / "fuzz.md").write_text("\n".join(lines) + "\n")
+    (folder / "fuzz.md").write_text(f"# Fuzzing\n\nWritten by `make fuzz`.\n\n{table}\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
-// Run the edge's scripts on one request for each line of JSON; print its outcome and CPU milliseconds.
-//
-// The scripts are njs modules. Here they get files in memory, a clock that jumps, and an nginx of one
-// reply. Keys, routing and the token are TorchServe's or our own files; all else is from a client.
+// Run the edge's scripts on a request for each line of JSON; print the outcome and CPU milliseconds.
+// In place of nginx they get files in memory, a clock that jumps, and one reply of TorchServe.
 
 import crypto from 'node:crypto';
 import fs from 'node:fs';
@@ -16,12 +14,12 @@ const MOST_SUBREQUESTS = 50;
 let files = {};
 let now = 1e12;
 
-globalThis.settings = { run_dir: '/run', keys: '/run/keys.json', in_flight: '/run/in_flight' };
+Date.now = () => now;
 globalThis.setTimeout = (call, milliseconds) => {
   now += milliseconds;
   queueMicrotask(call);
 };
-Date.now = () => now;
+globalThis.settings = { run_dir: '', keys: '/keys', in_flight: '/in_flight' };
 globalThis.files = {
   readFileSync(name) {
     if (name in files) {
@@ -29,9 +27,7 @@ globalThis.files = {
     }
     throw Object.assign(new Error('no such file'), { code: 'ENOENT' });
   },
-  writeFileSync() {},
-  appendFileSync() {},
-  unlinkSync() {},
+  writeFileSync() {}, appendFileSync() {}, unlinkSync() {},
 };
 
 async function edge() {
@@ -47,11 +43,12 @@ async function edge() {
   return module.default;
 }
 
-function parsed(text, otherwise) {
+// Return an object, whatever the text is.
+function parsed(text) {
   try {
     return Object(JSON.parse(text));
   } catch {
-    return otherwise;
+    return {};
   }
 }
 
@@ -62,48 +59,48 @@ function assert(holds, message) {
 }
 
 async function run(scripts, fields) {
-  const bytes = (name) => Buffer.from(fields[name], 'latin1');
   files = {
-    '/run/keys.json': fields.keys,
-    '/run/routing.json': fields.routing,
-    '/run/inference.header': 'Authorization: Bearer token',
-    '/run/key_file.json': '{"inference": {"key": "token"}}',
+    '/keys': fields.keys, '/routing.json': fields.routing, '/inference.header': 'Bearer: token',
+    '/key_file.json': '{"inference": {"key": "token"}}',
   };
-  const headersIn = {
-    'Authorization': fields.authorization, 'X-API-Key': fields.key, 'Content-Type': fields.type,
+  const status = Number.parseInt(fields.status, 10);
+  const buffer = Buffer.from(fields.reply, 'latin1');
+  const reply = {
+    status: status >= 200 && status < 600 ? status : 500, headersOut: parsed(fields.headers),
+    responseBuffer: buffer, responseText: buffer.toString(),
+    variables: { upstream_connect_time: fields.connect, upstream_header_time: fields.connect },
   };
-  const variables = { request_id: 'id', edge_client: fields.client };
-  const given = Number.parseInt(fields.status, 10);
-  let subrequests = 0;
   const answers = [];
+  let subrequests = 0;
   const r = {
-    uri: `/${fields.uri}`, headersIn, headersOut: {}, variables, requestBuffer: bytes('body'),
-    return: (status, body) => answers.push([status, body]),
+    uri: `/${fields.uri}`, variables: { request_id: 'id', edge_client: fields.client },
+    headersIn: {
+      'Authorization': fields.authorization, 'X-API-Key': fields.key, 'Content-Type': fields.type,
+    },
+    headersOut: {}, requestBuffer: Buffer.from(fields.body, 'latin1'),
+    return: (...answer) => answers.push(answer),
     subrequest: async () => {
       subrequests += 1;
-      now += 100;
-      return {
-        status: given >= 200 && given < 600 ? given : 500, responseText: bytes('reply').toString(),
-        responseBuffer: bytes('reply'), headersOut: parsed(fields.headers, {}),
-        variables: { upstream_connect_time: fields.connect, upstream_header_time: fields.connect },
-      };
+      return reply;
     },
   };
   const access = scripts.access(r);
   assert(/^(200|401|403|503) /.test(access), `access returns ${access}`);
   const key = fields.key || (/^Bearer +([^ ]+)$/i.exec(fields.authorization) || [])[1] || '';
   const hash = crypto.createHash('sha256').update(key).digest('hex');
-  assert(/^(401|503)/.test(access) || hash in parsed(fields.keys, {}), 'an unknown key is accepted');
+  assert(/^(401|503)/.test(access) || hash in parsed(fields.keys), 'an unknown key is accepted');
+
   await scripts.ask(r);
   assert(answers.length === 1, `${answers.length} answers`);
-  const [[status, body]] = answers;
-  assert(Number.isInteger(status) && status >= 200 && status < 600, `the status is ${status}`);
+  const [[code, body]] = answers;
+  assert(code >= 200 && code < 600, `the status is ${code}`);
   assert(typeof body === 'string' || Buffer.isBuffer(body), `the body is ${typeof body}`);
-  const { versions, paused } = parsed(fields.routing, {});
-  const valid = Array.isArray(versions) && paused instanceof Object;
-  assert(!valid || !String(body).includes('EdgeError'), `EdgeError: ${variables.edge_fault}`);
+  // The routing is the service's own file.
+  const { versions, paused } = parsed(fields.routing);
+  const isRouting = Array.isArray(versions) && paused instanceof Object;
+  assert(!isRouting || !body.includes('EdgeError'), `EdgeError: ${r.variables.edge_fault}`);
   assert(subrequests <= MOST_SUBREQUESTS, `${subrequests} subrequests`);
-  return `${access.slice(0, 3)} ${status} ${subrequests}`;
+  return `${access.slice(0, 3)} ${code} ${subrequests}`;
 }
 
 const scripts = await edge();

@@ -87,37 +87,28 @@ def pieces(body: bytes) -> list[bytes]:
         case "JPEG":
             return re.split(rb"(?=\xff[\xc0-\xfe])", body)
         case "PNG":
-            return _chunks(body, len(PNG_HEAD), ">", 4)
+            return _chunks(body, len(PNG_HEAD), ">I", 0, 12)
         case "WEBP":
-            return _chunks(body, 12, "<", 0)
+            return _chunks(body, 12, "<I", 4, 8)
         case "BMP":
             return [body[:54], *(body[at : at + 4] for at in range(54, len(body), 4))]
-    if body[:1] == b"I":
-        return _fields(body)
+    if body[:1] in (b"I", b"L"):
+        # Java's message to a worker.
+        return _chunks(body, 1, "!i", 0, 4)
     return re.split(rb"(?<=[,:{}\[\]\r\n ])", body)
 
 
-def _chunks(body: bytes, at: int, order: str, behind: int) -> list[bytes]:
-    """Split the chunks of a PNG, with their checksum, or of a WebP."""
+def _chunks(body: bytes, at: int, form: str, place: int, around: int) -> list[bytes]:
+    """Split chunks: their length is at a place in them, and does not count the bytes around."""
     found = [body[:at]]
     while at + 8 <= len(body):
-        where = at if order == ">" else at + 4
-        [length] = struct.unpack_from(order + "I", body, where)
-        end = at + 8 + length + (behind or length % 2)
+        [length] = struct.unpack_from(form, body, at + place)
+        end = at + around + max(0, length)
+        # A WebP's chunks have an even length.
+        end += length % 2 if form == "<I" else 0
         found.append(body[at:end])
         at = end
     return [*found, body[at:]]
-
-
-def _fields(message: bytes) -> list[bytes]:
-    """Split a message of TorchServe's Java to the worker."""
-    found, at = [message[:1]], 1
-    while at + 4 <= len(message):
-        [length] = struct.unpack_from("!i", message, at)
-        end = at + 4 + max(0, length)
-        found.append(message[at:end])
-        at = end
-    return [*found, message[at:]]
 
 
 def _with_other_pieces(body: bytes, chance: random.Random, other: bytes, largest: int) -> bytes:
