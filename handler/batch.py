@@ -1,8 +1,8 @@
 """The requests of one batch, and the bounds of what they cost.
 
 A worker answers all requests of a batch together, so a batch takes as long as all of them. One that
-would take much longer than a second is split: its dearest requests are refused as ServiceBusy, and
-the edge and serving.client send them again.
+would take much longer than a second is split: its dearest requests are put off, and the edge and
+serving.client send them again.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ class Request:
         opened = [image.cost for image in self.images if isinstance(image, OpenedImage)]
         return sum(opened) + each * len(opened)
 
-    def refuse(self) -> None:
+    def put_off(self) -> None:
         """Let the client send the request again."""
         error = InputError(503, "ServiceBusy", "The worker has too much to do: try again soon.")
         self.images, self.many = [error], False
 
 
 def split(requests: Sequence[Request]) -> None:
-    """Refuse the dearest requests of a batch that costs too much, but never all."""
+    """Put off the dearest requests of a batch that costs too much, but never all."""
     total = 0
     for request in sorted(requests, key=lambda each: each.cost):
         if total and total + request.cost > MAX_BATCH_COST:
-            request.refuse()
+            request.put_off()
         total += request.cost
 
 
@@ -59,7 +59,7 @@ def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple
     """Yield each image to answer, as its request and its place.
 
     Images of a batch that has too many white cells already are not yielded: those of a request
-    that has them alone become errors, and other requests are refused.
+    that has them alone become errors, and other requests are put off.
     """
     for request in requests:
         for place, image in enumerate(request.images):
@@ -69,7 +69,7 @@ def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple
                 message = "The images before this one show too many cells: send it by itself."
                 request.images[place] = InputError(413, "TooManyCells", message)
             elif sum(each.cells for each in requests) >= MAX_CELLS:
-                request.refuse()
+                request.put_off()
                 break
             else:
                 yield request, place

@@ -86,15 +86,17 @@ class BloodCellHandler:
     def _predict(self, requests: Sequence[Request]) -> None:
         """Answer the images of predictions."""
         images = decoded_images(requests, explain=False)
-        started = perf_counter()
+        seconds = 0.0
         # Few at a time: the number of white cells, which bounds the rest, is known only then.
         while part := list(islice(images, PART)):
+            started = perf_counter()
             predictions = self.pipeline.predict([each.images[place] for each, place in part])
+            seconds += perf_counter() - started
             for (request, place), prediction in zip(part, predictions, strict=True):
                 request.cells += len(prediction.cells)
                 request.images[place] = answer(self.model_name, self.card, prediction)
-        if any(not request.explain for request in requests):
-            self.metrics.examined(perf_counter() - started)
+        if seconds:
+            self.metrics.examined(seconds)
 
     def _explain(self, requests: Sequence[Request]) -> None:
         """Answer the images of explanations; the answer is an error if the explanation fails."""
@@ -139,6 +141,8 @@ def _respond(request: Request, index: int, context: Any) -> bytes:
     status = HTTPStatus.OK
     if not request.many and isinstance(request.images[0], InputError):
         status = HTTPStatus(request.images[0].code)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            context.set_response_header(index, "Retry-After", "1")
     context.set_response_status(status, status.phrase, index)
     context.set_response_content_type(index, "application/json")
     return orjson.dumps({"predictions": documents} if request.many else documents[0])

@@ -32,6 +32,8 @@ INPUT_ERRORS = (
     "EmptyImage",
     "ExplanationFailed",
     "ImageTooLarge",
+    "ServiceBusy",
+    "TooManyCells",
     "TooManyImages",
     "UnsupportedImage",
 )

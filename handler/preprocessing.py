@@ -44,8 +44,8 @@ MAX_TIFF_SCANS = 100
 MAX_READ, READ_COST = 64_000_000, 1_000
 # Values of one tag of a TIFF, such as the places of its strips.
 MAX_TIFF_VALUES = 20_000
-# Pillow decompresses each.
-MAX_PNG_PROFILES = 8
+# Pillow decompresses each profile of a PNG, and joins the EXIF of a JPEG. There should be one.
+MAX_PROFILES = 8
 
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -279,7 +279,7 @@ def _open_by_pillow(data: bytes) -> tuple[Image.Image, int]:
     kind = kind_of(data) or ""
     if kind == "TIFF" and _tiff_values(data) > MAX_TIFF_VALUES:
         raise too_large("parts")
-    if kind == "PNG" and data.count(b"iCCP") > MAX_PNG_PROFILES:
+    if data.count({"PNG": b"iCCP", "JPEG": b"Exif\0\0"}.get(kind, data)) > MAX_PROFILES:
         raise too_large("parts")
     try:
         with warnings.catch_warnings():
@@ -307,7 +307,7 @@ def _pixels(image: Image.Image) -> int:
 
 
 def _tiff_values(data: bytes) -> int:
-    """Return the number of values of a TIFF's longest tag that is no string of bytes."""
+    """Return the number of values of the longest tag of a TIFF, or EXIF, that is no string."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     number = partial(int.from_bytes, byteorder=order)
     start = number(data[4:8])
@@ -364,6 +364,9 @@ def _shrink(image: Image.Image, fit: Fit) -> DecodedImage:
 
 def _orientation(image: Image.Image) -> int:
     orientation = 1
+    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+    if _tiff_values(exif) > MAX_TIFF_VALUES:
+        return orientation
     # Damaged EXIF does not make an image invalid.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -19,6 +19,7 @@ from serving.errors import (
     Busy,
     Disconnected,
     NotServed,
+    PutOff,
     ServiceError,
     Unreachable,
     WorkerDied,
@@ -47,6 +48,7 @@ RENEWAL_PATIENCE = 2.0
 # Seconds that a prediction waits for a service that is starting.
 PATIENCE = 15.0
 RETRY_INTERVAL = 0.02
+PUT_OFF_INTERVAL = 0.5
 # Seconds after a correct answer in which a full queue still counts as ready.
 READY_MEMORY = 60.0
 # Marks health checks, which the handler does not count.
@@ -128,8 +130,9 @@ class InferenceClient(_Client):
         """Return the answer to one image (docs: POST /predictions); raise ServiceError.
 
         Without a version, the routing chooses one, always the same for a `client`; the default
-        client is this object. A request that a dying worker or a restart interrupts is sent again.
-        A request that the canary fails is sent to the default version.
+        client is this object. A request that a dying worker or a restart interrupts, or that a
+        worker puts off, is sent again. A request that the canary fails is sent to the default
+        version.
         """
         attempts: list[_Attempt] = []
         try:
@@ -201,6 +204,10 @@ class InferenceClient(_Client):
             except Unreachable:
                 if time.monotonic() >= deadline:
                     raise
+            except PutOff:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(PUT_OFF_INTERVAL)
             except ServiceError as error:
                 attempts.append(_Attempt(routing, chosen, error, time.monotonic() - started))
                 failed = error.about_version and error.status >= 500

@@ -50,6 +50,10 @@ class Busy(_Unavailable):
     kind = "ServiceBusy"
 
 
+class PutOff(Busy):
+    """The worker had too much to do in one batch: the same request may succeed soon."""
+
+
 class NotServed(ServiceError):
     """The requested version does not serve."""
 
@@ -85,6 +89,8 @@ def error_of(response: requests.Response) -> ServiceError:
         kind, message = "", ""
     if kind in INPUT_ERRORS:
         return ServiceError(status, kind, message)
+    if kind == "ServiceBusy":
+        return PutOff(message)
     if is_token_refused(response):
         return TokenRefused(502, "ServiceError", "TorchServe refuses its token.")
     if status == 404:

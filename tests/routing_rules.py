@@ -25,6 +25,7 @@ OUT_OF_MEMORY = error(507, "OutOfMemoryException")
 FULL = error(503, "ServiceUnavailableException")
 FAILED = error(503, "InternalServerException")
 BAD_IMAGE = error(415, "UnsupportedImage", ("X-Model-Version", "2.0"))
+PUT_OFF = error(503, "ServiceBusy", ("X-Model-Version", "2.0"))
 RETIRED = error(404, "ModelVersionNotFoundException")
 # The second one is renewed while it is refused.
 BAD_TOKEN = error(400, "InvalidKeyException")
@@ -90,6 +91,7 @@ RULES = [
     Rule("the token is renewed", [OLD_TOKEN, OK], ["2.0"] * 2, [GOOD_CANARY]),
     Rule("renewed twice", [OLD_TOKEN, OLD_TOKEN, OK], ["2.0"] * 3, [GOOD_CANARY]),
     Rule("the token is refused", [BAD_TOKEN], ["2.0"], [], "ServiceError", 502),
+    Rule("the worker puts it off", [PUT_OFF, OK], ["2.0"] * 2, [GOOD_CANARY]),
     # The client is at fault.
     Rule("a bad image", [BAD_IMAGE], ["2.0"], [GOOD_CANARY], "UnsupportedImage", 415),
     Rule("too many bytes", [error(413, "")], ["2.0"], [GOOD_CANARY], "ImageTooLarge", 413),

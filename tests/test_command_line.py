@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from serving import deployment
 from serving.cli import main
 from serving.deployment import History, archives, change
 from serving.settings import Settings
+from serving.torchserve import tokens
 from serving.torchserve.tokens import HEADER_FILE
 from testing.service import environment_of
 
@@ -227,8 +230,18 @@ class TestTokens:
         header = stand_in.settings.run_dir / HEADER_FILE
         assert header.read_text() == "Authorization: Bearer s3cret-second\n"
 
-    def test_a_failed_renewal_is_3(self, stand_in: StandIn) -> None:
+    def test_a_header_that_cannot_be_written_is_1(
+        self, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(path: Path, mode: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+        stand_in.answer = lambda request, body: (200, b"{}")
+        monkeypatch.setattr(tokens, "atomic_write", refuse)
+        assert_fails(call(stand_in.settings, "renew-tokens"), FAILED, "header: No space left")
+
+    def test_a_failed_renewal_is_1(self, stand_in: StandIn) -> None:
         stand_in.refuse(500, "InternalServerException", "s3cret")
         result = call(stand_in.settings, "renew-tokens")
-        assert result.exit_code == NOT_RUNNING
+        assert result.exit_code == FAILED
         assert "s3cret" not in result.output

@@ -37,6 +37,7 @@ from handler.pipelines import Pipeline
 from handler.preprocessing import InputError, decode
 from handler.verdict import Answer, answer
 from scripts.draw_cells import draw_cell
+from testing.formats import encoded
 
 PACKAGE = Path(handler.__file__).parent
 MODULES = {path.name for path in PACKAGE.glob("*.py")} - {"bloodcells_handler.py"}
@@ -435,6 +436,17 @@ def test_an_invalid_request_is_an_error_and_leaves_its_neighbours_alone(
     document = response.json
     assert [*document] == ["code", "type", "message"]
     assert (document["code"], document["type"]) == (status, error)
+
+
+@ONE_VERSION
+def test_a_request_that_costs_too_much_is_put_off(worker: Worker, expected: list[Answer]) -> None:
+    """Two of three large images can be decoded within one batch."""
+    large = body(encoded(Image.new("L", (4000, 4000)), "PNG"))
+    *answered, put_off, small = worker.answers(large, large, large, body(PICTURES[0]))
+    assert [each.status for each in answered] == [200, 200]
+    assert (put_off.status, put_off.json["type"]) == (503, "ServiceBusy")
+    assert put_off.headers["Retry-After"] == "1"
+    assert are_close(small.json, expected[0])
 
 
 @ONE_VERSION

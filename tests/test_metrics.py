@@ -245,6 +245,7 @@ def test_state_of_a_service(look: Callable[[], Series], monkeypatch: pytest.Monk
     }
     assert expected.items() <= seen.items()
     assert seen[key("bloodcells_memory_bytes", part="supervisor")] > 1e6
+    assert seen[key("bloodcells_disk_free_bytes")] > 1e6
     measured = json.loads((ROOT / "models" / "2.0" / "metrics.json").read_text())
     doubt = seen[key("bloodcells_expected_doubt", version="2.0")]
     assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)

@@ -23,7 +23,7 @@ from handler.preprocessing import (
     JPEG_COST,
     MAX_COST,
     MAX_PIXELS,
-    MAX_PNG_PROFILES,
+    MAX_PROFILES,
     MAX_TIFF_VALUES,
     PLAIN_COST,
     SCAN_COST,
@@ -347,9 +347,10 @@ A_JPEG = solid("RGB", WHITE, "JPEG", exif=b"Exif\0\0MM\0*")
 PROFILE = formats.chunk(b"iCCP", b"a\0\0" + formats.packed(1000))
 OF_MANY_PARTS = {
     "chunks of a PNG": lambda: of_parts(A_PNG, 33, formats.chunk(b"abCd", b"")),
-    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_PNG_PROFILES + 1),
+    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_PROFILES + 1),
     "segments of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe9\0\2"),
     "padding of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff"),
+    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_PROFILES),
     "runs of a BMP": lambda: formats.bmp_of_runs(2000, 300),
     "strips of a TIFF": lambda: tiff_of_values("<", MAX_TIFF_VALUES + 1),
     "strips of a TIFF, high byte first": lambda: tiff_of_values(">", MAX_TIFF_VALUES + 1),
@@ -366,6 +367,15 @@ def tiff_of_values(order: str, count: int) -> bytes:
 def test_parts_that_are_read_one_by_one_are_bounded(name: str) -> None:
     with pytest.raises(InputError, match="too many parts"):
         decode(OF_MANY_PARTS[name]())
+
+
+def test_an_orientation_of_many_values_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow makes a fraction of each."""
+    monkeypatch.setattr(Image.Image, "getexif", lambda image: pytest.fail("read"))
+    head = b"MM\0*\0\0\0\x08\0\1"
+    exif = head + struct.pack(">HHII", ORIENTATION, 5, MAX_TIFF_VALUES + 1, 8) + bytes(4)
+    for kind in ("PNG", "WEBP"):
+        decode(solid("RGB", WHITE, kind, exif=b"Exif\0\0" + exif))
 
 
 def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -116,6 +118,16 @@ class TestInFlight:
             assert in_flight.describe(tmp_path, "2.0") == "a client waits for its answer"
             assert in_flight.describe(tmp_path, "2.0.1") is None
         assert in_flight.describe(tmp_path, "2.0") is None
+
+    def test_a_disk_without_locks_costs_no_answer(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with in_flight.recorded(tmp_path, "2.0"):
+            pass
 
     def test_a_client_that_is_killed_is_forgotten(self, tmp_path: Path) -> None:
         ours, theirs = multiprocessing.Pipe()

@@ -80,6 +80,14 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None
 
 
 class TestEach:
+    def test_is_done_even_if_the_history_cannot_be_written(
+        self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        fail_once(monkeypatch, History, "add")
+        world.rollout.promote("2.0")
+        assert world.desired.default == "2.0"
+        assert "The history lacks this change: [Errno 28]" in caplog.text
+
     @pytest.mark.parametrize("name", CHANGES)
     def test_is_written_to_the_file_and_the_history(self, world: World, name: str) -> None:
         before = world.desired
@@ -361,6 +369,21 @@ class TestRetire:
         assert world.desired == World.WANTED.without_version("2.0")
         assert last(world)["sha256"] == sha256
         settled(world)
+
+    def test_an_edit_during_the_wait_is_kept(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = world.settings.deployment
+        edited = path.read_text() + "# an edit\n"
+
+        def wait(*_: object) -> None:
+            path.write_text(edited)
+            raise rest.NotAtRest("a client waits")
+
+        monkeypatch.setattr(module, "wait_until_at_rest", wait)
+        with pytest.raises(Refused, match="a client waits"):
+            world.rollout.retire("2.0")
+        assert path.read_text() == edited
 
 
 class TestApply:

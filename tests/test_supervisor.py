@@ -12,6 +12,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import free_settings
@@ -26,7 +27,7 @@ from serving.rollout.changes import Refused, Rollout
 from serving.settings import ROOT, Settings
 from serving.supervisor import service as supervisor
 from serving.supervisor.background import repeat
-from serving.supervisor.canary_watch import CanaryWatch, routing_of
+from serving.supervisor.canary_watch import RETRY_INTERVAL, CanaryWatch, routing_of
 from serving.torchserve import StartError
 from serving.torchserve.process import CODE, remove_leftovers
 from testing.service import environment_of
@@ -125,6 +126,9 @@ class TestExits:
         def exit_code(self) -> int | None:
             return self.code
 
+        def stop(self) -> None:
+            self.code = -15
+
     @pytest.fixture
     def service(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> supervisor.Service:
         monkeypatch.setattr(time, "sleep", lambda seconds: None)
@@ -162,6 +166,44 @@ class TestExits:
         monkeypatch.setattr(service, "_restart", restart)
         with pytest.raises(supervisor.Stopped):
             service._watch()
+
+    def test_a_restart_that_fails_on_a_full_disk_is_repeated(
+        self, service: supervisor.Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Java may run already, but without a routing nobody can be served."""
+        starts: list[int] = []
+        server = service._server
+        assert server
+
+        def start() -> None:
+            starts.append(1)
+            server.code = None  # type: ignore[attr-defined]
+            if len(starts) == 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise supervisor.Stopped
+
+        server.code = 1  # type: ignore[attr-defined]
+        monkeypatch.setattr(service, "_start_torchserve", start)
+        with pytest.raises(supervisor.Stopped):
+            service._watch()
+        assert len(starts) == 2
+
+    def test_a_server_that_did_not_start_has_exited(self, service: supervisor.Service) -> None:
+        service._server.pid = None  # type: ignore[union-attr]
+        assert service._exited() == "TorchServe did not start."
+
+    def test_a_restart_waits_for_room_on_the_disk(
+        self,
+        service: supervisor.Service,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        free = iter([0, 0, supervisor.ROOM - 1, supervisor.ROOM])
+        usage = SimpleNamespace(disk_usage=lambda folder: SimpleNamespace(free=next(free)))
+        monkeypatch.setattr(supervisor, "shutil", usage)
+        service._wait_for_room()
+        assert next(free, None) is None
+        assert capsys.readouterr().out.count("is full: waiting until 16 MiB are free") == 1
 
 
 class TestBackground:
@@ -291,5 +333,10 @@ class TestCanaryWatch:
             patched.setattr(world.management, "versions", unreachable)
             with pytest.raises(Refused, match="nothing listens"):
                 watch.check()
+        # Not at once, because each try is written to the history.
+        watch.check()
+        assert world.desired.canary
+        later = time.monotonic() + RETRY_INTERVAL
+        monkeypatch.setattr(time, "monotonic", lambda: later)
         watch.check()
         assert world.desired.canary is None

@@ -13,7 +13,7 @@ import torchserve from 'torchserve.js';
 // In milliseconds. nginx allows 50 subrequests per request, which limits the retries.
 const PATIENCE = 15000;
 const RETRY_INTERVAL = 20;
-const UNREACHABLE_INTERVAL = 500;
+const LONG_RETRY_INTERVAL = 500;
 // In seconds, as in serving/deployment/routing.py.
 const LONGEST_PAUSE = 15;
 // Twice the images that a request may have.
@@ -85,11 +85,11 @@ async function askTorchServe(r) {
         } finally {
             common.remove(route.inFlight);
         }
-        if (answer.unreachable) {
+        if (answer.unreachable || answer.putOff) {
             if (Date.now() >= deadline) {
                 break;
             }
-            await common.sleep(UNREACHABLE_INTERVAL);
+            await common.sleep(LONG_RETRY_INTERVAL);
             continue;
         }
         attempts.push({ route: route, answer: answer, milliseconds: Date.now() - started });

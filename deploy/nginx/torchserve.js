@@ -43,6 +43,7 @@ function isTokenRefused(reply) {
 // Translate a reply to status and body for the client, and evidence about the version:
 //   failed        the version is at fault
 //   busy          its queue is full
+//   putOff        its worker has too much to do (and `busy`)
 //   interrupted   its worker or TorchServe died with the request
 //   unreachable   nothing was sent
 //   retired       it no longer serves
@@ -54,6 +55,9 @@ function interpret(reply) {
     }
     const version = reply.headersOut['X-Model-Version'];
     if (version || reply.status === 200) {
+        if (reply.status === 503 && (common.parse(reply.responseText) || {}).type === 'ServiceBusy') {
+            return Object.assign(busy(), { putOff: true, unrelated: true });
+        }
         const failed = reply.status >= 500;
         return { status: reply.status, body: reply.responseBuffer, version: version, failed: failed };
     }

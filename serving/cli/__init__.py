@@ -46,6 +46,9 @@ class Group(click.Group):
             KeyFileError,
         ) as error:
             fail(str(error))
+        except OSError as error:
+            # A full or read-only disk, for example.
+            fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

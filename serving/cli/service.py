@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import click
+import requests
 
-from serving.client import Unreachable
+from serving.errors import connection_error_of
 from serving.settings import Settings
 from serving.supervisor import service as supervisor
 from serving.torchserve.tokens import HEADER_FILE, KINDS, Tokens, renew, write_header
@@ -38,8 +39,7 @@ def renew_tokens(settings: Settings) -> None:
     try:
         for kind in KINDS:
             renew(settings, tokens, kind)
-    except OSError as error:
-        # Includes the errors of requests.
-        raise Unreachable(str(error)) from error
+    except requests.RequestException as error:
+        raise connection_error_of(error) from error
     write_header(settings.run_dir, tokens)
     click.echo(f"tokens renewed; {HEADER_FILE} holds the new inference token")

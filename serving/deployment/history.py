@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import getpass
 import json
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from serving.deployment.spec import VersionSpec, from_document, load, to_document
+from serving.deployment.spec import DeploymentError, VersionSpec, from_document, load, to_document
 from serving.files import Locked, lock
 from serving.settings import Settings
 
@@ -106,10 +107,18 @@ def change(settings: Settings, action: str, version: str | None = None) -> Itera
             finally:
                 entry["seconds"] = round(time.monotonic() - started, 2)
                 entry["before"] = to_document(before)
-                entry["after"] = to_document(load(settings.deployment))
-                History(settings.deployment).add(entry)
+                _record(settings.deployment, entry)
     except Locked as error:
         raise Busy(f"Another change is running: {error}. Try again when it is done.") from error
+
+
+def _record(deployment: Path, entry: dict[str, Any]) -> None:
+    """Add an entry with the present state. A failure is logged, because the change is done."""
+    try:
+        entry["after"] = to_document(load(deployment))
+        History(deployment).add(entry)
+    except (DeploymentError, OSError) as error:
+        logging.getLogger(__name__).warning("The history lacks this change: %s", error)
 
 
 def _user() -> str:

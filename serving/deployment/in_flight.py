@@ -22,17 +22,13 @@ from serving import files
 @contextlib.contextmanager
 def recorded(run_dir: Path, version: str) -> Iterator[None]:
     """Record that a client has a request in flight to a version."""
-    try:
-        file = _open(_lock_file(run_dir, version))
-    except OSError:
-        # A full disk costs no answer.
+    with contextlib.ExitStack() as stack:
+        # A full disk, or one without locks, costs no answer.
+        with contextlib.suppress(OSError):
+            file = _open(_lock_file(run_dir, version))
+            stack.callback(os.close, file)
+            fcntl.flock(file, fcntl.LOCK_SH)
         yield
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        yield
-    finally:
-        os.close(file)
 
 
 def describe(run_dir: Path, version: str) -> str | None:

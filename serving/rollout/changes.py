@@ -301,8 +301,10 @@ class Rollout:
             self._wait(version, workers, log)
             yield after
         except BaseException:
-            if state.registered(self.management).get(version) == workers:
-                self._set_workers(version, before.workers, workers, force=True)
+            # The first error counts. `status` shows what could not be undone.
+            with contextlib.suppress(ServiceError):
+                if state.registered(self.management).get(version) == workers:
+                    self._set_workers(version, before.workers, workers, force=True)
             raise
 
     def _set_workers(self, version: str, workers: int, before: int, force: bool) -> None:
@@ -316,8 +318,9 @@ class Rollout:
     def _retire(self, version: str, after: Deployment, before: Deployment, force: bool) -> None:
         self._route(after)
         try:
+            # Not restored after this wait, during which a user may edit the file.
+            self._drain(version, DRAIN_PATIENCE, force)
             with files.restored_on_failure(self.settings.deployment):
-                self._drain(version, DRAIN_PATIENCE, force)
                 self._save(after)
                 # Last, because it can't be undone.
                 self.management.unregister(version)

@@ -7,6 +7,7 @@ instead. A file in RUN_DIR keeps that decision over restarts, until deployment.y
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 
 from serving import deployment
@@ -21,6 +22,8 @@ from serving.rollout.changes import NotRunning, Refused, Rollout
 from serving.settings import Settings
 from serving.supervisor.background import say
 
+# Seconds between tries to roll a canary back while TorchServe does not answer.
+RETRY_INTERVAL = 10.0
 # Holds the deployment whose canary was stopped.
 STOPPED = "stopped_canary.json"
 
@@ -33,6 +36,7 @@ class CanaryWatch:
         self._routing = RoutingFile(settings.run_dir)
         self._outcomes = Watch(settings.run_dir)
         self._canary: Canary | None = None
+        self._retry_at = 0.0
 
     def check(self) -> None:
         """Roll the canary back if it breaks its bounds; raise Busy, Refused or OSError."""
@@ -49,6 +53,8 @@ class CanaryWatch:
         if wanted.canary is None or routed is None or routed.canary != wanted.canary.version:
             return
         self._outcomes.read()
+        if time.monotonic() < self._retry_at:
+            return
         if why := self._outcomes.verdict(wanted.canary, wanted.default):
             self._roll_back(wanted.canary.version, why, wanted)
 
@@ -61,7 +67,8 @@ class CanaryWatch:
             return
         except Refused as error:
             if isinstance(error.__cause__, ServiceError):
-                # TorchServe did not answer: the next attempt may succeed.
+                # TorchServe did not answer: a later attempt may succeed.
+                self._retry_at = time.monotonic() + RETRY_INTERVAL
                 raise
             if self._stop_traffic(wanted):
                 say(

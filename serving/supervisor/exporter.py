@@ -161,6 +161,11 @@ class State(Lookup):
             )
             yield from self._of_versions(described or {})
             yield self._token_life()
+            yield GaugeMetricFamily(
+                "bloodcells_disk_free_bytes",
+                "Free space on the disk of RUN_DIR.",
+                shutil.disk_usage(self._settings.run_dir).free,
+            )
             yield self._restarted()
             yield self._memory()
 

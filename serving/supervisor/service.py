@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import threading
 import time
@@ -43,6 +44,8 @@ from serving.torchserve.tokens import (
 PATIENCE = 30.0
 # Give up after EXITS exits within WITHIN seconds.
 EXITS, WITHIN = 4, 120.0
+# Bytes that a start needs in RUN_DIR.
+ROOM = 16 << 20
 
 
 class Stopped(BaseException):
@@ -166,15 +169,18 @@ class Service:
         before = self._deployment
         try:
             wanted = deployment.load(self.settings.deployment)
-        except DeploymentError as error:
+            for version, each in wanted.versions.items():
+                archive = archives.deployed(self.settings, version)
+                # A restart must not replace an archive with a newer build.
+                if before is None or not archive.is_file():
+                    archives.provide(self.settings, version, each.sha256)
+                elif each.sha256:
+                    archives.check(archive, version, each.sha256)
+        except (BadArchive, DeploymentError) as error:
             if before is None:
                 raise
             say(f"{error} Restarting with the previous deployment.")
             wanted = before
-        for version, each in wanted.versions.items():
-            # A restart must not replace an archive with a newer build.
-            if before is None or not archives.deployed(self.settings, version).is_file():
-                archives.provide(self.settings, version, each.sha256)
         self._deployment = wanted
         return wanted
 
@@ -212,6 +218,7 @@ class Service:
 
     def _watch(self) -> None:
         """Restart what exits; raise StartError if that happens too often, Stopped on a signal."""
+        assert self._server
         exits: deque[float] = deque(maxlen=EXITS)
         while True:
             time.sleep(0.2)
@@ -222,15 +229,33 @@ class Service:
             if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
                 raise StartError(f"{exited} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
             say(f"{exited} Restarting ...")
-            # If it exits during its start, the next iteration handles that.
-            with contextlib.suppress(Ended):
+            self._wait_for_room()
+            try:
                 self._restart()
                 say(f"ready again after {time.monotonic() - exits[-1]:.1f} s")
+            except Ended:
+                # It exited during its start: the next iteration handles that.
+                pass
+            except OSError as error:
+                say(f"the restart failed: {error}")
+                # Also if Java runs, since the routing or the token may be missing.
+                self._server.stop()
+
+    def _wait_for_room(self) -> None:
+        """Wait while the disk of RUN_DIR is full, because no start can succeed."""
+        folder = self.settings.run_dir
+        if shutil.disk_usage(folder).free >= ROOM:
+            return
+        say(f"The disk of {folder} is full: waiting until {ROOM >> 20} MiB are free ...")
+        while shutil.disk_usage(folder).free < ROOM:
+            time.sleep(1)
 
     def _exited(self) -> str | None:
         """Return which part has exited by itself, and with which code, or None."""
         assert self._server
         assert self._page
+        if self._server.pid is None:
+            return "TorchServe did not start."
         if (code := self._server.exit_code()) is not None:
             return f"TorchServe exited with code {code} (see {self._server.log.parent})."
         if (code := self._page.exit_code()) is not None:
@@ -240,7 +265,7 @@ class Service:
     def _restart(self) -> None:
         assert self._server
         assert self._page
-        if self._server.exit_code() is not None:
+        if self._server.pid is None or self._server.exit_code() is not None:
             self._restarts["torchserve"] += 1
             self.routing.withdraw()
             self._server.stop()
