@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from handler.contract import MAX_BYTES, kind_of
 from serving.settings import ROOT
-from testing.fuzz_targets import TARGETS, WRONG, Target
+from testing.fuzz_targets import TARGETS, WRONG, Run, Target
 from testing.service import machine
 
 BUILD, RESULTS = ROOT / ".build" / "fuzz", ROOT / "benchmarks" / "results"
@@ -62,7 +62,9 @@ class Progress:
 class Fuzzer:
     """The search at one target. Inputs that lead to new outcomes, or cost more, become parents."""
 
-    def __init__(self, target: Target, build: Path, largest: int, timed: bool) -> None:
+    def __init__(
+        self, target: Target, build: Path, largest: int = MAX_BYTES, timed: bool = True
+    ) -> None:
         self.target, self.progress = target, Progress()
         self._largest, self._timed = largest, timed
         self._folder = build / target.name
@@ -135,12 +137,14 @@ class Fuzzer:
             outcome = "crash"
         self._end()
         self._start()
-        return outcome, PATIENCE * 1000, 0
+        return outcome, 0, 0
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._child = context.Process(target=_serve, args=(theirs, self.target.name), daemon=True)
+        self._child = context.Process(
+            target=_serve, args=(theirs, self.target.prepare), daemon=True
+        )
         self._child.start()
         theirs.close()
 
@@ -153,12 +157,12 @@ class Fuzzer:
         self._connection.close()
 
 
-def _serve(connection: Connection, name: str) -> None:
+def _serve(connection: Connection, prepare: Callable[[], Run]) -> None:
     """Run inputs in a child process."""
     os.setpgid(0, 0)
     # libtiff and the worker report damage there.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    run = TARGETS[name].prepare()
+    run = prepare()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with contextlib.suppress(EOFError):
         while True:
@@ -174,23 +178,16 @@ def _serve(connection: Connection, name: str) -> None:
             connection.send((outcome, milliseconds, memory))
 
 
-@contextlib.contextmanager
-def fuzzers(build: Path, largest: int = MAX_BYTES, timed: bool = True) -> Iterator[list[Fuzzer]]:
-    """Yield a fuzzer for each target; save their progress at the end."""
-    with contextlib.ExitStack() as stack:
-        found = [Fuzzer(target, build, largest, timed) for target in TARGETS.values()]
-        for each in found:
-            stack.callback(each.close)
-        yield found
-
-
 def main() -> int:
     """Fuzz for some seconds and write the report; return 1 if anything was found."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=int, default=3600, help="with those of earlier runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    with fuzzers(BUILD) as running, tqdm(total=options.seconds, unit="s", disable=None) as bar:
+    with contextlib.ExitStack() as stack:
+        closing = map(contextlib.closing, (Fuzzer(each, BUILD) for each in TARGETS.values()))
+        running = [stack.enter_context(each) for each in closing]
+        bar = stack.enter_context(tqdm(total=options.seconds, unit="s", disable=None))
         while (spent := sum(each.progress.seconds for each in running)) < options.seconds:
             bar.update(int(spent) - bar.n)
             min(running, key=lambda each: each.progress.seconds / each.target.share).step()
