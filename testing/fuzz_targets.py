@@ -165,7 +165,8 @@ TARGETS = {
     for target in (
         Target("decoder", _decoder, 600, 0.1, share=5),
         Target("payload", _payload, 50, 0.1),
-        Target("worker", _worker, 50, 0.1),
+        # Each message is served twice, and may have more requests than a batch.
+        Target("worker", _worker, 50, 1),
         Target("edge", _edge, 200, 3, mutate=mutated_fields),
     )
 }
