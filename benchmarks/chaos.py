@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import requests
 
-from benchmarks import engine, rig
+from benchmarks import attacks, engine, rig
 from benchmarks.engine import Scenario
 from benchmarks.outcome import Result, Step
 from benchmarks.rig import DEFAULT, OTHER, PATIENCE, Rig
@@ -34,10 +34,10 @@ from testing.clients import page_session
 from testing.clock import Clock
 from testing.connections import Call
 from testing.hostile import Upload
-from testing.service import Edge, run_edge
+from testing.service import run_edge
 
-DIRECT = 6
-LOG_DISK = "2m"
+DIRECT, CLIENTS = 6, 6
+DISKS = {"run": "96m", "run/logs": "80m"}
 # Fewer clients leave than requests may wait: TorchServe still processes their requests.
 FLOOD, SLOW, LEAVERS = 500, 100, 100
 SLOW_SECONDS = 15.0
@@ -51,17 +51,27 @@ Send = Callable[[Upload], Call]
 
 
 class Chaos(Rig):
-    """A service with a small disk for its logs, a clock that can be set, and an edge."""
+    """A service with small disks, a clock that can be set, and an edge."""
+
+    good = GOOD
 
     def __init__(self, folder: Path) -> None:
+        for name, size in DISKS.items():
+            (folder / name).mkdir()
+            command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder / name)]
+            if subprocess.run(command, capture_output=True, check=False).returncode:
+                raise click.ClickException("No file system can be mounted: run it as root.")
         self.logs = folder / "run" / "logs"
-        self.logs.mkdir(parents=True)
-        command = ["mount", "-t", "tmpfs", "-o", f"size={LOG_DISK}", "tmpfs", str(self.logs)]
-        if subprocess.run(command, capture_output=True, check=False).returncode:
-            raise click.ClickException("No file system can be mounted: run it as root.")
         self.clock = Clock(folder)
-        self.edge: Edge | None = None
         super().__init__(folder, variables=self.clock.environment)
+        self.edge = run_edge(self.settings)
+        keys = KeyFile(keys_path(self.settings))
+        self.key, self.attacker_key = keys.add("chaos", MAY), keys.add("attacker", MAY)
+        self.environment |= {
+            "GATEWAY_URL": f"{self.edge.url}/predictions/{MODEL}",
+            "GATEWAY_CERTIFICATE": str(self.edge.certificate),
+            "GATEWAY_KEY": self.key,
+        }
 
     def to_torchserve(self, upload: Upload, version: str = "") -> Call:
         """Return a request to TorchServe itself."""
@@ -72,20 +82,32 @@ class Chaos(Rig):
     def to_page(self) -> Call:
         return Call(f"{self.settings.frontend_url}/api/predictions", GOOD.body)
 
-    def open_edge(self) -> None:
-        if not self.edge:
-            self.edge = run_edge(self.settings)
-            self.edge_key = KeyFile(keys_path(self.settings)).add("chaos", MAY)
+    def to_edge(
+        self,
+        upload: Upload,
+        path: str = f"/predictions/{MODEL}",
+        key: str | None = None,
+        source: str | None = None,
+    ) -> Call:
+        """Return a request to the edge, which may be from another client."""
+        headers = {"Content-Type": upload.content_type, "X-API-Key": key or self.key}
+        return Call(self.edge.url + path, upload.body, headers, self.edge.certificate, source)
 
-    def to_edge(self, upload: Upload, path: str = f"/predictions/{MODEL}") -> Call:
-        """Return a request to the edge."""
-        assert self.edge
-        headers = {"Content-Type": upload.content_type, "X-API-Key": self.edge_key}
-        return Call(self.edge.url + path, upload.body, headers, self.edge.certificate)
+    @contextlib.contextmanager
+    def full(self, folder: Path) -> Iterator[None]:
+        """Leave no byte free on a small disk during the block."""
+        filler = folder / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        assert shutil.disk_usage(folder).free == 0
+        try:
+            yield
+        finally:
+            filler.unlink()
 
     def close(self) -> None:
-        if self.edge:
-            self.edge.stop()
+        self.edge.stop()
         super().close()
 
 
@@ -96,7 +118,8 @@ def started(folder: Path) -> Iterator[Chaos]:
         with contextlib.closing(Chaos(folder)) as it:
             yield it
     finally:
-        subprocess.run(["umount", "--lazy", str(folder / "run" / "logs")], capture_output=True)
+        for name in reversed(DISKS):
+            subprocess.run(["umount", "--lazy", str(folder / name)], capture_output=True)
 
 
 def build(quick: bool) -> Scenario:
@@ -105,11 +128,12 @@ def build(quick: bool) -> Scenario:
         "chaos",
         "Faults, on purpose",
         "Written by `make chaos`: what 16 users of `serving.client` and "
-        f"{DIRECT} direct clients of TorchServe see during faults. A direct client sends "
-        "nothing twice; its request fails if TorchServe accepts it and does not answer well. "
+        f"{DIRECT} direct clients of TorchServe, and {CLIENTS} clients of the edge see during "
+        "faults and attacks. The latter two send nothing twice; a direct client's request fails "
+        "if TorchServe accepts it and does not answer well. "
         "Memory (RssAnon) is that of workers, Java, and page with supervisor.",
         started,
-        {"users": 16, "direct": DIRECT},
+        {"users": 16, "direct": DIRECT, "gateway": CLIENTS},
         steps(quick),
         calm=4,
     )
@@ -143,8 +167,7 @@ def steps(quick: bool) -> list[Step]:
         *(
             Step(
                 f"{SLOW} slow clients of the edge ({name})",
-                partial(slow_clients, partial(Chaos.to_edge, upload=GOOD, path=path), page_answers),
-                prepare=Chaos.open_edge,
+                partial(slow_clients, partial(Chaos.to_edge, upload=GOOD, path=path), edge_answers),
             )
             for name, path in (("API", f"/predictions/{MODEL}"), ("page", "/api/predictions"))
         ),
@@ -153,11 +176,12 @@ def steps(quick: bool) -> list[Step]:
             for name, how in LEAVING.items()
         ),
         Step(f"{len(uploads)} hostile uploads to the edge", partial(send_all_to_edge, uploads)),
+        *attacks.steps(),
         Step(
             "TERM of the service, started again",
             terminate,
             # It may be away for longer than the users' client waits.
-            may_fail={**KILLS, "users": math.inf},
+            may_fail={**KILLS, "users": math.inf, "clients": math.inf},
             workers_may_end=True,
         ),
     ]
@@ -184,15 +208,8 @@ def on_full_disk(kill: Callable[[Chaos, Result], None]) -> Callable[[Chaos, Resu
     """Return a fault while the disk of the logs has no byte left."""
 
     def killed(it: Chaos, result: Result) -> None:
-        filler = it.logs / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        assert shutil.disk_usage(it.logs).free == 0
-        try:
+        with it.full(it.logs):
             kill(it, result)
-        finally:
-            filler.unlink()
 
     return killed
 
@@ -225,12 +242,14 @@ def torchserve_answers(it: Chaos) -> bool:
 
 
 def page_answers(it: Chaos) -> bool:
-    """Return whether the page answers, through the edge if it is open."""
-    url = it.edge.url if it.edge else f"{it.settings.frontend_url}/readyz"
+    """Return whether the page answers."""
     with local_session() as session, contextlib.suppress(requests.RequestException):
-        session.verify = str(it.edge.certificate) if it.edge else True
-        return session.get(url, timeout=3).ok
+        return session.get(f"{it.settings.frontend_url}/readyz", timeout=3).ok
     return False
+
+
+def edge_answers(it: Chaos) -> bool:
+    return connections.once(it.to_edge(GOOD)) == "200"
 
 
 def leave(
@@ -317,7 +336,7 @@ def set_clock(hours: int, it: Chaos, result: Result) -> None:
 
 def terminate(it: Chaos, result: Result) -> None:
     """Stop the service with requests of the page in flight, and start it again."""
-    large = hostile.large_tiff(5_000, 4_000)
+    large = hostile.large_tiff(4_000, 4_000)
     url = it.settings.frontend_url
     with page_session(local_session(8), url) as session, ThreadPoolExecutor(8) as pool:
 

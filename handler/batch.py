@@ -1,21 +1,31 @@
 """The requests of one batch, and the bounds of what they cost.
 
-A worker answers all requests of a batch together, so a batch takes as long as all of them. One that
-would take much longer than a second is split: its dearest requests are put off, and the edge and
-serving.client send them again.
+A worker answers all requests of a batch together, so each waits for the dearest. Therefore some are
+put off: the edge and serving.client send them again. A request that is dear to decode waits until
+no other worker decodes one, so that the others stay free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from handler.preprocessing import DecodedImage, InputError, OpenedImage
 
-# Of one image besides its decoding, in the unit of preprocessing.MAX_COST.
+# All costs are in the unit of preprocessing.MAX_COST. These are of an image besides its decoding.
 PREDICTION_COST, EXPLANATION_COST = 4_000_000, 30_000_000
-MAX_BATCH_COST = 1_000_000_000
+# A batch takes little longer than a second, of which decoding takes a seventh.
+MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
+# A request that costs more to decode is dear.
+DEAR = 50_000_000
+# After a dear request beside others, a worker answers no other for this many times its duration.
+# Fewer than one in a hundred of the others then wait for one.
+REST = 20
 # A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
 MAX_CELLS, EXPLAINED = 512, 16
 # Images for the networks at once.
@@ -35,10 +45,14 @@ class Request:
     cells: int = 0
 
     @property
+    def decoding(self) -> int:
+        """The cost of decoding all images."""
+        return sum(image.cost for image in self.images if isinstance(image, OpenedImage))
+
+    @property
     def cost(self) -> int:
         each = EXPLANATION_COST if self.explain else PREDICTION_COST
-        opened = [image.cost for image in self.images if isinstance(image, OpenedImage)]
-        return sum(opened) + each * len(opened)
+        return self.decoding + each * sum(isinstance(one, OpenedImage) for one in self.images)
 
     def put_off(self) -> None:
         """Let the client send the request again."""
@@ -46,13 +60,50 @@ class Request:
         self.images, self.many = [error], False
 
 
-def split(requests: Sequence[Request]) -> None:
-    """Put off the dearest requests of a batch that costs too much, but never all."""
-    total = 0
-    for request in sorted(requests, key=lambda each: each.cost):
-        if total and total + request.cost > MAX_BATCH_COST:
+class Turn:
+    """Lets one worker at a time answer a dear request; the workers share a file."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self._clock = clock
+        self._taken: float | None = None
+        self._rests_until = 0.0
+
+    def take(self, alone: bool) -> bool:
+        """Return whether this worker may answer a dear request, `alone` or beside others."""
+        if not alone and self._clock() < self._rests_until:
+            return False
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        self._taken = self._clock()
+        return True
+
+    def give(self) -> None:
+        """Let others take it, if this worker has it."""
+        if self._taken is None:
+            return
+        now = self._clock()
+        self._rests_until = now + REST * (now - self._taken)
+        self._taken = None
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
+
+def split(requests: Sequence[Request], turn: Turn) -> None:
+    """Put off the requests that the others should not wait for."""
+    dear = [request for request in requests if request.decoding > DEAR]
+    others = [request for request in requests if request.decoding <= DEAR]
+    for index, request in enumerate(dear):
+        if index or not turn.take(alone=not others):
             request.put_off()
-        total += request.cost
+    cost = decoding = 0
+    for request in sorted(others, key=lambda each: each.cost):
+        fits = cost + request.cost <= MAX_BATCH_COST
+        if cost and not (fits and decoding + request.decoding <= MAX_BATCH_DECODING):
+            request.put_off()
+        else:
+            cost, decoding = cost + request.cost, decoding + request.decoding
 
 
 def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple[Request, int]]:

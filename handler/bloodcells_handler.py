@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from handler import metrics
-from handler.batch import EXPLAINED, PART, Request, decoded_images, split
+from handler.batch import EXPLAINED, PART, Request, Turn, decoded_images, split
 from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
@@ -56,6 +56,8 @@ class BloodCellHandler:
             gpu=gpu,
         )
         self.pipeline.warm_up()
+        # In the folder of all archives, so that all workers share it.
+        self.turn = Turn(model_dir.parent / "dear.lock")
         self.metrics = metrics.start(self.card["version"])
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
@@ -67,9 +69,10 @@ class BloodCellHandler:
             return [self.card]
         started = perf_counter()
         requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
-        split(requests)
+        split(requests, self.turn)
         for request in requests:
             request.images = [decode_opened(image, self.pipeline.fit) for image in request.images]
+        self.turn.give()
         self.metrics.decoded(len(data), perf_counter() - started)
         self._predict(requests)
         self._explain(requests)

@@ -11,12 +11,13 @@ import base64
 import contextlib
 import http.client
 import json
+import resource
 import socket
 import ssl
 import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -38,6 +39,8 @@ class Call:
     headers: Mapping[str, str] = field(default_factory=dict)
     # Of the server, for an https address.
     certificate: Path | None = None
+    # The address to send from, such as another of this machine.
+    source: str | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -106,6 +109,41 @@ def slow(call: Call, count: int, seconds: float) -> Counter[str]:
     return _all(count, lambda: _trickle(call, seconds))
 
 
+def held(call: Call, head: bytes, count: int, seconds: float) -> Counter[str]:
+    """Keep connections open for some seconds, a hundred new ones at a time, and send nothing more.
+
+    With a head, each sends it and returns the status. Without, "open" is a connection that was
+    accepted, and nothing is said on it, not even TLS.
+    """
+    if not head:
+        call = replace(call, certificate=None)
+    _allow_files(count)
+    ending = asyncio.Event()
+
+    async def hold(opening: asyncio.Semaphore) -> str:
+        async with opening:
+            reader, writer = await _open(call)
+            writer.write(head)
+            said = await _status(reader) if head else "open"
+        await ending.wait()
+        writer.close()
+        return said
+
+    async def gather() -> list[str]:
+        opening = asyncio.Semaphore(100)
+        asyncio.get_running_loop().call_later(seconds, ending.set)
+        return await asyncio.gather(*(_told(hold(opening)) for _ in range(count)))
+
+    return Counter(asyncio.run(gather()))
+
+
+def _allow_files(count: int) -> None:
+    """Let this process open so many files more, where it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < count + 1024 <= hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (count + 1024, hard))
+
+
 def half_sent(call: Call, count: int) -> Counter[str]:
     """Send half of a body, then disconnect."""
     return _all(count, lambda: _leave(call, len(call.body) // 2))
@@ -136,7 +174,8 @@ async def _told(asked: Awaitable[str]) -> str:
 
 async def _open(call: Call) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     secure = ssl.create_default_context(cafile=call.certificate) if call.certificate else None
-    return await asyncio.open_connection(*call.address, ssl=secure)
+    source = (call.source, 0) if call.source else None
+    return await asyncio.open_connection(*call.address, ssl=secure, local_addr=source)
 
 
 async def _ask(call: Call) -> str:

@@ -149,6 +149,13 @@ def jpeg_of_scans(width: int, height: int, scans: int) -> bytes:
     return b"".join(parts) + b"\xff\xd9"
 
 
+def with_scans(jpeg: bytes, scans: int) -> bytes:
+    """Return a progressive JPEG whose last scan is repeated, so that it has this many."""
+    start = b"\xff\xda"
+    last = jpeg[jpeg.rindex(start) : -2]
+    return jpeg[:-2] + last * (scans - jpeg.count(start)) + jpeg[-2:]
+
+
 def field(name: str, data: bytes) -> bytes:
     """Return one file of a form with the boundary `edge`."""
     return (

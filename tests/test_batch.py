@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from handler.batch import MAX_BATCH_COST, MAX_CELLS, PREDICTION_COST, Request, decoded_images, split
-from handler.preprocessing import DecodedImage, InputError, OpenedImage
+from handler.batch import (
+    DEAR,
+    MAX_BATCH_COST,
+    MAX_CELLS,
+    PREDICTION_COST,
+    REST,
+    Request,
+    Turn,
+    decoded_images,
+    split,
+)
+from handler.preprocessing import MAX_COST, DecodedImage, InputError, OpenedImage
 
 IMAGE = DecodedImage(np.zeros((60, 80, 3), np.uint8), 80, 60)
 
@@ -19,41 +30,86 @@ def decode(fit: object) -> DecodedImage:
 
 
 def request(*costs: int) -> Request:
-    """Return a request whose images cost this in all."""
-    return Request([OpenedImage(cost - PREDICTION_COST, decode) for cost in costs], True, False)
+    """Return a request whose images cost this to decode."""
+    return Request([OpenedImage(cost, decode) for cost in costs], True, False)
 
 
-def is_refused(request: Request) -> bool:
+def is_put_off(request: Request) -> bool:
     [*_, last] = request.images
     return isinstance(last, InputError) and last.type == "ServiceBusy"
 
 
+@pytest.fixture
+def turn(tmp_path: Path) -> Turn:
+    return Turn(tmp_path / "lock", clock=lambda: 0.0)
+
+
+def put_off(requests: Sequence[Request], turn: Turn) -> list[bool]:
+    split(requests, turn)
+    return [is_put_off(each) for each in requests]
+
+
+LARGE = DEAR + 1
+
+
 @pytest.mark.parametrize(
-    ("costs", "refused"),
+    ("costs", "expected"),
     [
-        ([[0.5], [0.5]], [False, False]),
-        ([[0.5], [0.3, 0.3]], [False, True]),
-        # The dearest, wherever it stands.
-        ([[0.9], [0.1], [0.2]], [True, False, False]),
-        # Later ones can be served after those that were put off.
-        ([[0.5], [0.6], [0.7]], [False, True, True]),
-        # One alone is answered, whatever it costs.
-        ([[1.5]], [False]),
-        ([[1.5], [1.5]], [False, True]),
+        ([[0], [DEAR], [DEAR]], [False] * 3),
+        # The dearest of those that are not dear, wherever it stands.
+        ([[DEAR], [DEAR], [DEAR - 1], [DEAR - 1]], [False, True, False, False]),
+        # One dear request, with or without others.
+        ([[LARGE], [0], [LARGE]], [False, False, True]),
+        ([[LARGE], [LARGE]], [False, True]),
+        ([[MAX_COST]], [False]),
+        ([[DEAR // 2, DEAR // 2, 1], [LARGE]], [False, True]),
     ],
 )
-def test_a_batch_that_costs_too_much_is_split(
-    costs: Sequence[Sequence[float]], refused: list[bool]
+def test_requests_of_large_images_are_put_off(
+    costs: Sequence[Sequence[int]], expected: list[bool], turn: Turn
 ) -> None:
-    requests = [request(*(round(cost * MAX_BATCH_COST) for cost in each)) for each in costs]
-    split(requests)
-    assert [is_refused(each) for each in requests] == refused
+    assert put_off([request(*each) for each in costs], turn) == expected
 
 
-def test_an_error_costs_nothing() -> None:
-    requests = [Request([InputError(400, "EmptyImage", "")] * 1000, True, False), request(1)]
-    split(requests)
-    assert not any(map(is_refused, requests))
+def test_requests_of_many_images_are_put_off(turn: Turn) -> None:
+    most = MAX_BATCH_COST // PREDICTION_COST
+    requests = [request(*[0] * (most - 1)), request(0, 0), request(0)]
+    assert put_off(requests, turn) == [True, False, False]
+    # One alone is answered, whatever it costs.
+    assert put_off([request(*[0] * (most + 1))], turn) == [False]
+
+
+def test_an_error_costs_nothing(turn: Turn) -> None:
+    errors = Request([InputError(400, "EmptyImage", "")] * 1000, True, False)
+    assert put_off([errors, request(1)], turn) == [False, False]
+
+
+def test_one_worker_at_a_time_answers_a_dear_request(turn: Turn, tmp_path: Path) -> None:
+    other = Turn(tmp_path / "lock")
+    assert put_off([request(LARGE)], turn) == [False]
+    assert put_off([request(LARGE), request(0)], other) == [True, False]
+    turn.give()
+    assert put_off([request(LARGE)], other) == [False]
+
+
+def test_a_worker_rests_between_dear_requests_beside_others(tmp_path: Path) -> None:
+    now = [100.0]
+    turn = Turn(tmp_path / "lock", clock=lambda: now[0])
+
+    def answer(*others: Request) -> bool:
+        dear = request(LARGE)
+        split([dear, *others], turn)
+        now[0] += 0.5
+        turn.give()
+        return not is_put_off(dear)
+
+    assert answer(request(0))
+    assert not answer(request(0))
+    # Nobody waits for one that is alone.
+    assert answer()
+    now[0] += 0.5 * REST - 0.1
+    assert not answer(request(0))
+    assert answer(request(0))
 
 
 def answer_all(requests: Sequence[Request], cells: Callable[[int], int]) -> None:

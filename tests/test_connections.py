@@ -120,3 +120,10 @@ def test_a_clock_is_set_for_the_processes_that_have_it(tmp_path: Path) -> None:
             assert of_day == pytest.approx(time.time() + ahead, abs=600)
             assert steady == pytest.approx(time.monotonic(), abs=600)
         process.stdin.write("end\n")
+
+
+def test_a_held_connection_is_silent_or_gets_an_answer(call: Call, serve: Serve) -> None:
+    served = serve(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
+    assert connections.held(call, call.head + call.body, 1, 0) == {"401": 1}
+    assert served.result() == call.head + call.body
+    assert connections.held(call, b"", 2, 0) == {"open": 2}
