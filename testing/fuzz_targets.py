@@ -15,10 +15,19 @@ from typing import Any
 
 from handler.contract import kind_of
 from handler.payload import parse
-from handler.preprocessing import MAX_COST, InputError, open_image, squashed, within_field
+from handler.preprocessing import (
+    MAX_COST,
+    InputError,
+    OpenedImage,
+    decode_opened,
+    open_all,
+    open_image,
+    squashed,
+    within_field,
+)
 from serving.settings import ROOT
 from testing import hostile
-from testing.mutation import mutated, mutated_fields
+from testing.mutation import mutated, mutated_fields, mutated_instances
 
 CORPUS = ROOT / "tests" / "corpus"
 WRONG = "wrong"
@@ -69,20 +78,32 @@ def _words(text: str) -> str:
     return re.sub(r"[^A-Za-z ].*", "", text)[:40]
 
 
-def _outcome(row: Mapping[str, Any], headers: Mapping[str, Any]) -> str:
+def _parsed(row: Mapping[str, Any], headers: Mapping[str, Any]) -> list[bytes | InputError]:
     try:
-        payload = parse(row, headers)
+        return parse(row, headers).images
     except InputError as error:
-        return error.message
-    kinds = {each.message if isinstance(each, InputError) else "bytes" for each in payload.images}
-    return f"{payload.many} {sorted(kinds)} {len(payload.images).bit_length()}"
+        return [error]
+
+
+def _kinds(images: Sequence[Any]) -> str:
+    kinds = {getattr(each, "message", type(each).__name__) for each in images}
+    return f"{len(images).bit_length()} {sorted(kinds)}"
 
 
 def _payload() -> Run:
     from serving.torchserve.worker import _decoded
 
-    headers = {"body": {"content-type": JSON}}
-    return lambda body: (_outcome({"body": _decoded(body, JSON)}, headers), None)
+    def run(body: bytes) -> tuple[str, None]:
+        images = _parsed({"body": _decoded(body, JSON)}, {"body": {"content-type": JSON}})
+        opened = open_all(images)
+        cost = sum(each.cost for each in opened if isinstance(each, OpenedImage))
+        assert cost <= MAX_COST
+        return (
+            f"{cost.bit_length()} {_kinds([decode_opened(each, squashed) for each in opened])}",
+            None,
+        )
+
+    return run
 
 
 class _Escaped(BaseException):
@@ -101,7 +122,7 @@ def _worker() -> Run:
     def handle(rows: Sequence[Mapping[str, Any]], context: Any) -> list[str]:
         headers = (context.get_all_request_header(index) for index in range(len(rows)))
         try:
-            seen.extend(map(_outcome, rows, headers))
+            seen.extend(map(_kinds, map(_parsed, rows, headers)))
         except Exception as error:
             raise _Escaped from error
         return [""] * len(rows)
@@ -164,7 +185,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("decoder", _decoder, 600, 0.1, share=5),
-        Target("payload", _payload, 50, 0.1),
+        Target("payload", _payload, 600, 0.1, share=3, mutate=mutated_instances),
         # Each message is served twice, and may have more requests than a batch.
         Target("worker", _worker, 50, 1),
         Target("edge", _edge, 200, 3, mutate=mutated_fields),

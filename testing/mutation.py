@@ -6,6 +6,7 @@ a TIFF, a field of a message, a word of a text. A small input is expensive if a 
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 import re
@@ -53,6 +54,24 @@ def mutated_fields(
     alike = [json.loads(other)[name].encode("latin-1") for other in others]
     value = mutated(fields[name].encode("latin-1"), chance, alike, largest)
     return json.dumps(fields | {name: value.decode("latin-1")}).encode()
+
+
+def mutated_instances(
+    body: bytes, chance: random.Random, others: Sequence[bytes], largest: int
+) -> bytes:
+    """Damage a JSON document of images; most times one of the images, and repeat it."""
+    try:
+        texts = [each["b64"] for each in json.loads(body)["instances"]]
+        at = chance.randrange(len(texts))
+        image = base64.b64decode(texts[at])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return mutated(body, chance, others, largest)
+    if chance.random() < 0.3:
+        return mutated(body, chance, others, largest)
+    text = base64.b64encode(mutated(image, chance, [image], largest // 2)).decode()
+    most = max(1, (largest - len(body)) // (len(text) + 20))
+    texts[at : at + 1] = [text] * min(most, chance.choice((1, 1, 8, 128)))
+    return json.dumps({"instances": [{"b64": each} for each in texts]}).encode()
 
 
 def damaged(body: bytes, chance: random.Random) -> bytes:
