@@ -98,17 +98,27 @@ def test_a_missing_file_is_named(tmp_path: Path, setting: str, said: str) -> Non
         supervisor.Service(settings).run()
 
 
-def test_a_start_that_fails_prints_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("variable", "value", "error"),
+    [
+        ("INFERENCE_PORT", "many", "INFERENCE_PORT is 'many': "),
+        # As on a read-only disk.
+        ("RUN_DIR", "/dev/null/run", "/dev/null/run: Not a directory."),
+    ],
+)
+def test_a_start_that_fails_prints_one_sentence(
+    tmp_path: Path, variable: str, value: str, error: str
+) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "serving", "run"],
-        env=environment_of(free_settings(tmp_path / "run")) | {"INFERENCE_PORT": "many"},
+        env=environment_of(free_settings(tmp_path / "run")) | {variable: value},
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=60,
     )
     assert done.returncode == 1
-    assert done.stderr.startswith("error: INFERENCE_PORT is 'many': ")
+    assert done.stderr.startswith(f"error: {error}")
     assert done.stderr.count("\n") == 1
     assert supervisor.running(tmp_path / "run") is None
 
