@@ -15,7 +15,7 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
 .PHONY: help js run edge stop status deploy promote canary rollback apply doctor setup mar data train \
-	sweep curve evaluate served drill bench page test test-all screenshots lint clean audit nodes chaos soak
+	sweep curve evaluate served drill bench page test test-all screenshots lint clean audit nodes chaos soak fuzz
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ chaos: .venv/dev.stamp mar  ## inject faults under load; write a report
 
 soak: .venv/dev.stamp mar  ## run a mixed load for 30 minutes; write a report on memory growth
 	@$(BIN)/python -m benchmarks.soak
+
+fuzz: .venv/dev.stamp  ## feed damaged inputs to decoder, worker and edge for an hour; write a report
+	@$(BIN)/python -m testing.fuzz
 
 bench: .venv/dev.stamp mar  ## measure speed and cost beside other servers; QUICK=1: only what changed
 	@$(BIN)/python -m benchmarks.bench

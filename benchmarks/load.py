@@ -32,6 +32,7 @@ from serving.torchserve.tokens import TokenError, Tokens
 from testing import connections, formats, hostile
 from testing.clients import Clients, page_session
 from testing.connections import Call
+from testing.mutation import damaged
 
 IMAGES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 # TorchServe did not accept such a request: no connection, a full queue, a token just renewed. A
@@ -142,7 +143,7 @@ class Mixed(Load):
             return session.post(f"{page}/api/predictions", files=files, timeout=60).status_code
         kind, body = hostile.BYTES, image
         if what == "damaged":
-            body = hostile.mutate(image, chance.getrandbits(30))
+            body = damaged(image, chance)
         elif what in ("form", "JSON"):
             make = connections.in_form if what == "form" else connections.in_json
             kind, body = make(chance.sample(self._images[:10], 4))

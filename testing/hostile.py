@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import random
-import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from PIL import Image
 from serving.deployment import known_answers
 from testing import formats
 from testing.formats import PNG_HEAD, bmp, encoded, field, packed, png, tiff
+from testing.mutation import damaged
 
 BYTES, JSON = "application/octet-stream", "application/json"
 FORM = 'multipart/form-data; boundary="edge"'
@@ -32,8 +32,6 @@ UNREAD = (500,)
 # Small images are damaged more by the same number of bytes.
 SEED_SIZE = (96, 72)
 MUCH = 100_000_000
-ODD_BYTES = b"\x00\x01\x7f\x80\xfe\xff"
-ODD_NUMBERS = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 # Large bodies, and those that take long to make, are made when they are needed.
 Body = bytes | Callable[[], bytes]
@@ -273,37 +271,7 @@ def mutations(count: int, seed: int = 0) -> Iterator[Upload]:
         kind = chance.choice(list(good))
         body = good[kind]
         for _ in range(chance.randint(1, 6)):
-            body = _damaged(body, chance)
+            body = damaged(body, chance)
         if body.startswith(PNG_HEAD) and chance.random() < 0.8:
             body = formats.with_right_sums(body)
         yield Upload(f"{kind}, damage {seed}.{at}", body, allowed=EITHER)
-
-
-def mutate(body: bytes, seed: int) -> bytes:
-    """Damage a body once, in a way that depends on the seed."""
-    return _damaged(body, random.Random(seed))
-
-
-def _damaged(body: bytes, chance: random.Random) -> bytes:
-    # Half of the time in the header, which holds the sizes.
-    reach = min(len(body), 128) if chance.random() < 0.5 else len(body)
-    at = chance.randrange(reach) if reach else 0
-    head, tail = body[:at], body[at:]
-    damage = chance.choice(
-        ("flip", "overwrite", "number", "number", "cut", "take", "repeat", "insert")
-    )
-    if damage == "flip":
-        return head + bytes([tail[0] ^ 1 << chance.randrange(8)]) + tail[1:] if tail else body
-    if damage == "overwrite":
-        return head + bytes(chance.choices(ODD_BYTES, k=chance.randint(1, 8))) + tail[1:]
-    if damage == "number":
-        width, order = chance.choice((2, 4)), chance.choice(("<", ">"))
-        number = chance.choice(ODD_NUMBERS) & (1 << 8 * width) - 1
-        return head + struct.pack(f"{order}{'H' if width == 2 else 'I'}", number) + tail[width:]
-    if damage == "cut":
-        return body[: chance.randint(0, len(body))]
-    if damage == "take":
-        return head + tail[chance.randint(1, 64) :]
-    if damage == "repeat":
-        return head + tail[: chance.randint(1, 256)] * chance.randint(2, 50) + tail
-    return head + chance.randbytes(chance.randint(1, 64)) + tail

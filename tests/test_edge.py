@@ -207,7 +207,7 @@ class TestHeaders:
     ) -> None:
         raw, kept = "application/octet-stream", ["image/jpeg", "multipart/form-data; boundary=a"]
         for given in (None, "application/x-www-form-urlencoded", *kept):
-            edge.ask(headers={"Content-Type": given} if given else {})
+            edge.ask(body=b"--a--", headers={"Content-Type": given} if given else {})
         assert [each["Content-Type"] for each in received] == [raw, raw, *kept]
         # The page gets the address of the client.
         edge.get("/models", headers={"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"})

@@ -50,9 +50,7 @@ function access(r) {
 async function ask(r) {
     let answer;
     try {
-        answer = hasTooManyParts(r)
-            ? common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`)
-            : await askTorchServe(r);
+        answer = refusalOfForm(r) || await askTorchServe(r);
     } catch (error) {
         r.variables.edge_fault = String(error.message);
         answer = common.problem(500, 'EdgeError', 'The edge failed.');
@@ -214,20 +212,27 @@ function report(attempts) {
     });
 }
 
-// TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
-function hasTooManyParts(r) {
-    if (!/^multipart\//i.test(r.headersIn['Content-Type'] || '') || !r.requestBuffer) {
-        return false;
-    }
+// Return a refusal if the body is a form that TorchServe should not get.
+function refusalOfForm(r) {
+    const type = r.headersIn['Content-Type'] || '';
     const body = r.requestBuffer;
+    if (!/^multipart\//i.test(type) || !body) {
+        return null;
+    }
+    // TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
     let parts = 0;
     for (let at = body.indexOf('\n--'); at >= 0; at = body.indexOf('\n--', at + 3)) {
         parts += 1;
         if (parts > MAX_PARTS) {
-            return true;
+            return common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`);
         }
     }
-    return false;
+    // TorchServe answers for the parts that came before a form was cut off.
+    const boundary = /;\s*boundary=(?:"([^"]+)"|([^\s";]+))/i.exec(type);
+    if (!boundary || body.lastIndexOf(`--${boundary[1] || boundary[2]}--`) < 0) {
+        return common.problem(400, 'BadRequest', 'The form has no final boundary.');
+    }
+    return null;
 }
 
 function endpoint(r) {
