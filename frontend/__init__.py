@@ -5,42 +5,40 @@ It holds no model and stores nothing: an upload stays in memory for the time of 
 
 import os
 import secrets
-from io import BytesIO
-from typing import IO, Any
+from typing import Any
 
-from flask import Flask, Request
+from flask import Flask
 from flask_bootstrap import Bootstrap5
-from flask_wtf import CSRFProtect
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from handler.contract import KINDS, MAX_BYTES
 from serving.client import InferenceClient
 from serving.settings import Settings
 
-from . import api, errors, headers, languages, limits, metrics, models, readiness, versions, views
+from . import (
+    api,
+    errors,
+    forms,
+    headers,
+    languages,
+    limits,
+    metrics,
+    models,
+    readiness,
+    versions,
+    views,
+)
 
-FORM_ALLOWANCE = 64 * 1024
+# The edge passes on 16 uploads of an address, which may all wait for the service.
+THREADS = 32
 # By suffix, too: some browsers do not know all the media types.
 ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]
-
-
-class MemoryRequest(Request):
-    """A request that never writes an uploaded file to the disk."""
-
-    def _get_file_stream(
-        self,
-        total_content_length: int | None,
-        content_type: str | None,
-        filename: str | None = None,
-        content_length: int | None = None,
-    ) -> IO[bytes]:
-        # Werkzeug would write a large file to the disk. MAX_CONTENT_LENGTH bounds the memory.
-        return BytesIO()
 
 
 class Page(Flask):
     """A Flask application that reads its requests in memory."""
 
-    request_class = MemoryRequest
+    request_class = forms.MemoryRequest
 
 
 def create_app(config: dict[str, Any] | None = None) -> Flask:
@@ -52,7 +50,10 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         SESSION_COOKIE_SAMESITE="Lax",
         MAX_IMAGE_BYTES=MAX_BYTES,
         ACCEPT=",".join(ACCEPT),
-        MAX_FORM_PARTS=8,
+        # The token, the image, the version and the sample.
+        MAX_FORM_PARTS=4,
+        # Werkzeug parses in blocks of 64 KiB, and keeps the rest of one while it reads the next.
+        MAX_FORM_MEMORY_SIZE=3 * 64 * 1024,
         MAX_IMAGES=1000,
         RATE_LIMIT=os.environ.get("FRONTEND_RATE_LIMIT") or "3000 per minute",
         # Tokens last as long as their session: a page left open overnight still works.
@@ -61,15 +62,20 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     )
     app.config.update(config or {})
     # The image and the rest of its form: an image of exactly the limit is accepted.
-    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_IMAGE_BYTES"] + FORM_ALLOWANCE
+    app.config["MAX_CONTENT_LENGTH"] = app.config["MAX_IMAGE_BYTES"] + forms.ALLOWANCE
     if "CLIENT" not in app.config:
-        app.config["CLIENT"] = InferenceClient(Settings.from_environment())
+        app.config["CLIENT"] = InferenceClient(Settings.from_environment(), pool_size=THREADS)
 
+    # The edge sends X-Forwarded-Proto, so that the CSRF check also compares the referrer. No other
+    # header of a proxy is trusted, and a direct client that sends this one gains no more than that.
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=1)  # type: ignore[method-assign]
+    # A redirect to the path without double slashes would name the host of the request.
+    app.url_map.merge_slashes = False
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     # First, to measure also the requests that the others refuse.
     metrics.init_app(app)
     limits.init_app(app)
-    CSRFProtect(app)
+    forms.Protection(app)
     Bootstrap5(app)
     languages.init_app(app)
     versions.init_app(app)

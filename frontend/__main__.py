@@ -13,7 +13,7 @@ from waitress.server import create_server
 
 from serving.settings import HOST, Settings, SettingsError
 
-from . import create_app
+from . import THREADS, create_app
 
 # Larger bodies get waitress's own 413 in plain text; smaller ones that exceed the limit get a page
 # that explains it. MAX_BODY times CONNECTIONS bounds the memory that uploads can take.
@@ -28,6 +28,8 @@ logger = logging.getLogger("frontend")
 def main() -> None:
     """Serve the page on the configured port."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    # It would log a line for each request that waits for a thread.
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)
     try:
         port = Settings.from_environment().frontend_port
         app = create_app()
@@ -48,13 +50,15 @@ def bind(app: Flask, port: int) -> Any:
         app,
         host=HOST,
         port=port,
-        threads=8,
+        threads=THREADS,
         connection_limit=CONNECTIONS,
         max_request_body_size=MAX_BODY,
         # Above these sizes waitress writes temporary files.
         inbuf_overflow=2 * MAX_BODY,
         outbuf_overflow=2 * MAX_BODY,
         ident=None,
+        # create_app() decides which of them to trust.
+        clear_untrusted_proxy_headers=False,
     )
 
 

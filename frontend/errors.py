@@ -2,11 +2,11 @@
 
 from typing import Any, NamedTuple
 
-from flask import Flask, current_app, render_template, request
+from flask import Flask, render_template, request
 from flask.typing import ResponseReturnValue
 from flask_babel import lazy_gettext as _l
 from flask_wtf.csrf import CSRFError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import BadHost, HTTPException
 
 
 class Problem(NamedTuple):
@@ -32,6 +32,11 @@ UPLOAD = {
         400,
         _l("This page has expired"),
         _l("It is valid again now. Choose the image again and send it."),
+    ),
+    "IncompleteUpload": Problem(
+        400,
+        _l("The upload is incomplete"),
+        _l("The connection may have been interrupted. Send the image again."),
     ),
     "EmptyImage": Problem(
         400, _l("The file is empty"), _l("It contains no data. Choose another image.")
@@ -100,15 +105,16 @@ def init_app(app: Flask) -> None:
     app.register_error_handler(UploadError, lambda error: upload_problem(error.kind))
     app.register_error_handler(CSRFError, lambda error: upload_problem("ExpiredForm"))
     app.register_error_handler(413, lambda error: upload_problem("ImageTooLarge"))
+    # Without a host, no page has addresses.
+    app.register_error_handler(BadHost, lambda error: error)
     app.register_error_handler(HTTPException, error_page)
 
 
-def upload_problem(kind: str, seconds: int = 5) -> ResponseReturnValue:
+def upload_problem(kind: str, seconds: int = 1) -> ResponseReturnValue:
     """Return the error of an upload: its type for the script, else a page with the form.
 
     Errors that may pass carry Retry-After, in `seconds`.
     """
-    current_app.logger.info("refused an upload: %s", kind)
     problem = UPLOAD[kind]
     headers = {"Retry-After": str(seconds)} if problem.status in (429, 503) else {}
     if request.blueprint == "api":

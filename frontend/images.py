@@ -1,32 +1,45 @@
 """How a browser shows an upload, by its first bytes and never by its name or declared type."""
 
+import threading
 from base64 import b64encode
 from io import BytesIO
 from typing import NamedTuple
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from handler.contract import KINDS, kind_of
+from handler.preprocessing import InputError, Size, decode
 
-MAX_PIXELS = 16_000_000
 SIDE = 640
-# EXIF orientations from here on are rotated by 90 degrees.
-ROTATED = 5
+# As in a worker: decoding an image may take 100 MB.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Shown(NamedTuple):
     """The address of a picture, or None, and the size of the upright upload in pixels."""
 
     address: str | None
-    size: tuple[int, int] | None
+    size: Size | None
 
 
 def shown(image: bytes) -> Shown:
-    """Return the picture and the size of an upload that the service has classified."""
+    """Return the picture and the size of an upload: a TIFF becomes a small PNG.
+
+    The decoder is the workers', with its bounds: reading only the headers of 8 MB by Pillow could
+    take a minute.
+    """
     kind = media_type(image)
-    picture = image if kind else thumbnail(image)
-    address = data_uri(picture, kind or "image/png") if picture else None
-    return Shown(address, upright_size(image))
+    address = data_uri(image, kind) if kind else None
+    try:
+        with _ONE_AT_A_TIME:
+            decoded = decode(image, _within_side)
+    except InputError:
+        return Shown(address, None)
+    if not kind:
+        png = BytesIO()
+        Image.fromarray(decoded.pixels).save(png, "PNG")
+        address = data_uri(png.getvalue(), "image/png")
+    return Shown(address, (decoded.width, decoded.height))
 
 
 def media_type(image: bytes) -> str | None:
@@ -40,37 +53,6 @@ def data_uri(image: bytes, kind: str) -> str:
     return f"data:{kind};base64,{b64encode(image).decode('ascii')}"
 
 
-def upright_size(image: bytes) -> tuple[int, int] | None:
-    """Return the width and height as shown, from the header alone, or None if unreadable."""
-    try:
-        with Image.open(BytesIO(image), formats=list(KINDS)) as header:
-            rotated = (
-                header.format != "TIFF"
-                and header.getexif().get(ExifTags.Base.Orientation, 1) >= ROTATED
-            )
-            width, height = header.size
-            return (height, width) if rotated else (width, height)
-    except Exception:
-        # As in thumbnail(): the outlines are optional.
-        return None
-
-
-def thumbnail(image: bytes) -> bytes | None:
-    """Return a TIFF as a small PNG, or None if that is impossible or expensive."""
-    if kind_of(image) != "TIFF":
-        return None
-    try:
-        with Image.open(BytesIO(image), formats=["TIFF"]) as tiff:
-            if tiff.width * tiff.height > MAX_PIXELS:
-                return None
-            if tiff.mode.startswith(("I", "F")):
-                # More than 8 bits: Pillow would clip it to white or black.
-                return None
-            picture = tiff.convert("RGB")
-    except Exception:
-        # A decoder may raise anything on a hostile file, and the picture is optional.
-        return None
-    picture.thumbnail((SIDE, SIDE))
-    png = BytesIO()
-    picture.save(png, "PNG")
-    return png.getvalue()
+def _within_side(size: Size) -> Size:
+    shrink = min(1.0, SIDE / max(size))
+    return max(1, round(size[0] * shrink)), max(1, round(size[1] * shrink))

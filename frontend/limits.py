@@ -2,6 +2,7 @@
 
 import math
 import time
+from ipaddress import IPv4Address, ip_address, ip_network
 
 from flask import Flask, request
 from flask.typing import ResponseReturnValue
@@ -34,6 +35,13 @@ def init_app(app: Flask) -> None:
 def address() -> str:
     """Return the address of the visitor: behind the edge, the one that the edge reports.
 
-    Direct requests come from loopback only, where a client may claim any address.
+    Direct requests come from loopback only, where a client may claim any address. Of IPv6, the
+    network: a visitor has all addresses of one.
     """
-    return request.headers.get("X-Real-IP") or get_remote_address()
+    try:
+        found = ip_address(request.headers.get("X-Real-IP") or get_remote_address())
+    except ValueError:
+        return get_remote_address()
+    if isinstance(found, IPv4Address):
+        return str(found)
+    return str(found.ipv4_mapped or ip_network((found, 64), strict=False))

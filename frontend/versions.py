@@ -6,6 +6,8 @@ import secrets
 from flask import Flask, current_app, request, session
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from .errors import UploadError
+
 
 def init_app(app: Flask) -> None:
     """Offer the versions in the form of `app`."""
@@ -31,8 +33,8 @@ def chosen() -> str:
     """Return the version that the form names, or "" to leave the choice to the routing."""
     try:
         return request.form.get("version", "")
-    except RequestEntityTooLarge:
-        # The page of that error shows the form again.
+    except (RequestEntityTooLarge, UploadError):
+        # The pages of these errors show the form again.
         return ""
 
 

@@ -288,4 +288,4 @@ def _without_formula(cell: Any) -> Any:
     if not isinstance(cell, str):
         return "" if cell is None else cell
     first = next((each for each in cell if each.isprintable() and not each.isspace()), "")
-    return f"'{cell}" if first in FORMULA else cell
+    return f"'{cell}" if first in FORMULA or cell.startswith(("\t", "\r")) else cell

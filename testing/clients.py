@@ -47,7 +47,8 @@ class Clients(abc.ABC):
 
 
 def page_session(session: requests.Session, url: str) -> requests.Session:
-    """Add the page's CSRF token to a session."""
+    """Add the page's CSRF token to a session, and the referrer that it requires over HTTPS."""
+    session.headers["Referer"] = url
     form = session.get(url, timeout=60).text
     session.headers["X-CSRFToken"] = re.findall(r'name="csrf_token" value="([^"]+)"', form)[0]
     return session

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 import hypothesis
 import pytest
 import torch
-from edges import Asker, edge_over_stand_in, need_nginx
+from edges import Asker, Configured, edge_over_stand_in, need_nginx
 from flask import Flask
 from flask.testing import FlaskClient
 from stand_in import StandIn
@@ -133,6 +134,27 @@ def edge(shared_edge: Asker) -> Asker:
     shared_edge.stand_in.reset()
     (shared_edge.settings.run_dir / canary.FILE).unlink(missing_ok=True)
     return shared_edge
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
+    made = Configured(tmp_path_factory.mktemp("configured"))
+    yield made
+    made.edge.close()
+
+
+@pytest.fixture
+def received(edge: Asker) -> list[dict[str, str]]:
+    """Return the headers of the requests that pass the shared edge."""
+    seen: list[dict[str, str]] = []
+
+    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        seen.append(dict(request.headers.items()))
+        return 200, b"{}"
+
+    assert edge.stand_in
+    edge.stand_in.answer = answer
+    return seen
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,37 @@ import pytest
 import requests
 from stand_in import StandIn
 
+from serving.edge import certificates
 from serving.edge.keys import MAY, KeyFile
 from serving.settings import Settings
 from testing.service import Edge, run_edge
 
 HAS_NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+
+
+# Files of keys with wrong types; HASH stands for the hash of a key.
+ENTRY: dict[str, Any] = {"client": "lab", "allow": ["predict"]}
+DAMAGED: list[Any] = [
+    [],
+    "HASH",
+    *(
+        {"HASH": each}
+        for each in (
+            None,
+            [],
+            "lab",
+            {"client": "lab"},
+            ENTRY | {"client": None},
+            ENTRY | {"client": ""},
+            ENTRY | {"client": 1},
+            ENTRY | {"client": "a b"},
+            ENTRY | {"allow": "predict"},
+            ENTRY | {"allow": None},
+            ENTRY | {"revoked": False},
+            ENTRY | {"revoked": ""},
+        )
+    ),
+]
 
 
 def need_nginx() -> None:
@@ -67,10 +93,10 @@ class Asker:
             connection.sendall(data)
             return connection.makefile("rb").read()
 
-    def raw(self, data: bytes) -> bytes:
-        """Send bytes, and return the answer up to the end of its JSON."""
+    def raw(self, data: bytes, address: str = "127.0.0.1") -> bytes:
+        """Send bytes from an address, and return the answer up to the end of its JSON."""
         received = b""
-        with self.connect() as connection:
+        with self.connect(address) as connection:
             connection.sendall(data)
             try:
                 while b"}" not in received and (part := connection.recv(65536)):
@@ -79,14 +105,15 @@ class Asker:
                 pass
         return received
 
-    def head(self, *lines: str, path: str = "/predictions/bloodcells") -> bytes:
-        """Return the head of a POST request with the key of `lab`."""
-        first = (f"POST {path} HTTP/1.1", "Host: a", f"X-API-Key: {self.key}")
+    def head(self, *lines: str, path: str = "/predictions/bloodcells", key: str = "") -> bytes:
+        """Return the head of a POST request, with the key of `lab` unless another is given."""
+        first = (f"POST {path} HTTP/1.1", "Host: a", f"X-API-Key: {key or self.key}")
         return "\r\n".join((*first, *lines, "\r\n")).encode()
 
-    def connect(self) -> ssl.SSLSocket:
+    def connect(self, address: str = "127.0.0.1") -> ssl.SSLSocket:
+        """Connect from an address of this machine, which are many (127.0.0.0/8)."""
         context = ssl.create_default_context(cafile=str(self.session.verify))
-        plain = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        plain = socket.create_connection(("127.0.0.1", self.port), 60, (address, 0))
         return context.wrap_socket(plain, server_hostname="localhost")
 
     def listens(self) -> bool:
@@ -115,6 +142,40 @@ def edge_over_stand_in(run_dir: Path, **variables: str) -> Asker:
     page = {"frontend_port": stand_in.settings.inference_port}
     settings = stand_in.settings.model_copy(update=page)
     return Asker(run_edge(settings, **variables), settings, stand_in)
+
+
+class Configured:
+    """An edge whose settings all differ from the defaults."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pair = folder / "certificate.pem", folder / "certificate.key"
+        certificates.create(*self.pair, ["localhost", "127.0.0.1"])
+        self.keys = KeyFile(folder / "keys.json")
+        self.mounted = folder / "mounted.json"
+        self.key = self.add_key("first")
+        left = folder / "run" / "edge" / "in-flight"
+        left.mkdir(parents=True)
+        (left / "1.0~1~left").touch()
+        self.edge = edge_over_stand_in(
+            folder / "run",
+            EDGE_CERTIFICATE=str(self.pair[0]),
+            EDGE_CERTIFICATE_KEY=str(self.pair[1]),
+            EDGE_KEYS=str(self.mounted),
+            EDGE_RATE="1",
+            EDGE_PAGE="off",
+            EDGE_FRONT="127.0.0.0/8",
+            FRONTEND_PORT="1",
+        )
+        self.edge.session.verify = str(self.pair[0])
+
+    def add_key(self, name: str) -> str:
+        """Add a key as Kubernetes updates a Secret: a link then leads to another file."""
+        key = self.keys.add(name)
+        link, copy = self.mounted.with_suffix(".new"), self.mounted.with_name(name)
+        shutil.copy(self.keys._path, copy)
+        link.symlink_to(copy)
+        link.replace(self.mounted)
+        return key
 
 
 def wait(until: Callable[[], object]) -> None:

@@ -46,7 +46,7 @@ def problem(status: int, kind: str, message: str = "why") -> tuple[int, bytes]:
 class StandIn:
     """A TorchServe that answers as a test configures, with a routing that makes it ready."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, port: int = 0) -> None:
         self.answer: Answer = lambda request, body: (200, b"{}")
         self.requests: list[tuple[str, str]] = []
         self.routing = RoutingFile(run_dir)
@@ -74,7 +74,7 @@ class StandIn:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.server.daemon_threads = True
         # A test may cut a connection.
         self.server.handle_error = lambda *_: None  # type: ignore[method-assign]

@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
-from frontend import create_app, errors, images, samples, texts
+from frontend import create_app, errors, images, limits, samples, texts
 from frontend.languages import CELLS
 from serving.client import INPUT_ERRORS
 
@@ -87,8 +87,8 @@ def test_upright_size(kind: str, orientation: int) -> None:
     exif[ExifTags.Base.Orientation] = orientation
     file = BytesIO()
     Image.new("RGB", (80, 60)).save(file, kind, exif=exif)
-    assert images.upright_size(file.getvalue()) == ((60, 80) if orientation > 4 else (80, 60))
-    assert images.upright_size(file.getvalue()[:20]) is None
+    assert images.shown(file.getvalue()).size == ((60, 80) if orientation > 4 else (80, 60))
+    assert images.shown(file.getvalue()[:20]).size is None
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,38 @@ def test_too_large_a_form(client: FlaskClient, stand_in: StandIn) -> None:
     assert not stand_in.images
 
 
+PART = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        b"",
+        b"\r\n",
+        b"\r\n--b",
+        b"\r\n--b\r\n",
+        b"\r\n--b-",
+        b"\r\n--b\r\nX: y\r\n\r\n\r\n--b--\r\n",
+    ],
+)
+@pytest.mark.parametrize("path", ["/", "/api/predictions", "/api/explanations"])
+def test_a_form_that_is_cut_off_or_malformed(
+    client: FlaskClient, stand_in: StandIn, path: str, end: bytes
+) -> None:
+    headers = {"X-CSRFToken": token(client.get("/").text)}
+    kind = "multipart/form-data; boundary=b"
+    response = client.post(path, data=PART + picture() + end, content_type=kind, headers=headers)
+    assert response.status_code == 400
+    if path == "/":
+        assert str(errors.UPLOAD["IncompleteUpload"].title) in response.text
+    else:
+        assert response.json == {"type": "IncompleteUpload"}
+    assert not stand_in.images
+    complete = PART + picture() + b"\r\n--b--\r\n"
+    client.post(path, data=complete, content_type=kind, headers=headers)
+    assert bool(stand_in.images) == (path != "/api/explanations")
+
+
 @pytest.mark.parametrize("headers", [{}, {"X-CSRFToken": "forged"}])
 def test_csrf(client: FlaskClient, stand_in: StandIn, headers: dict[str, str]) -> None:
     client.get("/")
@@ -179,6 +211,27 @@ def test_rate_limit(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     other = client.post("/", data={}, environ_base={"REMOTE_ADDR": "127.0.0.2"})
     assert other.status_code == 400
     assert len(stand_in.images) == 2
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::2:1", True),
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+        # Of a direct client.
+        ("a" * 9000, "b" * 9000, True),
+    ],
+)
+def test_which_addresses_share_a_limit(app: Flask, one: str, other: str, same: bool) -> None:
+    found = []
+    for each in (one, other):
+        with app.test_request_context(headers={"X-Real-IP": each}):
+            found.append(limits.address())
+    assert (found[0] == found[1]) == same
+    assert max(map(len, found)) < 50
 
 
 def test_the_script_has_a_text_for_each_error(app: Flask) -> None:

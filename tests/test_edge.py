@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.server
+import hashlib
 import itertools
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import requests
-from edges import Asker, edge_over_stand_in, problem_of, wait
+from edges import DAMAGED, Asker, Configured, edge_over_stand_in, problem_of, wait
 from page_stand_in import token
 from stand_in import StandIn
 
-from serving.edge import certificates, process, status
-from serving.edge.keys import KeyFile
+from serving.edge import certificates, log, process, status
 from serving.settings import ROOT
 from serving.torchserve import StartError
 from testing.service import free_ports
@@ -43,19 +42,6 @@ def stand_in(edge: Asker) -> StandIn:
     """Return the stand-in behind the edge."""
     assert edge.stand_in
     return edge.stand_in
-
-
-@pytest.fixture
-def received(stand_in: StandIn) -> list[dict[str, str]]:
-    """Return the headers of the requests that pass the edge."""
-    seen: list[dict[str, str]] = []
-
-    def answer(request: http.server.BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
-        seen.append(dict(request.headers.items()))
-        return 200, b"{}"
-
-    stand_in.answer = answer
-    return seen
 
 
 class TestKeys:
@@ -93,6 +79,18 @@ class TestKeys:
         (fault,) = [each["fault"] for each in edge.log() if each["request_id"] == "damaged"]
         assert fault.startswith("The keys cannot be read")
 
+    def test_wrong_types_admit_nobody(self, edge: Asker, stand_in: StandIn) -> None:
+        path = edge.settings.run_dir / "edge-keys.json"
+        keys = path.read_text()
+        hashed = hashlib.sha256(edge.key.encode()).hexdigest()
+        try:
+            for document in DAMAGED:
+                path.write_text(json.dumps(document).replace("HASH", hashed))
+                assert problem_of(edge.ask()) == UNAVAILABLE, document
+        finally:
+            path.write_text(keys)
+        assert stand_in.requests == []
+
 
 def look(edge: Asker) -> status.Seen:
     seen = status.look(edge.settings.edge_note)
@@ -121,12 +119,14 @@ class TestPaths:
             "/predictions\\bloodcells",
             "/static/../metrics",
             "/upstream/predictions",
-            "/unreadable",
+            "/refused/",
+            "/refused/401",
+            "/refused/x",
             "/api/other",
         ):
             answer = edge.raw(edge.head("Content-Length: 1", path=path) + b"x")
             assert answer.startswith(b"HTTP/1.1 404 "), path
-            assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "NotFound"
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["type"] == "NotFound", path
         assert stand_in.requests == []
 
     def test_malformed_requests_are_refused(self, edge: Asker) -> None:
@@ -147,6 +147,18 @@ class TestPaths:
         response = edge.get("/healthz", headers={"X": "a" * 9000})
         assert problem_of(response) == (431, "HeadersTooLarge")
         assert problem_of(edge.ask("/" + "a" * 9000)) == (414, "AddressTooLong")
+
+    def test_every_refusal_is_json(self, edge: Asker) -> None:
+        for line, header, code, kind in (
+            ("POST / HTTP/1.1", "Transfer-Encoding: gzip", 501, "NotImplemented"),
+            ("GET / HTTP/9.9", "Accept: x", 505, "VersionNotSupported"),
+            ("GET /openapi.yaml HTTP/1.1", "If-Match: x", 412, "PreconditionFailed"),
+            ("GET /openapi.yaml HTTP/1.1", "Range: bytes=9999999-", 416, "RangeNotSatisfiable"),
+        ):
+            answer = edge.raw(f"{line}\r\nHost: a\r\n{header}\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 %d " % code)
+            document = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert (document["code"], document["type"]) == (code, kind)
 
     def test_other_methods_are_not_allowed(self, edge: Asker) -> None:
         for method, path, allowed in (
@@ -195,7 +207,7 @@ class TestHeaders:
     ) -> None:
         raw, kept = "application/octet-stream", ["image/jpeg", "multipart/form-data; boundary=a"]
         for given in (None, "application/x-www-form-urlencoded", *kept):
-            edge.ask(headers={"Content-Type": given} if given else {})
+            edge.ask(body=b"--a--", headers={"Content-Type": given} if given else {})
         assert [each["Content-Type"] for each in received] == [raw, raw, *kept]
         # The page gets the address of the client.
         edge.get("/models", headers={"X-Real-IP": "10.9.9.9", "X-Forwarded-For": "10.9.9.9"})
@@ -207,52 +219,8 @@ class TestHeaders:
         for path, given in itertools.product(("/healthz", "/nothing"), ids):
             found = edge.get(path, headers={"X-Request-ID": given} if given else {})
             own = found.headers["X-Request-ID"]
+            assert found.headers["Strict-Transport-Security"] == "max-age=31536000"
             assert own == given if given == "ok-1_2.3" else re.fullmatch("[0-9a-f]{32}", own)
-
-
-class TestSizes:
-    def test_a_large_body_is_refused(self, edge: Asker, stand_in: StandIn) -> None:
-        chunk = b"100000\r\n" + bytes(2**20) + b"\r\n"
-        by_length = edge.head(f"Content-Length: {12 * 2**20 + 1}")
-        for request in (by_length, edge.head("Transfer-Encoding: chunked") + 13 * chunk):
-            assert edge.raw(request).startswith(b"HTTP/1.1 413 ")
-        assert json.loads(edge.raw(by_length).partition(b"\r\n\r\n")[2])["type"] == "ImageTooLarge"
-        form = {"Content-Type": "multipart/form-data; boundary=b"}
-        part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
-        assert stand_in.requests == []
-        assert edge.ask(body=256 * part + b"--b--\r\n", headers=form).status_code == 200
-        response = edge.ask(body=257 * part + b"--b--\r\n", headers=form)
-        assert problem_of(response) == (413, "TooManyImages")
-        assert len(stand_in.requests) == 1
-
-    def test_large_bodies_are_limited_in_number(self, edge: Asker) -> None:
-        with contextlib.ExitStack() as stack:
-            held: list[ssl.SSLSocket] = []
-
-            def begin(*lines: str) -> bytes:
-                """Begin a request; nginx answers once it decided whether to read the body."""
-                connection = stack.enter_context(edge.connect())
-                connection.sendall(edge.head("Expect: 100-continue", *lines))
-                # No pause of a body may last 10 s.
-                for each in held:
-                    each.sendall(b"x")
-                status = connection.recv(4096)[9:12]
-                if status == b"100":
-                    held.append(connection)
-                return status
-
-            assert [begin("Content-Length: 1000000") for _ in range(29)] == 28 * [b"100"] + [b"429"]
-            assert begin("Transfer-Encoding: chunked") == b"429"
-            assert edge.ask(body=bytes(999_999)).status_code == 200
-
-    @pytest.mark.long
-    def test_a_slow_sender_is_cut_off(self, edge: Asker) -> None:
-        with edge.connect() as slow, edge.connect() as half_sent:
-            slow.sendall(edge.head()[:-2])
-            half_sent.sendall(edge.head("Content-Length: 100") + b"half")
-            for connection in (slow, half_sent):
-                with contextlib.suppress(ConnectionError, ssl.SSLError):
-                    assert not re.match(rb"HTTP/1.1 (?!408)", connection.recv(4096))
 
 
 class TestLog:
@@ -270,6 +238,25 @@ class TestLog:
         text = edge.edge.log.read_text()
         for secret in (edge.key, "wrong-key-wrong-key", "first", "somebody"):
             assert secret not in text
+
+    def test_long_values_are_cut(self, edge: Asker) -> None:
+        path = "/" + 1800 * "%01"
+        request = f"{'A' * 500} {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: long\r\n\r\n"
+        assert edge.raw(request.encode()).startswith(b"HTTP/1.1 404 ")
+        (line,) = [each for each in edge.log() if each["request_id"] == "long"]
+        assert line["path"] == path[:200]
+        assert len(json.dumps(line)) < 1000
+
+    def test_is_rotated(self, configured: Configured) -> None:
+        edge = configured.edge
+        os.truncate(edge.edge.log, log.SIZE)
+        wait(lambda: edge.edge.log.with_suffix(".1.log").exists() and edge.edge.log.exists())
+
+        def is_logged() -> bool:
+            edge.get("/healthz", headers={"X-Request-ID": "rotated"})
+            return [each["request_id"] for each in edge.log()].count("rotated") > 0
+
+        wait(is_logged)
 
 
 class TestTLS:
@@ -327,47 +314,6 @@ class TestInFlight:
         assert held.count() == 1
         held.release.set()
         wait(lambda: held.count() == 0)
-
-
-class Configured:
-    """An edge whose settings all differ from the defaults."""
-
-    def __init__(self, folder: Path) -> None:
-        self.pair = folder / "certificate.pem", folder / "certificate.key"
-        certificates.create(*self.pair, ["localhost", "127.0.0.1"])
-        self.keys = KeyFile(folder / "keys.json")
-        self.mounted = folder / "mounted.json"
-        self.key = self.add_key("first")
-        left = folder / "run" / "edge" / "in-flight"
-        left.mkdir(parents=True)
-        (left / "1.0~1~left").touch()
-        self.edge = edge_over_stand_in(
-            folder / "run",
-            EDGE_CERTIFICATE=str(self.pair[0]),
-            EDGE_CERTIFICATE_KEY=str(self.pair[1]),
-            EDGE_KEYS=str(self.mounted),
-            EDGE_RATE="1",
-            EDGE_PAGE="off",
-            EDGE_FRONT="127.0.0.0/8",
-            FRONTEND_PORT="1",
-        )
-        self.edge.session.verify = str(self.pair[0])
-
-    def add_key(self, name: str) -> str:
-        """Add a key as Kubernetes updates a Secret: a link then leads to another file."""
-        key = self.keys.add(name)
-        link, copy = self.mounted.with_suffix(".new"), self.mounted.with_name(name)
-        shutil.copy(self.keys._path, copy)
-        link.symlink_to(copy)
-        link.replace(self.mounted)
-        return key
-
-
-@pytest.fixture(scope="module")
-def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Configured]:
-    made = Configured(tmp_path_factory.mktemp("configured"))
-    yield made
-    made.edge.close()
 
 
 class TestSettings:
@@ -444,16 +390,75 @@ class TestEnd:
         assert own.edge.printed.read_text().endswith("the edge is closed\n")
         assert status.look(own.settings.edge_note) is None
 
-    @pytest.mark.parametrize("killed", ["nginx", "its parent"])
-    def test_a_killed_one_leaves_no_process_and_is_reported(self, own: Asker, killed: str) -> None:
+    def test_a_killed_one_is_restarted_within_bounds(self, own: Asker) -> None:
+        def restarted(count: int) -> bool:
+            printed = own.edge.printed.read_text()
+            return printed.count("Restarting ...") == count and look(own).answers
+
         parent = psutil.Process(own.edge.process.pid)
-        [nginx] = parent.children()
-        (nginx if killed == "nginx" else parent).kill()
-        assert own.edge.process.wait(60) == (1 if killed == "nginx" else -9)
-        if killed == "nginx":
-            assert "nginx was killed (signal 9)" in own.edge.printed.read_text()
+        for number in range(process.EXITS):
+            wait(partial(restarted, number))
+            [nginx] = parent.children()
+            nginx.kill()
+        assert own.edge.process.wait(60) == 1
+        assert "(signal 9). Out of memory? See `dmesg`. Giving up" in own.edge.printed.read_text()
         wait(lambda: not own.listens())
         assert not look(own).answers
+
+    def test_a_killed_parent_leaves_no_process(self, own: Asker) -> None:
+        own.edge.process.kill()
+        assert own.edge.process.wait(60) == -9
+        wait(lambda: not own.listens())
+        assert not look(own).answers
+
+
+@pytest.fixture(scope="module")
+def pageless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Asker, int]]:
+    """Run an edge whose page does not run; return it and the port of the page."""
+    (port,) = free_ports(1)
+    run_dir = tmp_path_factory.mktemp("pageless") / "run"
+    running = edge_over_stand_in(run_dir, FRONTEND_PORT=str(port))
+    yield running, port
+    running.close()
+
+
+class TestPage:
+    def test_a_request_waits_for_its_restart(
+        self, pageless: tuple[Asker, int], tmp_path: Path
+    ) -> None:
+        edge, port = pageless
+        sent = bytes(12 * 2**20)
+        seen: list[bool] = []
+
+        def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[Any, ...]:
+            seen.append(body == sent)
+            headers = ("X", request.headers["X-Forwarded-Proto"]), ("Connection", "close")
+            return 200, b"{}", *headers
+
+        with ThreadPoolExecutor() as pool:
+            waiting = pool.submit(edge.ask, "/api/predictions?a=b", sent, key=None)
+            # It is not ready: a probe does not wait.
+            assert edge.get("/readyz").status_code == 503
+            with StandIn(tmp_path, port) as page:
+                page.answer = answer
+                response = waiting.result()
+        assert response.status_code == 200
+        assert response.headers["X"] == "https"
+        assert seen[-1]
+        assert page.requests[-1][0] == "/api/predictions?a=b"
+
+    def test_an_upload_that_ends_it_is_sent_again_once(
+        self, pageless: tuple[Asker, int], tmp_path: Path
+    ) -> None:
+        edge, port = pageless
+
+        def fail(*_: object) -> tuple[int, bytes]:
+            raise ConnectionAbortedError
+
+        with StandIn(tmp_path, port) as page:
+            page.answer = lambda request, _: fail() if request.command == "POST" else (200, b"")
+            assert problem_of(edge.ask("/", key=None)) == (502, "ServiceUnavailable")
+        assert [path for path, _ in page.requests].count("/") == 2
 
 
 class TestService:

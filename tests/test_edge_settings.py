@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import resource
 import ssl
 import stat
 import time
@@ -11,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from edges import DAMAGED
 
 from serving.cli import main
-from serving.edge import certificates, configuration
+from serving.edge import certificates, configuration, log, nginx, process
 from serving.edge.keys import KeyFile, KeyFileError
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.settings import ROOT, Settings, SettingsError
@@ -45,6 +48,13 @@ class TestKeyFile:
     def test_rejects_other_names(self, tmp_path: Path, name: str) -> None:
         with pytest.raises(KeyFileError):
             KeyFile(tmp_path / "keys.json").add(name)
+
+    @pytest.mark.parametrize("document", DAMAGED)
+    def test_refuses_wrong_types(self, tmp_path: Path, document: object) -> None:
+        path = tmp_path / "keys.json"
+        path.write_text(json.dumps(document).replace("HASH", "0" * 64))
+        with pytest.raises(KeyFileError, match="not a valid file of keys"):
+            KeyFile(path).read()
 
     def test_command_line(self, tmp_path: Path) -> None:
         def run(*arguments: str) -> tuple[int, str]:
@@ -144,6 +154,39 @@ class TestSettings:
         assert keys_path(Settings(run_dir=tmp_path)) == tmp_path / "edge-keys.json"
         monkeypatch.setenv("EDGE_KEYS", "keys.json")
         assert keys_path(Settings(run_dir=tmp_path)) == Path.cwd() / "keys.json"
+
+
+def test_a_log_and_its_old_files_are_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "edge.log"
+    assert not log.rotate(path)
+    for number in range(log.OLD_FILES + 2):
+        path.write_text(str(number))
+        assert not log.rotate(path)
+        os.truncate(path, log.SIZE)
+        assert log.rotate(path)
+        assert not path.exists()
+    kept = {each.name: each.read_text()[0] for each in tmp_path.iterdir()}
+    assert kept == {f"edge.{age}.log": str(number) for age, number in enumerate("65432", 1)}
+
+
+def test_a_folder_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "umask", lambda mask: None)
+    monkeypatch.setattr(nginx, "find", lambda: "nginx")
+    (tmp_path / "file").touch()
+    with pytest.raises(StartError, match=r"file/run/edge.*: Not a directory"):
+        process.run(Settings(run_dir=tmp_path / "file" / "run"))
+
+
+@pytest.mark.parametrize(
+    ("allowed", "opened"), [(4096, 4096), (10**6, 16_640), (resource.RLIM_INFINITY, 16_640)]
+)
+def test_as_many_connections_as_the_system_allows(
+    allowed: int, opened: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, allowed))
+    assert configuration._open_files() == opened
 
 
 def test_a_path_that_nginx_cannot_read_is_an_error(tmp_path: Path) -> None:

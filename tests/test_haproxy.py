@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import select
 import shutil
+import socket
+import ssl
 import subprocess
 from pathlib import Path
 
 import pytest
+from edges import wait
 
 from serving.edge import certificates
 from serving.settings import ROOT
+from testing.service import free_ports
 
 CONFIGURATION = ROOT / "deploy" / "haproxy" / "haproxy.cfg"
 
 
-def test_haproxy_accepts_its_configuration_and_every_variable(tmp_path: Path) -> None:
-    program = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
-    if not program and not os.environ.get("CI"):
+@pytest.fixture
+def program() -> str:
+    found = shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin")
+    if not found and not os.environ.get("CI"):
         pytest.skip("haproxy is not installed")
+    return str(found)
+
+
+@pytest.fixture
+def variables(tmp_path: Path) -> dict[str, str]:
+    """Return a value for every variable of the configuration; no node listens."""
     certificate, key = tmp_path / "certificate.pem", tmp_path / "certificate.key"
     certificates.create(certificate, key, ["bloodcells"])
     pair = tmp_path / "pair.pem"
     pair.write_text(certificate.read_text() + key.read_text())
-    variables = {
+    return {
         "FRONT_ADDRESS": "127.0.0.1:9443",
         "FRONT_CERTIFICATE": str(pair),
         "FRONT_SOCKET": str(tmp_path / "admin.sock"),
@@ -34,13 +47,50 @@ def test_haproxy_accepts_its_configuration_and_every_variable(tmp_path: Path) ->
         "NODES_CA": str(certificate),
         "PREDICTION_TIMEOUT": "3s",
     }
+
+
+def test_haproxy_accepts_its_configuration_and_every_variable(
+    program: str, variables: dict[str, str]
+) -> None:
     assert set(re.findall(r"presetenv (\w+)", CONFIGURATION.read_text())) == set(variables)
 
     def check(**changed: str) -> int:
-        command = [str(program), "-c", "-f", str(CONFIGURATION)]
+        command = [program, "-c", "-f", str(CONFIGURATION)]
         return subprocess.run(command, env=os.environ | variables | changed).returncode
 
     assert check() == 0
     # Each variable is used: a wrong value is an error.
     for name in variables:
         assert check(**{name: "nowhere:x"}) == 1, name
+
+
+@pytest.mark.live
+def test_an_address_has_a_share_of_the_connections(
+    program: str, variables: dict[str, str], tmp_path: Path
+) -> None:
+    (port,) = free_ports(1)
+    address = "127.0.0.1", port
+    environment = os.environ | variables | {"FRONT_ADDRESS": f"127.0.0.1:{port}"}
+    with contextlib.ExitStack() as stack:
+
+        def connect(source: str) -> socket.socket:
+            made = socket.create_connection(address, 60, (source, 0))
+            return stack.enter_context(made)
+
+        def listens() -> bool:
+            with contextlib.suppress(ConnectionRefusedError):
+                connect("127.0.0.4")
+                return True
+            return False
+
+        started = subprocess.Popen(
+            [program, "-f", str(CONFIGURATION)], env=environment, stdout=subprocess.DEVNULL
+        )
+        stack.callback(started.wait)
+        stack.callback(started.kill)
+        wait(listens)
+        held = [connect("127.0.0.2") for _ in range(301)]
+        closed, *_ = select.select(held, [], [], 60)
+        assert len(closed) == 1
+        context = ssl.create_default_context(cafile=variables["NODES_CA"])
+        context.wrap_socket(connect("127.0.0.3"), server_hostname="bloodcells").close()

@@ -194,6 +194,17 @@ def test_requests_are_counted_by_endpoint(
     assert {each: count for each, count in new.items() if count} == {counted: 1}
 
 
+def test_a_page_that_cannot_write_its_metrics_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Also as root, nothing can be written below a file.
+    (tmp_path / "read-only").touch()
+    monkeypatch.setenv(page_metrics.FOLDER, str(tmp_path / "read-only" / "metrics"))
+    app = create_app({"CLIENT": None})
+    assert app.test_client().get("/healthz").status_code == 200
+    assert "requests are not measured" in caplog.text
+
+
 class Management:
     """TorchServe's management API, with what it describes."""
 

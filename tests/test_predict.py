@@ -238,7 +238,7 @@ class TestCsv:
 
     def test_a_file_name_is_not_a_formula(self) -> None:
         signs = ["=1+1", "+a", "-a", "@SUM(A1)", " =1", "\t=1", "\r\n=1", "\ufeff=1", "\uff1d1"]
-        for name in signs:
+        for name in (*signs, "\uff0ba", "\uff0da", "\uff20a", "\ta", "\ra", "\u200b\uff1d1"):
             text = written("csv", predict.Result(name, answer=ANSWER))
             (row,) = csv.DictReader(io.StringIO(text))
             assert row["file"] == f"'{name}"

@@ -226,17 +226,31 @@ class TestPorts:
                 assert (code == "PERMISSION_DENIED") == (who != owner), (method, who, code)
         assert call(port, "/grpc.reflection.v1.ServerReflection/x", {}) == "UNIMPLEMENTED"
 
+    @pytest.mark.parametrize("owner", GRPC_METHODS)
+    def test_grpc_parses_no_message_without_a_token(self, service: Service, owner: str) -> None:
+        """CVE-2022-3171: parsing a message can take very long."""
+        port = getattr(service.settings, f"grpc_{owner}_port")
+        api, (method, *_) = GRPC_METHODS[owner]
+        # A field whose length is missing.
+        malformed = b"\x0a"
+        codes = {
+            who: call(port, f"{api}/{method}", header, malformed)
+            for who, header in headers(service).items()
+        }
+        assert codes.pop(owner) not in ("OK", "PERMISSION_DENIED")
+        assert set(codes.values()) == {"PERMISSION_DENIED"}
+
     def test_the_page_has_no_other_paths(self, service: Service) -> None:
         port = service.settings.frontend_port
         assert {path: ask(port, path, {})[0] for path in PAGE} == PAGE
 
 
-def call(port: int, method: str, header: dict[str, str]) -> str:
-    """Call a method by gRPC with an empty message; return the name of the status."""
+def call(port: int, method: str, header: dict[str, str], message: bytes = b"") -> str:
+    """Call a method by gRPC; return the name of the status."""
     metadata = [("protocol", "gRPC"), *((name.lower(), value) for name, value in header.items())]
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         try:
-            channel.unary_unary(method)(b"", metadata=metadata, timeout=60)
+            channel.unary_unary(method)(message, metadata=metadata, timeout=60)
         except grpc.RpcError as error:
             return str(error.code().name)
     return "OK"

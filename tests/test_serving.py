@@ -312,6 +312,10 @@ def server(tmp_path: Path) -> Iterator[TorchServe]:
     assert list(made.settings.run_dir.iterdir()) == []
 
 
+def test_a_crash_of_java_replaces_the_report_of_the_last_one(server: TorchServe) -> None:
+    assert "-XX:ErrorFile=logs/java-crash.log" in server._command(Path("config.properties"))
+
+
 def test_java_finds_our_class_before_the_jar_and_our_worker(server: TorchServe) -> None:
     program, *options = server._command(Path("config.properties"))
     path = options[options.index("-cp") + 1]

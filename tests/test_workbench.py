@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
+from edges import wait
 from page_stand_in import DrawingsStandIn, choose, failure, serving_drawings
 from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
@@ -157,7 +158,7 @@ def test_heat_map(page: Page) -> None:
 
 
 def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
-    hostile = tmp_path / '=1+1,"quoted".jpg'
+    hostile = tmp_path / '\uff1d1+1,"quoted".jpg'
     hostile.write_bytes(DRAWN[0].read_bytes())
     choose_and_wait(page, *DRAWN, hostile)
     page.locator(".tile").first.click()
@@ -168,7 +169,7 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert len(rows) == CELLS + 1
     assert rows[0]["file"] == DRAWN[0].name
-    assert rows[-1]["file"] == '\'=1+1,"quoted".jpg'
+    assert rows[-1]["file"] == f"'{hostile.name}"
     assert [row["your_label"] for row in rows] == ["MONOCYTE"] + [""] * CELLS
     for row in rows:
         shares = {name: float(row[name.lower()]) for name in CLASSES}
@@ -291,6 +292,78 @@ def test_cancel_and_try_again(page: Page) -> None:
     expect(page.locator(".samples")).to_be_visible()
 
 
+def test_one_failure_of_each_kind_fails_no_image(page: Page) -> None:
+    page.context.clear_cookies()
+    passing = [502, 503, 429, 0]
+
+    def answer(route: Route) -> None:
+        status = passing.pop() if passing else None
+        if status is None:
+            route.continue_()
+        elif status:
+            route.fulfill(status=status, json={"code": status, "type": "ServiceUnavailable"})
+        else:
+            route.abort("connectionreset")
+
+    page.route("**/api/predictions", answer)
+    choose_and_wait(page, *(8 * DRAWN)[:60])
+    expect(progress(page)).to_have_text("60 of 60 images classified")
+    assert not passing
+
+
+def test_pages_and_samples_are_tried_again(page: Page) -> None:
+    choose_and_wait(page, DRAWN[0])
+    failures = 2
+
+    def answer(route: Route) -> None:
+        nonlocal failures
+        failures -= 1
+        if failures < 0:
+            route.continue_()
+        else:
+            route.fulfill(status=502, json={"code": 502, "type": "ServiceUnavailable"})
+
+    page.route("**/language/*", answer)
+    page.get_by_role("link", name="Português").click()
+    expect(page.locator("html")).to_have_attribute("lang", "pt-BR")
+    expect(page.locator("#verdict")).to_have_text("Eosinófilo")
+    page.locator("[data-do=clear]").click()
+    failures = 2
+    page.route("**/static/samples/*", answer)
+    page.locator(".sample").first.click()
+    expect(page.locator("#verdict")).to_have_text("Eosinófilo")
+
+
+def test_without_a_server_the_page_stays_and_a_sample_is_sent_as_a_form(page: Page) -> None:
+    choose_and_wait(page, DRAWN[0])
+    page.clock.install()
+    asked: list[Route] = []
+
+    def refuse(route: Route) -> None:
+        asked.append(route)
+        route.fulfill(status=502, json={"code": 502, "type": "ServiceUnavailable"})
+
+    page.route("**/language/*", refuse)
+    page.get_by_role("link", name="Português").click()
+    let_time_pass(page, "#announcement", "The server cannot be reached")
+    assert len(asked) > 1
+    expect(page.locator("#verdict")).to_have_text("Eosinophil")
+    page.locator("[data-do=clear]").click()
+    page.route("**/static/samples/*", refuse)
+    page.locator(".sample").first.click()
+    let_time_pass(page, "h1", "Eosinophil")
+
+
+def let_time_pass(page: Page, place: str, text: str) -> None:
+    """Move the page's clock until a place has a text."""
+
+    def found() -> bool:
+        page.clock.run_for(1000)
+        return page.locator(place).inner_text() == text
+
+    wait(found)
+
+
 def test_page_renews_its_token_and_refuses_too_many_images(page: Page) -> None:
     page.context.clear_cookies()
     choose(page, DRAWN[0])
@@ -304,28 +377,36 @@ def test_page_renews_its_token_and_refuses_too_many_images(page: Page) -> None:
 
 
 def test_service_is_stopped(page: Page, stand_in: DrawingsStandIn) -> None:
+    page.clock.install()
     stand_in.error = failure("ServiceUnavailable")
     choose(page, *[DRAWN[0]] * 20)
+    let_time_pass(page, "#verdict", "The model is not available at the moment")
     # All at once, not one after the other.
     expect(page.locator(".tile.failed")).to_have_count(20)
-    expect(page.locator("#verdict")).to_have_text("The model is not available at the moment")
     expect(page.locator("#announcement")).to_contain_text("0 of 20 images classified")
     stand_in.error = None
     page.route("**/api/predictions", lambda route: route.abort())
     page.locator("[data-do=retry]").click()
-    expect(page.locator("#verdict")).to_have_text("The server cannot be reached")
+    let_time_pass(page, "#verdict", "The server cannot be reached")
     page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
     expect(page.locator(".tile.confident")).to_have_count(20)
 
 
 def test_full_queue_is_asked_again_and_then_reported(page: Page, stand_in: DrawingsStandIn) -> None:
-    # Do not wait between the attempts.
-    page.evaluate("() => { const wait = setTimeout; window.setTimeout = done => wait(done, 1); }")
+    page.clock.install()
     stand_in.error, asked = failure("ServiceBusy"), len(stand_in.images)
     choose(page, DRAWN[0])
-    expect(page.locator("#verdict")).to_contain_text("The model is busy")
-    assert len(stand_in.images) == asked + 5
+    let_time_pass(page, "#verdict", "The model is busy")
+    assert len(stand_in.images) > asked + 4
     stand_in.error = None
     page.locator("[data-do=retry-one]").click()
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
+
+
+def test_a_problem_of_the_edge(page: Page) -> None:
+    page.route(
+        "**/api/predictions", lambda route: route.fulfill(status=500, json={"type": "EdgeError"})
+    )
+    choose_and_wait(page, DRAWN[0])
+    expect(page.locator("#verdict")).to_have_text("The model did not return a valid answer")

@@ -20,6 +20,7 @@ const LONGEST_PAUSE = 15;
 const MAX_PARTS = 256;
 
 const PERMISSIONS = { predictions: 'predict', explanations: 'explain' };
+const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/;
 const BEARER = /^Bearer +([^ ]+)$/i;
 
 // Return "STATUS CLIENT" for the variable $edge_access: 200, 401, 403, or 503 if the keys cannot be
@@ -34,8 +35,12 @@ function access(r) {
         return '503 ';
     }
     const entry = keys[crypto.createHash('sha256').update(key).digest('hex')];
-    if (!entry) {
+    if (entry === undefined) {
         return '401 ';
+    }
+    if (!isValid(entry)) {
+        r.variables.edge_fault = 'The entry of this key is damaged.';
+        return '503 ';
     }
     const allowed = !entry.revoked && entry.allow.includes(PERMISSIONS[endpoint(r)]);
     return `${allowed ? 200 : 403} ${entry.client}`;
@@ -45,9 +50,7 @@ function access(r) {
 async function ask(r) {
     let answer;
     try {
-        answer = hasTooManyParts(r)
-            ? common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`)
-            : await askTorchServe(r);
+        answer = refusalOfForm(r) || await askTorchServe(r);
     } catch (error) {
         r.variables.edge_fault = String(error.message);
         answer = common.problem(500, 'EdgeError', 'The edge failed.');
@@ -60,6 +63,34 @@ async function ask(r) {
         r.headersOut['Retry-After'] = '1';
     }
     r.return(answer.status, answer.body);
+}
+
+// Send a request to the page again once the page answers, because it restarts. An upload that ends
+// the page is sent twice at most.
+async function sendAgain(r) {
+    const deadline = Date.now() + PATIENCE;
+    let up = false;
+    while (!r.variables.edge_sent_again && !up && Date.now() < deadline) {
+        await common.sleep(LONG_RETRY_INTERVAL);
+        up = await isUp();
+    }
+    if (!up) {
+        const answer = common.problem(502, 'ServiceUnavailable', 'The page cannot be reached.');
+        r.headersOut['Content-Type'] = 'application/json';
+        r.return(answer.status, answer.body);
+        return;
+    }
+    r.variables.edge_sent_again = '1';
+    r.internalRedirect(r.variables.args ? `${r.uri}?${r.variables.args}` : r.uri);
+}
+
+async function isUp() {
+    try {
+        await ngx.fetch(settings.page, { method: 'HEAD' });
+        return true;
+    } catch (error) {
+        return false;
+    }
 }
 
 async function askTorchServe(r) {
@@ -181,20 +212,27 @@ function report(attempts) {
     });
 }
 
-// TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
-function hasTooManyParts(r) {
-    if (!/^multipart\//i.test(r.headersIn['Content-Type'] || '') || !r.requestBuffer) {
-        return false;
-    }
+// Return a refusal if the body is a form that TorchServe should not get.
+function refusalOfForm(r) {
+    const type = r.headersIn['Content-Type'] || '';
     const body = r.requestBuffer;
+    if (!/^multipart\//i.test(type) || !body) {
+        return null;
+    }
+    // TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
     let parts = 0;
     for (let at = body.indexOf('\n--'); at >= 0; at = body.indexOf('\n--', at + 3)) {
         parts += 1;
         if (parts > MAX_PARTS) {
-            return true;
+            return common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`);
         }
     }
-    return false;
+    // TorchServe answers for the parts that came before a form was cut off.
+    const boundary = /;\s*boundary=(?:"([^"]+)"|([^\s";]+))/i.exec(type);
+    if (!boundary || body.lastIndexOf(`--${boundary[1] || boundary[2]}--`) < 0) {
+        return common.problem(400, 'BadRequest', 'The form has no final boundary.');
+    }
+    return null;
 }
 
 function endpoint(r) {
@@ -206,15 +244,28 @@ function apiKey(r) {
     return r.headersIn['X-API-Key'] || (bearer ? bearer[1] : '');
 }
 
+// Return whether an entry has the types of serving/edge/keys.py. Without a name, its client would
+// have no limits.
+function isValid(entry) {
+    return Boolean(entry) && typeof entry.client === 'string' && CLIENT_NAME.test(entry.client)
+        && Array.isArray(entry.allow)
+        && (entry.revoked === undefined || entry.revoked === null
+            || (typeof entry.revoked === 'string' && entry.revoked !== ''));
+}
+
 // Return the keys by their hashes, or null if the file is damaged. There is no file before the first
 // key is made.
 function readKeys(r) {
     try {
-        return JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
+        const keys = JSON.parse(fs.readFileSync(settings.keys, 'utf8'));
+        if (keys === null || typeof keys !== 'object' || Array.isArray(keys)) {
+            throw new Error('not an object');
+        }
+        return keys;
     } catch (error) {
         r.variables.edge_fault = `The keys cannot be read: ${error.message}`;
         return error.code === 'ENOENT' ? {} : null;
     }
 }
 
-export default { access, ask };
+export default { access, ask, sendAgain };

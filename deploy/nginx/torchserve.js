@@ -10,22 +10,18 @@ const BAD_FORM = /^(ErrorDataDecoder|\w*IndexOutOfBounds|IllegalArgument)Excepti
 
 // Send with TorchServe's token, and again whenever the token was renewed meanwhile.
 async function send(r, target) {
-    let token = readToken();
-    if (!token) {
-        return unreachable();
-    }
     const deadline = Date.now() + RENEWAL_PATIENCE;
-    let reply = await subrequest(r, target, token);
-    while (isTokenRefused(reply) && Date.now() < deadline) {
-        const renewed = readToken();
-        if (renewed === token) {
+    let token, reply;
+    do {
+        const found = readToken();
+        if (!found || found === token) {
             await common.sleep(RETRY_INTERVAL);
         } else {
-            token = renewed;
+            token = found;
             reply = await subrequest(r, target, token);
         }
-    }
-    return interpret(reply);
+    } while ((!reply || isTokenRefused(reply)) && Date.now() < deadline);
+    return reply ? interpret(reply) : unreachable();
 }
 
 async function subrequest(r, target, token) {
@@ -122,9 +118,11 @@ function disconnected() {
     return common.problem(503, 'ServiceUnavailable', 'The service broke the connection.', marks);
 }
 
+// Return the token, or nothing while TorchServe has not completely written its file. Our own copy,
+// inference.header, is outdated if the disk was full at a renewal.
 function readToken() {
-    const line = common.read(`${settings.run_dir}/inference.header`) || '';
-    return line.slice(line.indexOf(':') + 1).trim();
+    const keys = common.parse(common.read(`${settings.run_dir}/key_file.json`));
+    return keys && keys.inference && keys.inference.key;
 }
 
 export default { notServed, send };

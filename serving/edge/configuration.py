@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 from pathlib import Path
 
 from serving.edge.settings import EdgeSettings, keys_path
@@ -16,6 +17,11 @@ OPENAPI = ROOT / "docs" / "openapi.yaml"
 INSTALL = "install nginx and its njs module (Debian: apt install nginx libnginx-mod-http-js)"
 MODULES = [Path(f"/usr/{each}/nginx/modules") for each in ("lib", "lib64", "share")]
 JS_MODULE = "ngx_http_js_module.so"
+# For each nginx process: many more than clients have requests in progress, because a connection
+# without a request can be held for 10 s.
+CONNECTIONS = 16_384
+# Open files that are no connections.
+OTHER_FILES = 256
 
 
 def write(
@@ -26,14 +32,20 @@ def write(
         "run_dir": str(settings.run_dir),
         "keys": str(keys_path(settings)),
         "in_flight": str(_in_flight(folder)),
+        "page": f"{settings.frontend_url}/static/icon.svg",
     }
     (folder / "settings.json").write_text(json.dumps(known))
+    files = _open_files()
     values = {
         # Started by root, nginx runs its workers as a user who cannot read RUN_DIR.
         "user": "user root;" if os.geteuid() == 0 else "",
         "js_module": _quoted(_js_module()),
         "sources": _quoted(SOURCES),
+        "limits": _quoted(SOURCES / "limits.conf"),
+        "refusals": _quoted(SOURCES / "refusals.conf"),
         "processes": str(own.processes),
+        "files": str(files),
+        "connections": str(files - OTHER_FILES),
         "settings": _quoted(folder / "settings.json"),
         "log": _quoted(settings.run_dir / "logs" / "edge.log"),
         "openapi": _quoted(OPENAPI),
@@ -55,6 +67,13 @@ def write(
 
 def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _open_files() -> int:
+    """Return how many files an nginx process may open: as many as it needs and is allowed."""
+    _, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = CONNECTIONS + OTHER_FILES
+    return needed if allowed == resource.RLIM_INFINITY else min(needed, allowed)
 
 
 def _in_flight(folder: Path) -> Path:

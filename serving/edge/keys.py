@@ -15,11 +15,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from serving.files import Locked, atomic_write, lock
 
 MAY = ("predict", "explain")
 CLIENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+Permission = Annotated[str, Field(pattern=f"^({'|'.join(MAY)})$")]
+ClientName = Annotated[str, Field(pattern=f"^{CLIENT_NAME.pattern}$")]
 
 
 class KeyFileError(Exception):
@@ -30,10 +35,13 @@ class KeyFileError(Exception):
 class Key:
     """The client of a key, and what it allows."""
 
-    client: str
-    allow: tuple[str, ...]
+    client: ClientName
+    allow: tuple[Permission, ...]
     # An ISO 8601 time.
-    revoked: str | None = None
+    revoked: Annotated[str, Field(min_length=1)] | None = None
+
+
+_DOCUMENT = TypeAdapter(dict[str, Key])
 
 
 class KeyFile:
@@ -45,14 +53,14 @@ class KeyFile:
     def read(self) -> dict[str, Key]:
         """Return the keys by their hashes; raise KeyFileError."""
         try:
-            document = json.loads(self._path.read_text())
-            return {
-                hashed: Key(each["client"], tuple(each["allow"]), each.get("revoked"))
-                for hashed, each in document.items()
-            }
+            return _DOCUMENT.validate_json(self._path.read_text())
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except ValidationError as error:
+            first = error.errors()[0]
+            why = ": ".join(map(str, (*first["loc"], first["msg"])))
+            raise KeyFileError(f"{self._path} is not a valid file of keys: {why}.") from error
+        except (OSError, ValueError) as error:
             raise KeyFileError(f"{self._path} is not a valid file of keys: {error!r}.") from error
 
     def add(self, client: str, allow: Iterable[str] = MAY) -> str:

@@ -1,4 +1,4 @@
-"""Run nginx as the edge: start it, reload it when its certificate changes, stop it.
+"""Run the edge: start nginx and restart it, reload its certificate, rotate its log, stop it.
 
 It runs as the same user as the service, and starts and stops independently of it.
 """
@@ -7,115 +7,132 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import subprocess
 import time
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving.edge import certificates, configuration, status
+from serving.edge import certificates, configuration, log, nginx, status
 from serving.edge.configuration import bracketed
+from serving.edge.nginx import Nginx
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.files import Locked, lock
 from serving.settings import HOST, Settings
 from serving.torchserve import StartError
 from serving.torchserve.ports import why_closed
-from serving.torchserve.process import die_with_parent
 
 START_TIMEOUT = 60.0
-# Seconds between checks of the certificate.
-RELOAD_INTERVAL = 1.0
+# Seconds between checks of the certificate and of the log.
+CHECK_INTERVAL = 1.0
+# Give up after EXITS exits within WITHIN seconds, like the supervisor.
+EXITS, WITHIN = 4, 120.0
 
 
 def run(settings: Settings) -> None:
     """Serve until a signal stops it, then finish open requests; raise StartError, SettingsError."""
     os.umask(0o077)
     own = EdgeSettings.from_environment()
-    program, folder = _nginx(), settings.run_dir / "edge"
-    for each in (folder / "tmp", settings.run_dir / "logs"):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    program, folder = nginx.find(), settings.run_dir / "edge"
     try:
+        for each in (folder / "tmp", settings.run_dir / "logs"):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
         with lock(folder / "lock", "An edge already runs"):
             _serve(settings, own, program, folder)
     except Locked as error:
         raise StartError(f"{error} in {settings.run_dir}: set another RUN_DIR.") from error
+    except OSError as error:
+        raise StartError(f"{error.filename or settings.run_dir}: {error.strerror}.") from error
 
 
 def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) -> None:
-    port = settings.edge_port
+    host, port = _reachable(own.host), settings.edge_port
     if why := why_closed(own.host, port):
         raise StartError(
             f"The edge cannot listen on {own.host}, port {port} ({why}): stop the other program, "
             "or set EDGE_PORT or EDGE_HOST to another."
         )
     files = certificates.provide(own, folder)
-    config = configuration.write(settings, own, *files, folder)
-    known = _contents(files)
-    process = subprocess.Popen(
-        [program, "-e", "stderr", "-p", f"{folder}/", "-c", str(config)],
-        stdin=subprocess.DEVNULL,
-        # Ctrl-C must not reach nginx, which would drop open requests.
-        start_new_session=True,
-        preexec_fn=lambda: die_with_parent(signal.SIGQUIT),
-    )
-    _forward_signals(process, settings.edge_note)
-    if _listens(process, _reachable(own.host), port):
-        status.note(settings.edge_note, _reachable(own.host), port, keys_path(settings))
-        print(f"the edge is open: https://{bracketed(own.host)}:{port}", flush=True)
-        print("Ctrl-C closes it.", flush=True)
-    code = _wait(process, files, known)
-    # The workers of a killed master would continue to serve.
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    if code < 0:
-        raise StartError(f"nginx was killed (signal {-code}). Out of memory? See `dmesg`.")
-    if code:
-        raise StartError(f"nginx exited with code {code}; see its message above.")
+    server = Nginx(program, configuration.write(settings, own, *files, folder))
+    _forward_signals(server, settings.edge_note)
+    exits: deque[float] = deque(maxlen=EXITS)
+    opened = False
+    while True:
+        known = _contents(files)
+        server.start()
+        if _listens(server, host, port) and not opened:
+            opened = True
+            status.note(settings.edge_note, host, port, keys_path(settings))
+            _say(f"the edge is open: https://{bracketed(own.host)}:{port}\nCtrl-C closes it.")
+        code = _watch(server, files, known, settings.run_dir / "logs" / "edge.log")
+        server.kill_workers()
+        if code == 0 or (server.closing and code == -signal.SIGQUIT):
+            break
+        why = _why_exited(code)
+        exits.append(time.monotonic())
+        if server.closing or not opened:
+            raise StartError(why)
+        if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
+            raise StartError(f"{why} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
+        _say(f"{why} Restarting ...")
     settings.edge_note.unlink(missing_ok=True)
-    print("the edge is closed", flush=True)
+    _say("the edge is closed")
 
 
-def _forward_signals(process: subprocess.Popen[bytes], note: Path) -> None:
+def _forward_signals(server: Nginx, note: Path) -> None:
     """Make TERM and INT close nginx, HUP reload it and USR1 reopen its log."""
 
     def close(*_: object) -> None:
         # Without the note, a stopped edge raises no alert.
         note.unlink(missing_ok=True)
-        process.send_signal(signal.SIGQUIT)
+        server.close()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, close)
     for number in (signal.SIGHUP, signal.SIGUSR1):
-        signal.signal(number, lambda number, _: process.send_signal(number))
+        signal.signal(number, lambda number, _: server.signal(number))
 
 
-def _wait(process: subprocess.Popen[bytes], files: Sequence[Path], known: bytes) -> int:
-    """Wait for nginx to exit, and return its code; reload it whenever the files change."""
-    while True:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(RELOAD_INTERVAL)
-        # A file may be missing while it is replaced; nginx keeps its certificate.
+def _watch(server: Nginx, files: Sequence[Path], known: bytes | None, written: Path) -> int:
+    """Wait for nginx to exit, and return its code.
+
+    Meanwhile reload it whenever the files of its certificate change, and rotate its log.
+    """
+    while (code := server.exit_code(CHECK_INTERVAL)) is None:
+        now = _contents(files)
+        if now and known and now != known:
+            _say("the certificate changed: reloading")
+            server.signal(signal.SIGHUP)
+        known = now or known
+        # What can't be renamed now may be later.
         with contextlib.suppress(OSError):
-            now = _contents(files)
-            if now != known:
-                print("the certificate changed: reloading", flush=True)
-                process.send_signal(signal.SIGHUP)
-            known = now
+            if log.rotate(written):
+                server.signal(signal.SIGUSR1)
+    return code
 
 
-def _contents(files: Sequence[Path]) -> bytes:
-    return b"".join(path.read_bytes() for path in files)
+def _why_exited(code: int) -> str:
+    if code < 0:
+        return f"nginx was killed (signal {-code}). Out of memory? See `dmesg`."
+    return f"nginx exited with code {code}; see its message above."
 
 
-def _listens(process: subprocess.Popen[bytes], host: str, port: int) -> bool:
+def _contents(files: Sequence[Path]) -> bytes | None:
+    """Return the contents of all files, or None while one is missing because it is replaced."""
+    try:
+        return b"".join(path.read_bytes() for path in files)
+    except OSError:
+        return None
+
+
+def _listens(server: Nginx, host: str, port: int) -> bool:
     """Wait until nginx listens; return whether it does."""
     deadline = time.monotonic() + START_TIMEOUT
-    while process.poll() is None and time.monotonic() < deadline:
+    while server.exit_code() is None and time.monotonic() < deadline:
         try:
             socket.create_connection((host, port), timeout=1).close()
-            return process.poll() is None
+            return server.exit_code() is None
         except OSError:
             time.sleep(0.02)
     return False
@@ -127,9 +144,7 @@ def _reachable(host: str) -> str:
     return {"0.0.0.0": HOST, "::": "::1"}.get(plain, plain)
 
 
-def _nginx() -> str:
-    """Return the path of nginx, which may not be on a user's PATH; raise StartError."""
-    program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
-    if program is None:
-        raise StartError(f"nginx was not found: {configuration.INSTALL}.")
-    return program
+def _say(message: str) -> None:
+    """Print a line and flush it; ignore errors, such as a full disk."""
+    with contextlib.suppress(OSError):
+        print(message, flush=True)

@@ -128,6 +128,8 @@ class TorchServe:
             f"-Dmodel_server_home={self._home(installed)}",
             f"-Dlog4j.configurationFile={(HERE / 'log4j2.xml').as_uri()}",
             f"-Djava.io.tmpdir={self._scratch}",
+            # One file, in the working directory, rather than one for each crash.
+            "-XX:ErrorFile=logs/java-crash.log",
             *self.config.get("vmargs", "").split(),
             "-cp",
             os.pathsep.join([str(classes), str(jars / "*")]),

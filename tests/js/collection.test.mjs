@@ -2,6 +2,8 @@ import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 
 import { Collection, groupOf } from "../../frontend/static/js/collection.js";
+import { predict } from "../../frontend/static/js/service.js";
+import { Clock } from "./clock.mjs";
 
 const { fetch } = globalThis;
 globalThis.document = { getElementsByName: () => [{ value: "token" }] };
@@ -12,7 +14,21 @@ const FIELD = [
   { label: "NEUTROPHIL", verdict: "uncertain", probabilities: { MONOCYTE: 0.4, NEUTROPHIL: 0.6 }, box: [10, 0, 20, 10], found: true },
 ];
 const answer = (cells) => Response.json({ version: "2.0", cells });
-const failure = (type) => Response.json({ type }, { status: 503 });
+const found = () => answer(FIELD);
+const refused = (status, type = "ServiceUnavailable") => () => Response.json({ type }, { status });
+const reset = () => { throw new TypeError("connection reset"); };
+
+/** Send images to a server that answers by the number of the request and the name of the image. */
+async function run(count, respond) {
+  const clock = new Clock();
+  const collection = new Collection((file, version, signal) => predict(file, version, signal, clock));
+  let sent = 0;
+  globalThis.fetch = async (_, { body }) => respond(sent++, body.get("image").name, clock);
+  collection.add(files(count), "", 100);
+  const asking = () => collection.images.filter((image) => image.state === "asking").length;
+  await clock.run(asking, () => !collection.open.length);
+  return { collection, clock };
+}
 
 /** Resolve when a condition holds after a change. */
 const until = (collection, condition) => new Promise((resolve) => {
@@ -70,34 +86,32 @@ test("at most six images are sent at a time; cancelled ones can be retried", asy
   assert.equal(collection.failed.length, 0);
 });
 
-test("without a model the waiting images fail, too", async () => {
-  let sent = 0;
-  globalThis.fetch = async () => (sent++, failure("ServiceUnavailable"));
-  const collection = new Collection();
-  collection.add(files(20), "", 100);
-  await done(collection);
-  assert.deepEqual([sent, collection.failed.length], [6, 20]);
+test("one failure of each kind among 60 images fails none of them", async () => {
+  const failures = [refused(429), refused(502), refused(503), reset];
+  const { collection } = await run(60, (sent) => (failures[sent - 20] ?? found)());
+  assert.deepEqual([collection.failed, collection.entries.length], [[], 120]);
+});
+
+test("an image that always fails is given up after 15 seconds, and fails alone", async () => {
+  for (const failure of [refused(429), refused(502), refused(503), reset]) {
+    const { collection, clock } = await run(60, (_, name) => (name === "3.png" ? failure : found)());
+    assert.deepEqual([collection.failed.map((image) => image.name), clock.now()], [["3.png"], 15]);
+  }
+});
+
+test("without a server all images fail after 15 seconds, not each after its own", async () => {
+  for (const failure of [refused(503), reset]) {
+    const { collection, clock } = await run(60, failure);
+    assert.deepEqual([collection.failed.length, clock.now()], [60, 15]);
+  }
+});
+
+test("a server that is away for less loses no image", async () => {
+  const { collection } = await run(60, (_sent, _name, clock) => (clock.now() < 14 ? reset : found)());
+  assert.deepEqual([collection.failed, collection.entries.length], [[], 120]);
 });
 
 test("a bad image fails alone", async () => {
-  let sent = 0;
-  globalThis.fetch = async () => (sent++ ? answer(FIELD) : failure("CorruptImage"));
-  const collection = new Collection();
-  collection.add(files(20), "", 100);
-  await done(collection);
+  const { collection } = await run(20, (sent) => (sent ? found() : refused(400, "CorruptImage")()));
   assert.deepEqual(collection.failed.map((image) => image.problem), ["CorruptImage"]);
-});
-
-test("a full queue is asked again, then reported", async (t) => {
-  t.mock.method(globalThis, "setTimeout", (action) => { queueMicrotask(action); });
-  let sent = 0;
-  globalThis.fetch = async () => (++sent < 5 ? failure("ServiceBusy") : answer(FIELD));
-  const collection = new Collection();
-  collection.add(files(1), "", 100);
-  await done(collection);
-  assert.equal(collection.failed.length, 0);
-  sent = -100;
-  collection.add(files(1), "", 100);
-  await done(collection);
-  assert.deepEqual([sent, collection.failed[0].problem], [-95, "ServiceBusy"]);
 });

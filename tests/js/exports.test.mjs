@@ -3,8 +3,15 @@ import { test } from "node:test";
 
 import { toCsv, toTable } from "../../frontend/static/js/exports.js";
 
-test("a value that a spreadsheet would run is text, and commas and quotes are quoted", () => {
-  assert.equal(toCsv([["=1+1", "-2", "a,b", 'say "a"', 3]]), `'=1+1,'-2,"a,b","say ""a""",3\r\n`);
+test("a value that a spreadsheet would run is text", () => {
+  const signs = ["=1+1", "+a", "-a", "@SUM(A1)", "\uff1d1", "\uff0ba", "\uff0da", "\uff20a", "\ta", "\ra"];
+  const hidden = [" =1", "\t=1", "\r\n=1", "\ufeff=1", "\u200b\uff1d1", "\u00a0+a"];
+  for (const value of [...signs, ...hidden]) assert.equal(toCsv([[value]]), `"'${value}"\r\n`);
+});
+
+test("other values are unchanged, and quoted for every separator", () => {
+  assert.equal(toCsv([[-2, "-2.5", 3, "a=1", ""]]), '-2,-2.5,3,"a=1",\r\n');
+  assert.equal(toCsv([["a,b", "a;=1", "a\t=1", 'say "a"']]), '"a,b","a;=1","a\t=1","say ""a"""\r\n');
 });
 
 test("a row per cell, and one per image without an answer", () => {

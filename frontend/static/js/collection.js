@@ -26,14 +26,21 @@ import { Problem, predict } from "./service.js";
  */
 
 const PARALLEL = 6;
-// Without a model or a server, the next images would fail, too.
+// While nothing is answered because of these, the next images would fail, too.
 const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
 
 export class Collection extends EventTarget {
   /** @type {Upload[]} */
   images = [];
   #active = 0;
+  #answers = 0;
   #created = 0;
+  #predict;
+
+  constructor(ask = predict) {
+    super();
+    this.#predict = ask;
+  }
 
   get entries() {
     return this.images.flatMap(
@@ -119,11 +126,12 @@ export class Collection extends EventTarget {
     image.state = "asking";
     image.abort = new AbortController();
     const { signal } = image.abort;
+    const answers = this.#answers;
     try {
-      const answer = await predict(image.file, image.version, signal);
+      const answer = await this.#predict(image.file, image.version, signal);
       if (!signal.aborted) this.#answered(image, answer);
     } catch (error) {
-      if (!signal.aborted) this.#failed(image, error);
+      if (!signal.aborted) this.#failed(image, error, answers === this.#answers);
     }
     this.#active--;
     this.#start();
@@ -131,6 +139,7 @@ export class Collection extends EventTarget {
 
   /** @param {Upload} image @param {Answer} answer */
   #answered(image, answer) {
+    this.#answers++;
     const found = answer.cells.toSorted((a, b) => (a.box?.[0] ?? 0) - (b.box?.[0] ?? 0));
     Object.assign(image, {
       state: "done",
@@ -144,12 +153,17 @@ export class Collection extends EventTarget {
     });
   }
 
-  /** @param {Upload} image @param {unknown} error */
-  #failed(image, error) {
+  /**
+   * @param {Upload} image
+   * @param {unknown} error
+   * @param {boolean} noneAnswered Whether no image was answered while this one was tried.
+   */
+  #failed(image, error, noneAnswered) {
     if (!(error instanceof Problem)) console.error(error);
     const kind = error instanceof Problem ? error.kind : "ServiceError";
-    const all = FOR_ALL.includes(kind) ? this.images.filter((each) => each.state === "waiting") : [];
-    for (const each of [image, ...all]) this.#fail(each, kind);
+    this.#fail(image, kind);
+    if (!noneAnswered || !FOR_ALL.includes(kind)) return;
+    for (const each of this.images) if (each.state === "waiting") this.#fail(each, kind);
   }
 
   /** @param {Upload} image @param {string} kind */

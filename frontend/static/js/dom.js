@@ -1,5 +1,9 @@
 // Elements of the page's templates.
 
+import { fetchPatiently } from "./retry.js";
+
+/** @import { Clock } from "./retry.js" */
+
 /**
  * Return the element of a selector, of a kind. It throws if the template has no such element.
  * @template {Element} [T=HTMLElement]
@@ -24,10 +28,12 @@ export const findAll = (root, selector) => [...root.querySelectorAll(selector)].
   /** @type {HTMLElement} */ (element));
 
 /**
- * Fetch a page of this server.
+ * Fetch a page of this server; throw if it is not available.
  * @param {string} address
- * @param {AbortSignal} [signal]
+ * @param {Clock} [clock]
  */
-export async function fetchPage(address, signal) {
-  return new DOMParser().parseFromString(await (await fetch(address, { signal })).text(), "text/html");
+export async function fetchPage(address, clock) {
+  const response = await fetchPatiently(address, {}, clock);
+  if (!response.ok) throw new Error(`${address} has status ${response.status}`);
+  return new DOMParser().parseFromString(await response.text(), "text/html");
 }

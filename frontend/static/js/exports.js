@@ -57,11 +57,18 @@ export function toTable(entries, classes) {
 /** @param {unknown[][]} rows */
 export const toCsv = (rows) => rows.map((row) => row.map(quote).join(",") + "\r\n").join("");
 
+// A spreadsheet would run a text that begins like a formula, also in full-width characters or after
+// blanks and invisible characters.
+const FORMULA = /^(?=[\t\r]|[\p{C}\p{Z}]*[=+\-@\uff1d\uff0b\uff0d\uff20])/u;
+const NUMBER = /^-?\d+(\.\d+)?$/;
+
 /** @param {unknown} value */
 function quote(value) {
-  // A spreadsheet would run a text that begins like a formula.
-  const text = String(value).replace(/^(?=[=+\-@\t\r])/, "'");
-  return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const text = String(value);
+  if (NUMBER.test(text)) return text;
+  const safe = text.replace(FORMULA, "'");
+  // Other spreadsheets split at semicolons or tabs.
+  return /^[\w.]*$/.test(safe) ? safe : `"${safe.replaceAll('"', '""')}"`;
 }
 
 /** @param {string} name */

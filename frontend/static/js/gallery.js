@@ -171,6 +171,13 @@ export function nameOf(entry, texts) {
 }
 
 /**
+ * Return the texts about a problem. The edge has kinds that the page does not know.
+ * @param {string} kind
+ * @param {Texts} texts
+ */
+export const problemOf = (kind, texts) => texts.problems[kind] ?? texts.problems.ServiceError;
+
+/**
  * Return the label and the note of a tile.
  * @param {Entry} entry
  * @param {Texts} texts
@@ -179,7 +186,7 @@ export function nameOf(entry, texts) {
  */
 function describe(entry, texts, percent) {
   if (!isCell(entry)) {
-    if (entry.problem) return [texts.notRead, texts.problems[entry.problem].title];
+    if (entry.problem) return [texts.notRead, problemOf(entry.problem, texts).title];
     return [texts[entry.state], ""];
   }
   const label = entry.label ? texts.cells[entry.label] : entry.found ? texts.cells.OTHER : texts.nothing;

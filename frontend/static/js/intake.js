@@ -1,6 +1,7 @@
 // How images come in: chosen, dropped (also as folders), pasted, photographed, or from the samples.
 
 import { find, findAll } from "./dom.js";
+import { fetchPatiently } from "./retry.js";
 
 /**
  * Pass the visitor's files to `take`, until `signal` is aborted.
@@ -39,7 +40,10 @@ export function mountIntake(form, samples, suffixes, take, signal) {
     const button = /** @type {HTMLButtonElement} */ (element);
     button.addEventListener("click", async (event) => {
       event.preventDefault();
-      const bytes = await (await fetch(button.dataset.address ?? "")).blob();
+      const response = await fetchPatiently(button.dataset.address ?? "").catch(() => null);
+      // The server then explains the error, as without the script.
+      if (!response?.ok) return button.form?.requestSubmit(button);
+      const bytes = await response.blob();
       take([new File([bytes], button.value, { type: bytes.type })]);
     });
   }

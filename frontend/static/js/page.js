@@ -4,7 +4,7 @@ import { Collection, isCell } from "./collection.js";
 import { mountDifferential } from "./differential.js";
 import { fetchPage, find, findAll } from "./dom.js";
 import { saveLabelled, saveTable } from "./exports.js";
-import { mountGallery } from "./gallery.js";
+import { mountGallery, problemOf } from "./gallery.js";
 import { mountIntake } from "./intake.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
@@ -74,7 +74,7 @@ function mount() {
     const [first, ...others] = collection.entries;
     if (others.length) announce(`${texts.allAnswered} ${part(".answered").textContent}`);
     else if (!first) return;
-    else if (!isCell(first)) announce(texts.problems[first.problem ?? ""]?.title ?? texts.cancelled);
+    else if (!isCell(first)) announce(first.problem ? problemOf(first.problem, texts).title : texts.cancelled);
     else announce(`${headingOf(first, texts)}. ${texts.verdicts[first.verdict].badge}. ${percent(first.confidence)}`);
   };
 

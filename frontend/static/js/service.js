@@ -1,7 +1,9 @@
 // The page's server: one request per image, retried if that can help.
 
 import { fetchPage } from "./dom.js";
+import { fetchPatiently } from "./retry.js";
 
+/** @import { Clock } from "./retry.js" */
 /**
  * @typedef {object} AnsweredCell
  * @property {string | null} label
@@ -16,9 +18,8 @@ import { fetchPage } from "./dom.js";
  * @property {number[] | null} [size]
  */
 
-/** @type {Record<string, number>} */
-const ATTEMPTS = { ServiceBusy: 5, TooManyRequests: 4, ExpiredForm: 2 };
-const LONGEST_PAUSE = 60;
+// Another tab may replace the session that the first renewal began.
+const MOST_RENEWALS = 2;
 
 export class Problem extends Error {
   /** @param {string} kind */
@@ -32,9 +33,11 @@ export class Problem extends Error {
  * @param {File} file
  * @param {string} version
  * @param {AbortSignal} signal
+ * @param {Clock} [clock]
  * @returns {Promise<Answer>}
  */
-export const predict = (file, version, signal) => ask("/api/predictions", file, version, signal);
+export const predict = (file, version, signal, clock) =>
+  ask("/api/predictions", file, version, signal, clock);
 
 /**
  * @param {File} file
@@ -42,33 +45,47 @@ export const predict = (file, version, signal) => ask("/api/predictions", file, 
  * @returns {Promise<string>}
  */
 export const explain = async (file, version) =>
-  (await ask("/api/explanations", file, version, new AbortController().signal)).heat_map;
+  (await ask("/api/explanations", file, version)).heat_map;
 
-/** @param {string} address @param {File} file @param {string} version @param {AbortSignal} signal */
-async function ask(address, file, version, signal) {
-  for (let attempt = 1; ; attempt++) {
-    const response = await send(address, file, version, signal);
-    const answer = await read(response);
+/**
+ * @param {string} address
+ * @param {File} file
+ * @param {string} version
+ * @param {AbortSignal} [signal]
+ * @param {Clock} [clock]
+ */
+async function ask(address, file, version, signal, clock) {
+  for (let renewals = 0; ; renewals++) {
+    const token = tokens(document)[0].value;
+    const response = await send(address, file, version, token, signal, clock);
+    const answer = await response.json().catch(() => null);
     if (response.ok && answer) return answer;
     const kind = answer?.type ?? "ServiceError";
-    if (attempt >= (ATTEMPTS[kind] ?? 1)) throw new Problem(kind);
-    // The server was restarted after it sent this page.
-    if (kind === "ExpiredForm") await renewToken(signal);
-    else await pause(secondsToWait(kind, attempt, response), signal);
+    if (kind !== "ExpiredForm" || renewals === MOST_RENEWALS) throw new Problem(kind);
+    // The server was restarted after it sent this page, or the cookies were deleted.
+    await renew(token, clock);
   }
 }
 
-/** @param {string} address @param {File} file @param {string} version @param {AbortSignal} signal */
-async function send(address, file, version, signal) {
+/**
+ * @param {string} address
+ * @param {File} file
+ * @param {string} version
+ * @param {string} token
+ * @param {AbortSignal} [signal]
+ * @param {Clock} [clock]
+ */
+async function send(address, file, version, token, signal, clock) {
+  // Without this check, a file that was moved or changed after it was chosen looks like a network error.
+  if (!(await readable(file))) throw new Problem("CorruptImage");
   const body = new FormData();
   body.set("image", file, file.name || "image");
   if (version) body.set("version", version);
-  const headers = { "X-CSRFToken": tokens(document)[0].value };
+  const headers = { "X-CSRFToken": token };
   try {
-    return await fetch(address, { method: "POST", body, headers, signal });
+    return await fetchPatiently(address, { method: "POST", body, headers, signal }, clock);
   } catch (error) {
-    if (signal.aborted) throw error;
-    // A file that was moved or changed after it was chosen fails in the same way.
+    if (signal?.aborted) throw error;
     throw new Problem((await readable(file)) ? "PageUnreachable" : "CorruptImage");
   }
 }
@@ -76,32 +93,31 @@ async function send(address, file, version, signal) {
 /** @param {Document} page @returns {HTMLInputElement[]} */
 const tokens = (page) => [.../** @type {any} */ (page.getElementsByName("csrf_token"))];
 
-/** @param {Response} response */
-const read = (response) => response.json().catch(() => null);
-
 /** @param {File} file */
 const readable = (file) => file.slice(0, 1).arrayBuffer().then(() => true, () => false);
 
-/** @param {AbortSignal} signal */
-async function renewToken(signal) {
-  const [fresh] = tokens(await fetchPage("/", signal));
-  for (const field of tokens(document)) field.value = fresh.value;
+/** @type {Promise<void> | null} */
+let renewal = null;
+
+/**
+ * Renew the token of the forms. Requests in parallel share a renewal: each would begin a session of
+ * its own, and the browser keeps the cookie of only one.
+ * @param {string} refused
+ * @param {Clock} [clock]
+ */
+async function renew(refused, clock) {
+  // Another request has renewed it since this one was sent.
+  if (tokens(document)[0].value !== refused) return;
+  renewal ??= renewTokens(clock).finally(() => { renewal = null; });
+  await renewal;
 }
 
-/** @param {string} kind @param {number} attempt @param {Response} response */
-function secondsToWait(kind, attempt, response) {
-  // The model's queue empties within a second; the rate limit reports how long to wait.
-  if (kind === "ServiceBusy") return 0.25 * 2 ** attempt * (0.5 + Math.random());
-  return Math.min(Number(response.headers.get("Retry-After")) || 5, LONGEST_PAUSE);
-}
-
-/** @param {number} seconds @param {AbortSignal} signal @returns {Promise<void>} */
-function pause(seconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => {
-      clearTimeout(timer);
-      reject(signal.reason);
-    });
-  });
+/** @param {Clock} [clock] */
+async function renewTokens(clock) {
+  try {
+    const [fresh] = tokens(await fetchPage("/", clock));
+    for (const field of tokens(document)) field.value = fresh.value;
+  } catch {
+    throw new Problem("PageUnreachable");
+  }
 }

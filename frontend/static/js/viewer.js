@@ -2,7 +2,7 @@
 
 import { isCell } from "./collection.js";
 import { find, findAll } from "./dom.js";
-import { nameOf } from "./gallery.js";
+import { nameOf, problemOf } from "./gallery.js";
 import { addressOf } from "./pictures.js";
 import { Problem, explain } from "./service.js";
 
@@ -91,7 +91,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   /** @param {Upload} image */
   const showState = (image) => {
     const ended = image.problem || image.state === "cancelled";
-    const problem = texts.problems[image.problem ?? ""];
+    const problem = image.problem ? problemOf(image.problem, texts) : null;
     find(card, ".badge").textContent = ended ? texts.notRead : texts.waiting;
     find(card, "#verdict").textContent = problem?.title ?? texts[image.state];
     find(card, ".meaning").textContent = problem?.advice ?? "";
@@ -138,7 +138,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     try {
       image.heatMap = await explain(image.file, image.version);
     } catch (error) {
-      message = (error instanceof Problem && texts.problems[error.kind]?.title) || texts.noExplanation;
+      message = error instanceof Problem ? problemOf(error.kind, texts).title : texts.noExplanation;
     }
     image.explaining = false;
     note.textContent = message;
