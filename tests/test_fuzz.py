@@ -16,7 +16,7 @@ from testing import fuzz, hostile, mutation
 from testing.fuzz import Fuzzer
 from testing.fuzz_targets import TARGETS, Run, Target
 
-LARGEST, INPUTS = 1 << 16, 3000
+LARGEST, INPUTS = 1 << 16, 2000
 
 
 def test_damaged_images_are_answered_or_refused() -> None:
@@ -91,7 +91,7 @@ def test_pieces_are_the_whole_input() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in hostile.seeds() if kind.startswith("TIFF")])
 def test_the_tags_of_a_tiff_are_read_and_written(kind: str) -> None:
     body = hostile.seeds()[kind]
-    tags = mutation._tags(body, "<")
-    written = mutation._with_tags(body, tags, "<")
-    assert mutation._tags(written, "<") == tags
+    tags = mutation._tags(body)
+    written = mutation._with_tags(body, tags)
+    assert mutation._tags(written) == tags
     assert (decode(written).pixels == decode(body).pixels).all()
