@@ -21,7 +21,7 @@ from PIL import Image
 from benchmarks import rig
 from benchmarks.outcome import Result, Step
 from benchmarks.rig import OTHER
-from handler.preprocessing import JPEG_COST, MAX_COST, SCAN_COST
+from handler.bounds import JPEG_COST, MAX_COST, SCAN_COST
 from serving.settings import MODEL
 from testing import connections, formats
 from testing.connections import Call

@@ -24,7 +24,8 @@ from benchmarks import attacks, engine, rig
 from benchmarks.engine import Scenario
 from benchmarks.outcome import Result, Step
 from benchmarks.rig import DEFAULT, OTHER, PATIENCE, Rig
-from handler.preprocessing import InputError, decode, within_field
+from handler.bounds import InputError
+from handler.preprocessing import decode, within_field
 from serving.edge.keys import MAY, KeyFile
 from serving.edge.settings import keys_path
 from serving.http import local_session

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from handler.bounds import InputError
 from handler.contract import KINDS, kind_of
-from handler.preprocessing import InputError, Size, decode
+from handler.preprocessing import Size, decode
 
 SIDE = 640
 # As in a worker: decoding an image may take 100 MB.

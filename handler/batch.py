@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.preprocessing import DecodedImage, InputError, OpenedImage
+from handler.bounds import InputError
+from handler.preprocessing import DecodedImage, OpenedImage
 
-# All costs are in the unit of preprocessing.MAX_COST. These are of an image besides its decoding.
+# All costs are in the unit of bounds.MAX_COST. These are of an image besides its decoding.
 PREDICTION_COST, EXPLANATION_COST = 4_000_000, 30_000_000
 # A batch takes little longer than a second, of which decoding takes a seventh.
 MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000

@@ -19,11 +19,12 @@ import orjson
 
 from handler import metrics
 from handler.batch import EXPLAINED, PART, Request, Turn, decoded_images, split
+from handler.bounds import InputError
 from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.pipelines import load
-from handler.preprocessing import InputError, decode_opened, open_all
+from handler.preprocessing import decode_opened, open_all
 from handler.verdict import answer
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 
+from handler.bounds import InputError
 from handler.contract import CLASSES
-from handler.preprocessing import InputError
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 ANSWERS = [(label, verdict) for label in CLASSES for verdict in ("confident", "uncertain")]

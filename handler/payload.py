@@ -13,8 +13,8 @@ from typing import Any
 
 import pybase64
 
+from handler.bounds import InputError, empty, too_large, unsupported
 from handler.contract import MAX_BYTES
-from handler.preprocessing import InputError, empty, too_large, unsupported
 
 MAX_IMAGES = 128
 

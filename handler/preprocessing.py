@@ -9,57 +9,43 @@ becomes upright RGB of the size that a version needs: 80x60 whatever the proport
 from __future__ import annotations
 
 import contextlib
-import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 from PIL import Image
-from PIL.BmpImagePlugin import BmpImageFile
 
-from handler.contract import KINDS, MAX_BYTES, kind_of
+from handler.bounds import (
+    MAX_COST,
+    MAX_PIXELS,
+    MAX_TIFF_VALUES,
+    BoundedFile,
+    InputError,
+    check_parts,
+    corrupt,
+    cost,
+    decoded_pixels,
+    empty,
+    jpeg_cost,
+    tiff_values,
+    too_large,
+    unsupported,
+)
+from handler.contract import MAX_BYTES, kind_of
 
 WIDTH, HEIGHT = 80, 60
 # Longest side of a field that cells are cut from.
 FIELD = 320
-MAX_PIXELS = 30_000_000
-# What the decoding of one request may cost, in units of about a nanosecond on a core of 2023.
-# A progressive JPEG of 30 megapixels and eleven scans costs as much.
-MAX_COST = 400_000_000
-# Of one pixel. A scan of a JPEG passes over all pixels, even if it has only a few bytes.
-JPEG_COST, SCAN_COST = 2, 1
-# Of other kinds with 8 bits of grey, colour or a palette; of all the others; of runs in a BMP.
-PLAIN_COST, DEEP_COST, RUNS_COST = 25, 40, 150
-# Of starting a scan, in pixels.
-SCAN_START = 10_000
-# libtiff refuses more scans, in each strip of a TIFF.
-MAX_TIFF_SCANS = 100
-# Pillow reads headers, and some kinds of pixels, in Python, a few bytes at a time. This bounds the
-# bytes and READ_COST for each read.
-MAX_READ, READ_COST = 64_000_000, 1_000
-# Values of one tag of a TIFF, such as the places of its strips.
-MAX_TIFF_VALUES = 20_000
-# Pillow decompresses each profile of a PNG, and joins the EXIF of a JPEG. There should be one.
-MAX_PROFILES = 8
-
 Pixels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 Size = tuple[int, int]
 Fit = Callable[[Size], Size]
 Box = tuple[float, float, float, float]
 
-_START_OF_SCAN = b"\xff\xda"
 _ORIENTATION_TAG = 0x0112
-_COMPRESSION_TAG, _JPEG_COMPRESSIONS = 259, (6, 7)
-_TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
-# Types of TIFF whose values are single bytes.
-_BYTES = (1, 2, 6, 7)
-_RUNS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 # The 8-bit values of grey up to 65535: scaled, or cut off.
 _SCALED = [round(value / 257) for value in range(1 << 16)]
 _CUT_OFF = [min(value, 255) for value in range(1 << 16)]
@@ -91,37 +77,6 @@ class OpenedImage:
     decode: Callable[[Fit], DecodedImage]
 
 
-@dataclass
-class InputError(Exception):
-    """An invalid input: HTTP status, machine-readable type, message."""
-
-    code: int
-    type: str
-    message: str
-
-    def __str__(self) -> str:
-        return self.message
-
-
-def empty() -> InputError:
-    return InputError(400, "EmptyImage", "The image is empty: send the bytes of one image.")
-
-
-def corrupt() -> InputError:
-    return InputError(400, "CorruptImage", "The image is damaged or incomplete.")
-
-
-def unsupported() -> InputError:
-    kinds = ", ".join(KINDS)
-    return InputError(
-        415, "UnsupportedImage", f"The file type is not supported (supported: {kinds})."
-    )
-
-
-def too_large(what: str) -> InputError:
-    return InputError(413, "ImageTooLarge", f"The image has too many {what}.")
-
-
 def squashed(_size: Size) -> Size:
     """Return 80x60 for any size."""
     return WIDTH, HEIGHT
@@ -145,7 +100,15 @@ def decode(data: bytes, fit: Fit = squashed) -> DecodedImage:
 
 def open_image(data: bytes, max_cost: int = MAX_COST) -> OpenedImage:
     """Read the headers of an image; raise InputError if it is invalid or costs more."""
-    opened = _open_common_jpeg(data) or _open(data)
+    if not data:
+        raise empty()
+    if len(data) > MAX_BYTES:
+        raise too_large("bytes")
+    kind = kind_of(data)
+    if not kind:
+        raise unsupported()
+    check_parts(data, kind)
+    opened = (_open_common_jpeg(data) if kind == "JPEG" else None) or _open(data, kind)
     if opened.cost > max_cost:
         raise too_large("pixels or scans")
     return opened
@@ -203,11 +166,9 @@ def normalized(pixels: Pixels) -> Floats:
 def _open_common_jpeg(data: bytes) -> OpenedImage | None:
     """Open an ordinary JPEG, which is decoded to the same pixels as by Pillow, in half the time.
 
-    Returns None for Pillow to open or refuse: another kind of image, too many bytes or pixels,
-    other colour spaces, an orientation, or damaged headers.
+    Returns None for Pillow to open or refuse: too many pixels, other colour spaces, an orientation,
+    or damaged headers.
     """
-    if kind_of(data) != "JPEG" or len(data) > MAX_BYTES:
-        return None
     # The orientation is in EXIF or in XMP.
     if data.find(b"Exif\0\0") >= 0 or data.find(b"tiff:Orientation") >= 0:
         return None
@@ -219,9 +180,11 @@ def _open_common_jpeg(data: bytes) -> OpenedImage | None:
         return None
 
     def decode(fit: Fit) -> DecodedImage:
-        return _common_jpeg(data, (width, height), fit) or _shrink(_open_by_pillow(data)[0], fit)
+        return _common_jpeg(data, (width, height), fit) or _shrink(
+            _open_by_pillow(data, "JPEG")[0], fit
+        )
 
-    return OpenedImage(_jpeg_cost(width * height, data), decode)
+    return OpenedImage(jpeg_cost(width * height, data), decode)
 
 
 def _common_jpeg(data: bytes, size: Size, fit: Fit) -> DecodedImage | None:
@@ -247,46 +210,22 @@ def _decoder_scale(size: Size, wanted: Size) -> int:
     return next((scale for scale in (8, 4, 2) if scale <= most), 1)
 
 
-def _open(data: bytes) -> OpenedImage:
-    """Open any image; raise InputError."""
-    if not data:
-        raise empty()
-    if len(data) > MAX_BYTES:
-        raise too_large("bytes")
-    if not kind_of(data):
-        raise unsupported()
-    image, pixels = _open_by_pillow(data)
+def _open(data: bytes, kind: str) -> OpenedImage:
+    """Open an image of a kind; raise InputError."""
+    image, pixels = _open_by_pillow(data, kind)
     if pixels > MAX_PIXELS:
         raise too_large("pixels")
-    return OpenedImage(_cost(image, pixels, data), lambda fit: _shrink(image, fit))
+    return OpenedImage(cost(image, pixels, data), lambda fit: _shrink(image, fit))
 
 
-class _File(io.BytesIO):
-    """The bytes of an image, of which a bounded number can be read."""
-
-    _left = MAX_READ
-
-    def read(self, size: int | None = -1) -> bytes:
-        data = super().read(size)
-        self._left -= len(data) + READ_COST
-        if self._left < 0:
-            raise too_large("parts")
-        return data
-
-
-def _open_by_pillow(data: bytes) -> tuple[Image.Image, int]:
+def _open_by_pillow(data: bytes, kind: str) -> tuple[Image.Image, int]:
     """Read the header of an image; return it and the number of pixels to decode."""
-    kind = kind_of(data) or ""
-    if kind == "TIFF" and _tiff_values(data) > MAX_TIFF_VALUES:
-        raise too_large("parts")
-    if data.count({"PNG": b"iCCP", "JPEG": b"Exif\0\0"}.get(kind, data)) > MAX_PROFILES:
-        raise too_large("parts")
     try:
         with warnings.catch_warnings():
             # Damaged metadata does not matter, and Pillow's pixel limit is above ours.
             warnings.simplefilter("ignore")
-            image = Image.open(_File(data), formats=[kind])
-        return image, _pixels(image)
+            image = Image.open(BoundedFile(data), formats=[kind])
+        return image, decoded_pixels(image)
     except InputError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
@@ -294,43 +233,6 @@ def _open_by_pillow(data: bytes) -> tuple[Image.Image, int]:
     # Pillow's plugins raise almost any exception on hostile bytes.
     except Exception as error:
         raise corrupt() from error
-
-
-def _pixels(image: Image.Image) -> int:
-    """Return the number of pixels to decode: of a TIFF, those of all its tiles."""
-    tags: Mapping[int, int] = getattr(image, "tag_v2", {})
-    width, height = tags.get(_TILE_WIDTH_TAG), tags.get(_TILE_HEIGHT_TAG)
-    if not width or not height:
-        return image.width * image.height
-    tiles = -(-image.width // width) * -(-image.height // height)
-    return tiles * width * height
-
-
-def _tiff_values(data: bytes) -> int:
-    """Return the number of values of the longest tag of a TIFF, or EXIF, that is no string."""
-    order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
-    number = partial(int.from_bytes, byteorder=order)
-    start = number(data[4:8])
-    end = start + 2 + 12 * number(data[start : start + 2])
-    entries = (data[at : at + 8] for at in range(start + 2, min(end, len(data)), 12))
-    return max((number(each[4:]) for each in entries if number(each[2:4]) not in _BYTES), default=0)
-
-
-def _cost(image: Image.Image, pixels: int, data: bytes) -> int:
-    if image.format == "JPEG":
-        return _jpeg_cost(pixels, data)
-    if image.format == "BMP" and image.info.get("compression") in _RUNS:
-        return RUNS_COST * pixels
-    each = PLAIN_COST if image.mode in ("1", "L", "P", "RGB") else DEEP_COST
-    if getattr(image, "tag_v2", {}).get(_COMPRESSION_TAG) in _JPEG_COMPRESSIONS:
-        # Strips can share their bytes, so that all have all scans.
-        each += SCAN_COST * min(data.count(_START_OF_SCAN), MAX_TIFF_SCANS)
-    return each * pixels
-
-
-def _jpeg_cost(pixels: int, data: bytes) -> int:
-    scans = data.count(_START_OF_SCAN)
-    return JPEG_COST * pixels + SCAN_COST * scans * (pixels + SCAN_START)
 
 
 def _shrink(image: Image.Image, fit: Fit) -> DecodedImage:
@@ -365,7 +267,7 @@ def _shrink(image: Image.Image, fit: Fit) -> DecodedImage:
 def _orientation(image: Image.Image) -> int:
     orientation = 1
     exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if _tiff_values(exif) > MAX_TIFF_VALUES:
+    if tiff_values(exif) > MAX_TIFF_VALUES:
         return orientation
     # Damaged EXIF does not make an image invalid.
     with contextlib.suppress(Exception), warnings.catch_warnings():

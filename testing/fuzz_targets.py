@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from handler.bounds import MAX_COST, InputError
 from handler.contract import kind_of
 from handler.payload import parse
 from handler.preprocessing import (
-    MAX_COST,
-    InputError,
     OpenedImage,
     decode_opened,
     open_all,

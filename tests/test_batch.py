@@ -20,7 +20,8 @@ from handler.batch import (
     decoded_images,
     split,
 )
-from handler.preprocessing import MAX_COST, DecodedImage, InputError, OpenedImage
+from handler.bounds import MAX_COST, InputError
+from handler.preprocessing import DecodedImage, OpenedImage
 
 IMAGE = DecodedImage(np.zeros((60, 80, 3), np.uint8), 80, 60)
 

@@ -31,10 +31,11 @@ from worker_process import Running, infer_message, load_message
 
 import handler
 from handler import networks, payload, pipelines
+from handler.bounds import InputError
 from handler.contract import CLASSES, KINDS, MAX_BYTES
 from handler.payload import MAX_IMAGES, Payload, parse
 from handler.pipelines import Pipeline
-from handler.preprocessing import InputError, decode
+from handler.preprocessing import decode
 from handler.verdict import Answer, answer
 from scripts.draw_cells import draw_cell
 from testing.formats import encoded

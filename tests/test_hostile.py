@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from handler.preprocessing import DecodedImage, InputError, decode, within_field
+from handler.bounds import InputError
+from handler.preprocessing import DecodedImage, decode, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
 from testing import connections, hostile

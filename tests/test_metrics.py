@@ -26,7 +26,7 @@ from series import INPUT_ERRORS, PAGE_COUNT, Series, collected, key, read
 from frontend import create_app
 from frontend import metrics as page_metrics
 from handler import metrics
-from handler.preprocessing import InputError, corrupt
+from handler.bounds import InputError, corrupt
 from serving import deployment
 from serving.client import Unreachable
 from serving.deployment import Canary, Deployment, VersionSpec

@@ -17,20 +17,22 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from handler import contract, preprocessing
-from handler.networks import to_input
-from handler.preprocessing import (
-    HEIGHT,
+from handler.bounds import (
     JPEG_COST,
     MAX_COST,
+    MAX_MARKS,
     MAX_PIXELS,
-    MAX_PROFILES,
     MAX_TIFF_VALUES,
     PLAIN_COST,
     SCAN_COST,
     SCAN_START,
+    InputError,
+)
+from handler.networks import to_input
+from handler.preprocessing import (
+    HEIGHT,
     WIDTH,
     DecodedImage,
-    InputError,
     Pixels,
     Size,
     cut,
@@ -347,10 +349,11 @@ A_JPEG = solid("RGB", WHITE, "JPEG", exif=b"Exif\0\0MM\0*")
 PROFILE = formats.chunk(b"iCCP", b"a\0\0" + formats.packed(1000))
 OF_MANY_PARTS = {
     "chunks of a PNG": lambda: of_parts(A_PNG, 33, formats.chunk(b"abCd", b"")),
-    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_PROFILES + 1),
+    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_MARKS["PNG"][b"iCCP"] + 1),
     "segments of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe9\0\2"),
     "padding of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff"),
-    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_PROFILES),
+    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_MARKS["JPEG"][b"Exif\0\0"]),
+    "profiles of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe2\0\2"),
     "runs of a BMP": lambda: formats.bmp_of_runs(2000, 300),
     "strips of a TIFF": lambda: tiff_of_values("<", MAX_TIFF_VALUES + 1),
     "strips of a TIFF, high byte first": lambda: tiff_of_values(">", MAX_TIFF_VALUES + 1),
@@ -508,7 +511,7 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
     data = encode(noise(*size).convert(mode), "JPEG", **options)
     fast = preprocessing._open_common_jpeg(data)
     assert fast
-    fast, slow = fast.decode(fit), preprocessing._open(data).decode(fit)
+    fast, slow = fast.decode(fit), preprocessing._open(data, "JPEG").decode(fit)
     assert (fast.width, fast.height) == (slow.width, slow.height)
     np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
@@ -519,7 +522,7 @@ def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, va
     damaged[int(place * len(damaged))] = value
     fast = preprocessing._common_jpeg(bytes(damaged), (200, 150), squashed)
     if fast and preprocessing._open_common_jpeg(bytes(damaged)):
-        slow = preprocessing._open(bytes(damaged)).decode(squashed)
+        slow = preprocessing._open(bytes(damaged), "JPEG").decode(squashed)
         np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from handler.bounds import InputError
 from handler.cells import ZOOM, Cutout, cut_out, window
 from handler.locator import Located, locate
 from handler.networks import Locator
-from handler.preprocessing import Box, InputError, Pixels, cut, decode, within_field
+from handler.preprocessing import Box, Pixels, cut, decode, within_field
 from training.data import DataError, Sample
 from training.export import in_torch
 from training.table import Table
