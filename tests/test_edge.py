@@ -405,6 +405,18 @@ class TestEnd:
         wait(lambda: not own.listens())
         assert not look(own).answers
 
+    def test_its_open_requests_are_answered(self, own: Asker) -> None:
+        held = Held(own)
+        with ThreadPoolExecutor() as pool:
+            waiting = [pool.submit(own.ask) for _ in range(4)]
+            wait(lambda: held.count() == 4)
+            [nginx] = psutil.Process(own.edge.process.pid).children()
+            nginx.kill()
+            wait(lambda: "Restarting ..." in own.edge.printed.read_text())
+            wait(lambda: look(own).answers)
+            held.release.set()
+            assert [each.result().status_code for each in waiting] == 4 * [200]
+
     def test_a_killed_parent_leaves_no_process(self, own: Asker) -> None:
         own.edge.process.kill()
         assert own.edge.process.wait(60) == -9

@@ -94,7 +94,7 @@ class TestSlowBodies:
     def test_a_visitor_has_a_share(self, edge: Asker, uploads: Uploads) -> None:
         page = [uploads.begin(path="/", address="127.0.0.2") for _ in range(7)]
         assert page == 6 * [b"100"] + [b"429"]
-        assert uploads.begin("Content-Length: 9", path="/", address="127.0.0.2") == b"100"
+        assert uploads.begin("Content-Length: 999999", path="/", address="127.0.0.2") == b"100"
         for last in (3, 4, 5):
             shared = [uploads.begin(path="/", address=f"127.0.0.{last}") for _ in range(6)]
             assert shared == 6 * [b"100"]
@@ -155,7 +155,7 @@ class TestAddresses:
         requests = 900 * (PROBE % b"10.4.4.4") + LAST % (b"GET /healthz", b"10.4.4.4")
         refused = self.statuses(configured.edge, requests).count(b"429")
         logged = [each for each in configured.edge.log() if each["address"] == "10.4.4.0"]
-        assert len(logged) - (901 - refused) <= refused / 4
+        assert len(logged) - (901 - refused) <= refused / 4 + 10
 
     def test_a_network_of_version_6_counts_as_one(self, configured: Configured) -> None:
         probes = b"".join(PROBE % b"2001:db8::%x" % each for each in range(1, 600))

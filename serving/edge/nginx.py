@@ -53,11 +53,11 @@ class Nginx:
             self._process.wait(patience)
         return self._process.returncode
 
-    def kill_workers(self) -> None:
-        """Kill the workers of a killed master, which would continue to serve."""
-        assert self._process
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+    def end_workers(self, number: int) -> None:
+        """Send a signal to the workers, which would continue to serve without their master."""
+        if self._process:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
 
 
 def find() -> str:

@@ -47,7 +47,7 @@ def run(settings: Settings) -> None:
 
 
 def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) -> None:
-    host, port = _reachable(own.host), settings.edge_port
+    port = settings.edge_port
     if why := why_closed(own.host, port):
         raise StartError(
             f"The edge cannot listen on {own.host}, port {port} ({why}): stop the other program, "
@@ -56,6 +56,17 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
     files = certificates.provide(own, folder)
     server = Nginx(program, configuration.write(settings, own, *files, folder))
     _forward_signals(server, settings.edge_note)
+    try:
+        _run(server, settings, own, files)
+    finally:
+        server.end_workers(signal.SIGKILL)
+    settings.edge_note.unlink(missing_ok=True)
+    _say("the edge is closed")
+
+
+def _run(server: Nginx, settings: Settings, own: EdgeSettings, files: Sequence[Path]) -> None:
+    """Run nginx until it is closed; raise StartError if it does not start or exits too often."""
+    host, port = _reachable(own.host), settings.edge_port
     exits: deque[float] = deque(maxlen=EXITS)
     opened = False
     while True:
@@ -66,9 +77,8 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
             status.note(settings.edge_note, host, port, keys_path(settings))
             _say(f"the edge is open: https://{bracketed(own.host)}:{port}\nCtrl-C closes it.")
         code = _watch(server, files, known, settings.run_dir / "logs" / "edge.log")
-        server.kill_workers()
         if code == 0 or (server.closing and code == -signal.SIGQUIT):
-            break
+            return
         why = _why_exited(code)
         exits.append(time.monotonic())
         if server.closing or not opened:
@@ -76,8 +86,8 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
         if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
             raise StartError(f"{why} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
         _say(f"{why} Restarting ...")
-    settings.edge_note.unlink(missing_ok=True)
-    _say("the edge is closed")
+        # They answer the open requests, and no longer listen.
+        server.end_workers(signal.SIGQUIT)
 
 
 def _forward_signals(server: Nginx, note: Path) -> None:
