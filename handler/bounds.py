@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from PIL.BmpImagePlugin import BmpImageFile
 
 from handler.contract import KINDS
@@ -28,17 +28,20 @@ PLAIN_COST, DEEP_COST, RUNS_COST = 25, 40, 150
 SCAN_START = 10_000
 # libtiff refuses more scans, in each strip of a TIFF.
 MAX_TIFF_SCANS = 100
-# Pillow reads headers, and some kinds of pixels, in Python, a few bytes at a time. This bounds the
-# bytes and READ_COST for each read.
+# Pillow reads headers, and some kinds of pixels, in Python, a few bytes at a time. This bounds, for
+# all images of a request, the bytes and READ_COST for each read.
 MAX_READ, READ_COST = 64_000_000, 1_000
-# Values of one tag of a TIFF, such as the places of its strips.
-MAX_TIFF_VALUES = 20_000
+# Tags of a TIFF or of EXIF, and values of one tag, such as the places of the strips.
+MAX_TIFF_TAGS, MAX_TIFF_VALUES = 1_000, 20_000
 # Of a mark that begins a part which is decompressed or copied.
 MAX_MARKS = {
-    "PNG": {b"iCCP": 8},
+    "PNG": {b"iCCP": 2},
     # A JPEG has one EXIF; its colour profile may have 255 parts, marked by ffe2.
     "JPEG": {b"Exif\0\0": 8, b"\xff\xe2": 1_000},
 }
+
+# Bytes of all compressed texts of a PNG.
+PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20
 
 _START_OF_SCAN = b"\xff\xda"
 _COMPRESSION_TAG, _JPEG_COMPRESSIONS = 259, (6, 7)
@@ -79,15 +82,24 @@ def too_large(what: str) -> InputError:
     return InputError(413, "ImageTooLarge", f"The image has too many {what}.")
 
 
-class BoundedFile(io.BytesIO):
-    """The bytes of an image, of which a bounded number can be read."""
+@dataclass
+class Reads:
+    """What the images of a request may still read."""
 
-    _left = MAX_READ
+    left: int = MAX_READ
+
+
+class BoundedFile(io.BytesIO):
+    """The bytes of an image, which can be read as long as its request may read."""
+
+    def __init__(self, data: bytes, reads: Reads) -> None:
+        super().__init__(data)
+        self._reads = reads
 
     def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
-        self._left -= len(data) + READ_COST
-        if self._left < 0:
+        self._reads.left -= len(data) + READ_COST
+        if self._reads.left < 0:
             raise too_large("parts")
         return data
 
@@ -97,7 +109,7 @@ def check_parts(data: bytes, kind: str) -> None:
     marks = MAX_MARKS.get(kind, {}).items()
     if any(data.count(mark) > most for mark, most in marks):
         raise too_large("parts")
-    if kind == "TIFF" and tiff_values(data) > MAX_TIFF_VALUES:
+    if kind == "TIFF" and has_many_values(data):
         raise too_large("parts")
 
 
@@ -111,14 +123,17 @@ def decoded_pixels(image: Image.Image) -> int:
     return tiles * width * height
 
 
-def tiff_values(data: bytes) -> int:
-    """Return the number of values of the longest tag of a TIFF, or EXIF, that is no string."""
+def has_many_values(data: bytes) -> bool:
+    """Return whether a TIFF, or EXIF, has too many tags, or a tag too many values."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     number = partial(int.from_bytes, byteorder=order)
     start = number(data[4:8])
-    end = start + 2 + 12 * number(data[start : start + 2])
-    entries = (data[at : at + 8] for at in range(start + 2, min(end, len(data)), 12))
-    return max((number(each[4:]) for each in entries if number(each[2:4]) not in _BYTES), default=0)
+    tags = number(data[start : start + 2])
+    end = min(start + 2 + 12 * tags, len(data))
+    entries = (data[at : at + 8] for at in range(start + 2, end, 12))
+    return tags > MAX_TIFF_TAGS or any(
+        number(each[4:]) > MAX_TIFF_VALUES and number(each[2:4]) not in _BYTES for each in entries
+    )
 
 
 def cost(image: Image.Image, pixels: int, data: bytes) -> int:

@@ -21,16 +21,16 @@ from PIL import Image
 from handler.bounds import (
     MAX_COST,
     MAX_PIXELS,
-    MAX_TIFF_VALUES,
     BoundedFile,
     InputError,
+    Reads,
     check_parts,
     corrupt,
     cost,
     decoded_pixels,
     empty,
+    has_many_values,
     jpeg_cost,
-    tiff_values,
     too_large,
     unsupported,
 )
@@ -98,8 +98,9 @@ def decode(data: bytes, fit: Fit = squashed) -> DecodedImage:
     return open_image(data).decode(fit)
 
 
-def open_image(data: bytes, max_cost: int = MAX_COST) -> OpenedImage:
+def open_image(data: bytes, max_cost: int = MAX_COST, reads: Reads | None = None) -> OpenedImage:
     """Read the headers of an image; raise InputError if it is invalid or costs more."""
+    reads = reads or Reads()
     if not data:
         raise empty()
     if len(data) > MAX_BYTES:
@@ -108,7 +109,9 @@ def open_image(data: bytes, max_cost: int = MAX_COST) -> OpenedImage:
     if not kind:
         raise unsupported()
     check_parts(data, kind)
-    opened = (_open_common_jpeg(data) if kind == "JPEG" else None) or _open(data, kind)
+    opened = (_open_common_jpeg(data, reads) if kind == "JPEG" else None) or _open(
+        data, kind, reads
+    )
     if opened.cost > max_cost:
         raise too_large("pixels or scans")
     return opened
@@ -117,13 +120,14 @@ def open_image(data: bytes, max_cost: int = MAX_COST) -> OpenedImage:
 def open_all(
     images: Iterable[bytes | InputError], max_cost: int = MAX_COST
 ) -> list[OpenedImage | InputError]:
-    """Open the images of one request, which share `max_cost`; errors stay in place."""
+    """Open the images of one request, which share `max_cost` and reads; errors stay in place."""
     opened: list[OpenedImage | InputError] = []
+    reads = Reads()
     for data in images:
         try:
             if isinstance(data, InputError):
                 raise data
-            image = open_image(data, max_cost)
+            image = open_image(data, max_cost, reads)
             max_cost -= image.cost
             opened.append(image)
         except InputError as error:
@@ -163,7 +167,7 @@ def normalized(pixels: Pixels) -> Floats:
     return planes
 
 
-def _open_common_jpeg(data: bytes) -> OpenedImage | None:
+def _open_common_jpeg(data: bytes, reads: Reads) -> OpenedImage | None:
     """Open an ordinary JPEG, which is decoded to the same pixels as by Pillow, in half the time.
 
     Returns None for Pillow to open or refuse: too many pixels, other colour spaces, an orientation,
@@ -181,7 +185,7 @@ def _open_common_jpeg(data: bytes) -> OpenedImage | None:
 
     def decode(fit: Fit) -> DecodedImage:
         return _common_jpeg(data, (width, height), fit) or _shrink(
-            _open_by_pillow(data, "JPEG")[0], fit
+            _open_by_pillow(data, "JPEG", reads)[0], fit
         )
 
     return OpenedImage(jpeg_cost(width * height, data), decode)
@@ -210,21 +214,21 @@ def _decoder_scale(size: Size, wanted: Size) -> int:
     return next((scale for scale in (8, 4, 2) if scale <= most), 1)
 
 
-def _open(data: bytes, kind: str) -> OpenedImage:
+def _open(data: bytes, kind: str, reads: Reads) -> OpenedImage:
     """Open an image of a kind; raise InputError."""
-    image, pixels = _open_by_pillow(data, kind)
+    image, pixels = _open_by_pillow(data, kind, reads)
     if pixels > MAX_PIXELS:
         raise too_large("pixels")
     return OpenedImage(cost(image, pixels, data), lambda fit: _shrink(image, fit))
 
 
-def _open_by_pillow(data: bytes, kind: str) -> tuple[Image.Image, int]:
+def _open_by_pillow(data: bytes, kind: str, reads: Reads) -> tuple[Image.Image, int]:
     """Read the header of an image; return it and the number of pixels to decode."""
     try:
         with warnings.catch_warnings():
             # Damaged metadata does not matter, and Pillow's pixel limit is above ours.
             warnings.simplefilter("ignore")
-            image = Image.open(BoundedFile(data), formats=[kind])
+            image = Image.open(BoundedFile(data, reads), formats=[kind])
         return image, decoded_pixels(image)
     except InputError:
         raise
@@ -267,7 +271,7 @@ def _shrink(image: Image.Image, fit: Fit) -> DecodedImage:
 def _orientation(image: Image.Image) -> int:
     orientation = 1
     exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if tiff_values(exif) > MAX_TIFF_VALUES:
+    if has_many_values(exif):
         return orientation
     # Damaged EXIF does not make an image invalid.
     with contextlib.suppress(Exception), warnings.catch_warnings():

@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -184,6 +185,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, default=3600, help="with those of earlier runs")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if not shutil.which("node"):
+        sys.exit("error: the edge's scripts run in Node, which is not installed.")
     with contextlib.ExitStack() as stack:
         closing = map(contextlib.closing, (Fuzzer(each, BUILD) for each in TARGETS.values()))
         running = [stack.enter_context(each) for each in closing]

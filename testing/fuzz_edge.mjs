@@ -1,6 +1,7 @@
 // Run the edge's scripts on a request for each line of JSON; print the outcome and CPU milliseconds.
 // In place of nginx they get files in memory, a clock that jumps, and one reply of TorchServe.
 
+import assert from 'node:assert/strict';
 import crypto from 'node:crypto';
 import fs from 'node:fs';
 import os from 'node:os';
@@ -49,12 +50,6 @@ function parsed(text) {
     return Object(JSON.parse(text));
   } catch {
     return {};
-  }
-}
-
-function assert(holds, message) {
-  if (!holds) {
-    throw new Error(message);
   }
 }
 

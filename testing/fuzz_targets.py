@@ -97,10 +97,8 @@ def _payload() -> Run:
         opened = open_all(images)
         cost = sum(each.cost for each in opened if isinstance(each, OpenedImage))
         assert cost <= MAX_COST
-        return (
-            f"{cost.bit_length()} {_kinds([decode_opened(each, squashed) for each in opened])}",
-            None,
-        )
+        decoded = [decode_opened(each, squashed) for each in opened]
+        return f"{cost.bit_length()} {_kinds(decoded)}", None
 
     return run
 

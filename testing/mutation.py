@@ -20,9 +20,10 @@ ODD_BYTES = b"\x00\x01\x7f\x80\xfe\xff"
 ODD_NUMBERS = (0, 1, 3, 16, 0x7F, 0xFF, 5_000, 0x7FFF, 0xFFFF, 1_000_000, 0x7FFFFFFF, 0xFFFFFFFF)
 # The bytes of a value, by its type in a TIFF.
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-# Width, height, rows of a strip; width and height of a tile; places and lengths of both.
-_SIZES, _TILE, _PLACES = (256, 257, 278), (322, 323), (273, 279, 324, 325)
-_SOME_TAGS = (*_SIZES, *_TILE, *_PLACES, 258, 259, 262, 266, 274, 277, 284, 317, 338, 339, 530)
+_LONG = 4
+# Tags: width, height, rows of a strip, width and height of a tile; of strips and tiles.
+_SIZES, _PLACES, _LENGTHS = (256, 257, 278, 322, 323), (273, 324), (279, 325)
+_SOME_TAGS = (*_SIZES, *_PLACES, *_LENGTHS, 258, 259, 262, 266, 274, 277, 284, 317, 338, 339, 530)
 
 # The type, and the bytes of the values, of each tag.
 Tags = dict[int, tuple[int, bytes]]
@@ -35,7 +36,7 @@ def mutated(body: bytes, chance: random.Random, others: Sequence[bytes], largest
         way = chance.random()
         if way < 0.4:
             body = damaged(body, chance)
-        elif body[:4] in (b"II*\0", b"MM\0*") and way < 0.9:
+        elif body[:4] == b"II*\0" and way < 0.9:
             body = _with_other_tag(body, chance)
         else:
             body = _with_other_pieces(body, chance, chance.choice(others), largest)
@@ -158,74 +159,69 @@ def _repaired(body: bytes) -> bytes:
 
 def _with_other_tag(body: bytes, chance: random.Random) -> bytes:
     """Change a tag of a TIFF, then most times give it as many strips or tiles as it needs."""
-    order = "<" if body.startswith(b"II") else ">"
     try:
-        tags = _tags(body, order)
+        tags = _tags(body)
     except struct.error:
         return damaged(body, chance)
     tag = chance.choice((*tags, *_SOME_TAGS))
-    kind, values = tags.get(tag, (4, b""))
+    kind, values = tags.get(tag, (_LONG, b""))
     match chance.choice(("number", "number", "repeat", "drop", "type", "zeros")):
         case "number":
-            kind, number = 4, chance.choice(ODD_NUMBERS) >> chance.randrange(8)
-            tags[tag] = kind, struct.pack(order + "I", number) + values[4:]
+            number = chance.choice(ODD_NUMBERS) >> chance.randrange(8)
+            tags[tag] = _LONG, struct.pack("<I", number) + values[4:]
         case "repeat":
-            tags[tag] = kind, (values * int(2 ** chance.uniform(1, 20) / (1 + len(values) / 4)))
+            tags[tag] = kind, values * int(2 ** chance.uniform(1, 20) / (1 + len(values) / 4))
         case "drop":
             tags.pop(tag, None)
         case "type":
             tags[tag] = chance.choice(list(_WIDTHS)), values
         case _:
-            zeros, place = packed(int(2 ** chance.uniform(10, 27))), len(body)
+            zeros, place = packed(1 << chance.randint(10, 27)), len(body)
             body += zeros
-            one = {273: place, 324: place, 279: len(zeros), 325: len(zeros), 259: 8}
-            tags |= {t: (4, struct.pack(order + "I", one[t])) for t in one if t in tags}
+            other = dict.fromkeys(_PLACES, place) | dict.fromkeys(_LENGTHS, len(zeros)) | {259: 8}
+            tags |= {t: (_LONG, struct.pack("<I", other[t])) for t in other if t in tags}
     if chance.random() < 0.8:
-        _complete(tags, order)
-    return _with_tags(body, tags, order)
+        _complete(tags)
+    return _with_tags(body, tags)
 
 
-def _tags(body: bytes, order: str) -> Tags:
-    [start] = struct.unpack_from(order + "I", body, 4)
-    [count] = struct.unpack_from(order + "H", body, start)
+def _tags(body: bytes) -> Tags:
+    [start] = struct.unpack_from("<I", body, 4)
+    [count] = struct.unpack_from("<H", body, start)
     found: Tags = {}
     for at in range(start + 2, start + 2 + 12 * count, 12):
-        tag, kind, number, place = struct.unpack_from(order + "HHII", body, at)
+        tag, kind, number, place = struct.unpack_from("<HHII", body, at)
         size = number * _WIDTHS.get(kind, 1)
         where = at + 8 if size <= 4 else place
         found[tag] = kind, body[where : where + size]
     return found
 
 
-def _complete(tags: Tags, order: str) -> None:
+def _complete(tags: Tags) -> None:
     """Repeat the places and lengths of strips or tiles as often as the size needs them."""
 
-    def number(tag: int, default: int) -> int:
-        kind, values = tags.get(tag, (4, b""))
-        one = values[: _WIDTHS.get(kind, 1)]
-        return int.from_bytes(one, "big" if order == ">" else "little") or default
+    def first(tag: int) -> bytes:
+        kind, values = tags.get(tag, (_LONG, b""))
+        return values[: _WIDTHS.get(kind, 1)]
 
-    width, height, rows = (number(tag, 1) for tag in _SIZES)
-    across, down = (number(tag, 0) for tag in _TILE)
-    needed = -(-width // across) * -(-height // down) if across and down else -(-height // rows)
-    for tag in tags.keys() & set(_PLACES):
+    width, height, rows, across, down = (int.from_bytes(first(t), "little") or 1 for t in _SIZES)
+    tiled = -(-width // across) * -(-height // down)
+    needed = tiled if 322 in tags else -(-height // rows)
+    for tag in tags.keys() & {*_PLACES, *_LENGTHS}:
         kind, values = tags[tag]
-        one = values[: _WIDTHS.get(kind, 1)]
-        if one and needed < 1 << 20:
+        if (one := first(tag)) and needed < 1 << 20:
             tags[tag] = kind, values + one * (needed - len(values) // len(one))
 
 
-def _with_tags(body: bytes, tags: Tags, order: str) -> bytes:
+def _with_tags(body: bytes, tags: Tags) -> bytes:
     """Write other tags behind the body of a TIFF."""
     body += bytes(len(body) % 2)
     entries = b""
     for tag, (kind, values) in sorted(tags.items()):
-        place = values.ljust(4, b"\0")
+        place, count = values.ljust(4, b"\0"), len(values) // _WIDTHS.get(kind, 1)
         if len(values) > 4:
-            place = struct.pack(order + "I", len(body))
+            place = struct.pack("<I", len(body))
             body += values + bytes(len(values) % 2)
-        entries += (
-            struct.pack(order + "HHI", tag, kind, len(values) // _WIDTHS.get(kind, 1)) + place
-        )
-    head = struct.pack(order + "I", len(body))
-    return body[:4] + head + body[8:] + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+        entries += struct.pack("<HHI", tag, kind, count) + place
+    start = struct.pack("<I", len(body))
+    return body[:4] + start + body[8:] + struct.pack("<H", len(tags)) + entries + bytes(4)

@@ -16,13 +16,13 @@ from testing import fuzz, hostile, mutation
 from testing.fuzz import Fuzzer
 from testing.fuzz_targets import TARGETS, Run, Target
 
-LARGEST, INPUTS = 1 << 16, 3000
+LARGEST, INPUTS = 1 << 16, 2000
 
 
 def test_damaged_images_are_answered_or_refused() -> None:
     target, chance = TARGETS["decoder"], random.Random(0)
     run, seeds = target.prepare(), target.seeds()
-    damaged = [target.mutate(chance.choice(seeds), chance, seeds, LARGEST) for _ in range(300)]
+    damaged = [target.mutate(chance.choice(seeds), chance, seeds, LARGEST) for _ in range(100)]
     outcomes = {run(body)[0] for body in (*seeds, *damaged)}
     assert {outcome[:3] for outcome in outcomes} == {"200", "400", "413", "415"}
 
@@ -91,7 +91,7 @@ def test_pieces_are_the_whole_input() -> None:
 @pytest.mark.parametrize("kind", [kind for kind in hostile.seeds() if kind.startswith("TIFF")])
 def test_the_tags_of_a_tiff_are_read_and_written(kind: str) -> None:
     body = hostile.seeds()[kind]
-    tags = mutation._tags(body, "<")
-    written = mutation._with_tags(body, tags, "<")
-    assert mutation._tags(written, "<") == tags
+    tags = mutation._tags(body)
+    written = mutation._with_tags(body, tags)
+    assert mutation._tags(written) == tags
     assert (decode(written).pixels == decode(body).pixels).all()

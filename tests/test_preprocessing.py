@@ -22,17 +22,20 @@ from handler.bounds import (
     MAX_COST,
     MAX_MARKS,
     MAX_PIXELS,
+    MAX_TIFF_TAGS,
     MAX_TIFF_VALUES,
     PLAIN_COST,
     SCAN_COST,
     SCAN_START,
     InputError,
+    Reads,
 )
 from handler.networks import to_input
 from handler.preprocessing import (
     HEIGHT,
     WIDTH,
     DecodedImage,
+    OpenedImage,
     Pixels,
     Size,
     cut,
@@ -355,6 +358,7 @@ OF_MANY_PARTS = {
     "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_MARKS["JPEG"][b"Exif\0\0"]),
     "profiles of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe2\0\2"),
     "runs of a BMP": lambda: formats.bmp_of_runs(2000, 300),
+    "tags of a TIFF": lambda: b"II*\0\x08\0\0\0" + struct.pack("<H", MAX_TIFF_TAGS + 1) + bytes(99),
     "strips of a TIFF": lambda: tiff_of_values("<", MAX_TIFF_VALUES + 1),
     "strips of a TIFF, high byte first": lambda: tiff_of_values(">", MAX_TIFF_VALUES + 1),
 }
@@ -413,6 +417,22 @@ def test_the_images_of_a_request_share_a_budget(
 ) -> None:
     opened = open_all(data, max_cost=200 * PLAIN_COST)
     assert outcomes([decode_opened(each, squashed) for each in opened]) == expected
+
+
+def test_the_images_of_a_request_share_what_may_be_read() -> None:
+    """A file of many parts costs no pixels, so a request could have a hundred of them."""
+    many = of_parts(A_PNG, 33, formats.chunk(b"abCd", b""), 5_000)
+    assert decode(many).shape == (HEIGHT, WIDTH, 3)
+    answers = [decode_opened(each, squashed) for each in open_all([many] * 128)]
+    assert set(outcomes(answers)) == {"ImageTooLarge"}
+    # Ordinary images do not reach the bound.
+    assert set(map(type, open_all([A_PNG, A_JPEG] * 64))) == {OpenedImage}
+
+
+def test_the_texts_of_a_png_are_bounded() -> None:
+    text = formats.chunk(b"zTXt", b"a\0\0" + formats.packed(1_000_000))
+    assert decode(of_parts(A_PNG, 33, text, 1)).shape == (HEIGHT, WIDTH, 3)
+    assert refusal(of_parts(A_PNG, 33, text, 2)) == (400, "CorruptImage")
 
 
 def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
@@ -509,9 +529,9 @@ def test_an_ordinary_jpeg_is_decoded_as_pillow_does(
     size: Size, mode: str, options: dict[str, Any], fit: Callable[[Size], Size]
 ) -> None:
     data = encode(noise(*size).convert(mode), "JPEG", **options)
-    fast = preprocessing._open_common_jpeg(data)
+    fast = preprocessing._open_common_jpeg(data, Reads())
     assert fast
-    fast, slow = fast.decode(fit), preprocessing._open(data, "JPEG").decode(fit)
+    fast, slow = fast.decode(fit), preprocessing._open(data, "JPEG", Reads()).decode(fit)
     assert (fast.width, fast.height) == (slow.width, slow.height)
     np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
@@ -521,8 +541,8 @@ def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, va
     damaged = bytearray(encode(noise(200, 150), "JPEG", quality=90))
     damaged[int(place * len(damaged))] = value
     fast = preprocessing._common_jpeg(bytes(damaged), (200, 150), squashed)
-    if fast and preprocessing._open_common_jpeg(bytes(damaged)):
-        slow = preprocessing._open(bytes(damaged), "JPEG").decode(squashed)
+    if fast and preprocessing._open_common_jpeg(bytes(damaged), Reads()):
+        slow = preprocessing._open(bytes(damaged), "JPEG", Reads()).decode(squashed)
         np.testing.assert_array_equal(fast.pixels, slow.pixels)
 
 
@@ -538,5 +558,5 @@ def test_a_damaged_jpeg_is_decoded_as_pillow_does_or_left_to_it(place: float, va
     ],
 )
 def test_any_other_image_is_left_to_pillow(data: bytes) -> None:
-    opened = preprocessing._open_common_jpeg(data)
+    opened = preprocessing._open_common_jpeg(data, Reads())
     assert opened is None or preprocessing._common_jpeg(data, (64, 48), squashed) is None
