@@ -154,6 +154,17 @@ class TestVerdict:
         assert verdict(watch) is None
 
     @pytest.mark.parametrize(
+        ("usual", "answers", "rolled_back"),
+        [(139, MIN_ANSWERS, True), (141, MIN_ANSWERS, False), (141, MIN_ANSWERS - 1, True)],
+    )
+    def test_what_slows_both_versions_is_not_the_canary(
+        self, tmp_path: Path, watch: Watch, usual: float, answers: int, rolled_back: bool
+    ) -> None:
+        write(tmp_path, "2.0", 0, of=100, milliseconds=210)
+        write(tmp_path, "1.0", 0, of=answers, milliseconds=usual)
+        assert bool(verdict(watch)) is rolled_back
+
+    @pytest.mark.parametrize(
         ("slow", "of", "rolled_back"),
         [(1, 20, False), (2, 20, True), (5, 100, False), (6, 100, True)],
     )

@@ -23,6 +23,9 @@ WINDOW = 120.0
 MIN_ANSWERS = 20
 # So few failures are always tolerated.
 TOLERATED = 2
+# A canary is slow only if it takes this many times as long as the default version: a busy machine
+# or a restart slows both.
+SLOWER = 1.5
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,9 @@ class Watch:
                 f"version: {usual:.1f} %; the limit is {canary.max_errors:g} % more)"
             )
         p95 = percentile(own, 95)
-        if p95 > canary.max_p95:
+        others = outcomes[default]
+        usual_p95 = percentile(others, 95) if len(others) >= MIN_ANSWERS else 0.0
+        if p95 > max(canary.max_p95, SLOWER * usual_p95):
             return (
                 f"the 95th percentile of its last {len(own)} response times is {p95:.0f} ms "
                 f"(the limit is {canary.max_p95:g} ms)"

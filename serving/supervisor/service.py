@@ -229,7 +229,6 @@ class Service:
             if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
                 raise StartError(f"{exited} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
             say(f"{exited} Restarting ...")
-            self._wait_for_room()
             try:
                 self._restart()
                 say(f"ready again after {time.monotonic() - exits[-1]:.1f} s")
@@ -269,6 +268,7 @@ class Service:
             self._restarts["torchserve"] += 1
             self.routing.withdraw()
             self._server.stop()
+            self._wait_for_room()
             self._start_torchserve()
         if self._page.exit_code() is not None:
             self._restarts["page"] += 1
