@@ -70,10 +70,12 @@ class BloodCellHandler:
             return [self.card]
         started = perf_counter()
         requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
-        split(requests, self.turn)
-        for request in requests:
-            request.images = [decode_opened(image, self.pipeline.fit) for image in request.images]
-        self.turn.give()
+        try:
+            split(requests, self.turn)
+            for request in requests:
+                request.images = [decode_opened(each, self.pipeline.fit) for each in request.images]
+        finally:
+            self.turn.give()
         self.metrics.decoded(len(data), perf_counter() - started)
         self._predict(requests)
         self._explain(requests)
