@@ -24,6 +24,7 @@ from handler.bounds import (
     MAX_PIXELS,
     MAX_TIFF_TAGS,
     MAX_TIFF_VALUES,
+    NARROW_COST,
     PLAIN_COST,
     SCAN_COST,
     SCAN_START,
@@ -321,6 +322,15 @@ def test_the_scans_of_a_jpeg_are_bounded_by_its_pixels(
     )
     assert preprocessing.open_image(allowed).cost <= MAX_COST
     assert (refusal(refused), loads) == ((413, "ImageTooLarge"), [])
+
+
+def test_narrow_jpegs_cost_more() -> None:
+    """The decoder scales others down while it decodes them."""
+    wide, narrow = (
+        preprocessing.open_image(formats.resized_jpeg(solid("RGB", WHITE, "JPEG"), *size)).cost
+        for size in ((1500, 2000), (100, 30_000))
+    )
+    assert narrow - wide == (NARROW_COST - JPEG_COST) * 3_000_000
 
 
 def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> None:
