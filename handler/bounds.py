@@ -118,8 +118,11 @@ def decoded_pixels(image: Image.Image) -> int:
     """Return the number of pixels to decode: of a TIFF, those of all its tiles."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH_TAG), tags.get(_TILE_HEIGHT_TAG)
-    if not width or not height:
+    if width is None and height is None:
         return image.width * image.height
+    if not width or not height:
+        # libtiff takes the other side from other tags.
+        raise corrupt()
     tiles = -(-image.width // width) * -(-image.height // height)
     return tiles * width * height
 

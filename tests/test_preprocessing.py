@@ -333,6 +333,20 @@ def test_narrow_jpegs_cost_more() -> None:
     assert narrow - wide == (NARROW_COST - JPEG_COST) * 3_000_000
 
 
+@pytest.mark.parametrize("tile", [(7812, 0), (0, 7812)])
+def test_a_tile_without_a_width_or_a_height_is_refused(
+    tile: tuple[int, int], loads: list[Image.Image]
+) -> None:
+    """The decoder would take the missing side from another tag, and 2 GB of memory."""
+    data = formats.tiff(64, 48, tile=tile)
+    for missing in (322, 323):
+        # Tag 0 is unknown.
+        without = data.replace(
+            struct.pack("<HHII", missing, 4, 1, 0), struct.pack("<HHII", 0, 4, 1, 0)
+        )
+        assert (refusal(without), loads) == ((400, "CorruptImage"), [])
+
+
 def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> None:
     """Many strips can have the same bytes, so each counts with all scans of the file."""
     most = (MAX_COST // (2000 * 2000) - PLAIN_COST) // SCAN_COST
