@@ -20,8 +20,9 @@ from handler.contract import KINDS
 MAX_PIXELS = 30_000_000
 # For all images of a request. A progressive JPEG of 30 megapixels and eleven scans costs as much.
 MAX_COST = 400_000_000
-# Of one pixel. A scan of a JPEG passes over all pixels, even if it has only a few bytes.
-JPEG_COST, SCAN_COST = 2, 1
+# Of one pixel. A scan of a JPEG passes over all pixels, even if it has only a few bytes. A JPEG of
+# which a side is below NARROW is not scaled down by its decoder.
+JPEG_COST, SCAN_COST, NARROW_COST, NARROW = 2, 1, 8, 160
 # Of other kinds with 8 bits of grey, colour or a palette; of all the others; of runs in a BMP.
 PLAIN_COST, DEEP_COST, RUNS_COST = 25, 40, 150
 # Of starting a scan, in pixels.
@@ -117,8 +118,11 @@ def decoded_pixels(image: Image.Image) -> int:
     """Return the number of pixels to decode: of a TIFF, those of all its tiles."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH_TAG), tags.get(_TILE_HEIGHT_TAG)
-    if not width or not height:
+    if width is None and height is None:
         return image.width * image.height
+    if not width or not height:
+        # libtiff takes the other side from other tags.
+        raise corrupt()
     tiles = -(-image.width // width) * -(-image.height // height)
     return tiles * width * height
 
@@ -139,7 +143,7 @@ def has_many_values(data: bytes) -> bool:
 def cost(image: Image.Image, pixels: int, data: bytes) -> int:
     """Return the cost of decoding an opened image."""
     if image.format == "JPEG":
-        return jpeg_cost(pixels, data)
+        return jpeg_cost(image.size, data)
     if image.format == "BMP" and image.info.get("compression") in _RUNS:
         return RUNS_COST * pixels
     each = PLAIN_COST if image.mode in ("1", "L", "P", "RGB") else DEEP_COST
@@ -149,7 +153,8 @@ def cost(image: Image.Image, pixels: int, data: bytes) -> int:
     return each * pixels
 
 
-def jpeg_cost(pixels: int, data: bytes) -> int:
+def jpeg_cost(size: tuple[int, int], data: bytes) -> int:
     """Return the cost of decoding a JPEG, which does not depend on its size in bytes."""
-    scans = data.count(_START_OF_SCAN)
-    return JPEG_COST * pixels + SCAN_COST * scans * (pixels + SCAN_START)
+    pixels, scans = size[0] * size[1], data.count(_START_OF_SCAN)
+    each = NARROW_COST if min(size) < NARROW else JPEG_COST
+    return each * pixels + SCAN_COST * scans * (pixels + SCAN_START)

@@ -188,7 +188,7 @@ def _open_common_jpeg(data: bytes, reads: Reads) -> OpenedImage | None:
             _open_by_pillow(data, "JPEG", reads)[0], fit
         )
 
-    return OpenedImage(jpeg_cost(width * height, data), decode)
+    return OpenedImage(jpeg_cost((width, height), data), decode)
 
 
 def _common_jpeg(data: bytes, size: Size, fit: Fit) -> DecodedImage | None:

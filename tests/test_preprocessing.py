@@ -24,6 +24,7 @@ from handler.bounds import (
     MAX_PIXELS,
     MAX_TIFF_TAGS,
     MAX_TIFF_VALUES,
+    NARROW_COST,
     PLAIN_COST,
     SCAN_COST,
     SCAN_START,
@@ -321,6 +322,29 @@ def test_the_scans_of_a_jpeg_are_bounded_by_its_pixels(
     )
     assert preprocessing.open_image(allowed).cost <= MAX_COST
     assert (refusal(refused), loads) == ((413, "ImageTooLarge"), [])
+
+
+def test_narrow_jpegs_cost_more() -> None:
+    """The decoder scales others down while it decodes them."""
+    wide, narrow = (
+        preprocessing.open_image(formats.resized_jpeg(solid("RGB", WHITE, "JPEG"), *size)).cost
+        for size in ((1500, 2000), (100, 30_000))
+    )
+    assert narrow - wide == (NARROW_COST - JPEG_COST) * 3_000_000
+
+
+@pytest.mark.parametrize("tile", [(7812, 0), (0, 7812)])
+def test_a_tile_without_a_width_or_a_height_is_refused(
+    tile: tuple[int, int], loads: list[Image.Image]
+) -> None:
+    """The decoder would take the missing side from another tag, and 2 GB of memory."""
+    data = formats.tiff(64, 48, tile=tile)
+    for missing in (322, 323):
+        # Tag 0 is unknown.
+        without = data.replace(
+            struct.pack("<HHII", missing, 4, 1, 0), struct.pack("<HHII", 0, 4, 1, 0)
+        )
+        assert (refusal(without), loads) == ((400, "CorruptImage"), [])
 
 
 def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> None:
