@@ -201,13 +201,22 @@ def main() -> int:
 
 def write(folder: Path, found: dict[str, Progress]) -> None:
     """Write the report."""
-    heads = ["target", "inputs", *FINDINGS, "kind", "dearest (CPU)", "bytes", "outcome"]
+    heads = [
+        "target",
+        "inputs",
+        "memory (MB)",
+        *FINDINGS,
+        "kind",
+        "dearest (CPU)",
+        "bytes",
+        "outcome",
+    ]
     rows: list[list[Any]] = [heads, ["---"] * len(heads)]
     targets: dict[str, Any] = {}
     for name, progress in found.items():
         targets[name] = vars(progress) | {"outcomes": len(progress.outcomes)}
         del targets[name]["pool"]
-        counts = [len(progress.findings.get(each, ())) for each in FINDINGS]
+        counts = [progress.memory_mb, *(len(progress.findings.get(each, ())) for each in FINDINGS)]
         for kind, (milliseconds, size, outcome, _) in sorted(progress.dearest.items()):
             dearest = [kind, f"{milliseconds:,.0f} ms", f"{size:,}", outcome.splitlines()[0]]
             rows.append([name, f"{progress.inputs:,}", *counts, *dearest])
