@@ -163,7 +163,8 @@ def cost(image: Image.Image, pixels: int, data: bytes) -> int:
     if getattr(image, "tag_v2", {}).get(_COMPRESSION_TAG) in _JPEG_COMPRESSIONS:
         # Strips can share their bytes, so that all have all scans.
         each += SCAN_COST * min(data.count(_START_OF_SCAN), MAX_TIFF_SCANS)
-    return each * pixels
+    # A row has a cost of its own.
+    return each * (pixels + image.height)
 
 
 def jpeg_cost(size: tuple[int, int], data: bytes) -> int:
