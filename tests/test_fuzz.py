@@ -76,7 +76,7 @@ def test_the_fuzzer_reports_each_kind_of_finding(
     with contextlib.closing(Fuzzer(target, tmp_path)) as again:
         assert again.progress == fuzzer.progress
     fuzz.write(tmp_path, {"faulty": again.progress})
-    assert "| 1 | 1 | 1 | 1 | none |" in (tmp_path / "fuzz.md").read_text()
+    assert "| 1 | 1 | 1 | 2 | none |" in (tmp_path / "fuzz.md").read_text()
 
 
 def test_pieces_are_the_whole_input() -> None:
