@@ -92,14 +92,14 @@ class TestSlowBodies:
         assert uploads.begin(path="/") == b"100"
 
     def test_a_visitor_has_a_share(self, edge: Asker, uploads: Uploads) -> None:
-        page = [uploads.begin(path="/", address="127.0.0.2") for _ in range(7)]
-        assert page == 6 * [b"100"] + [b"429"]
-        assert uploads.begin("Content-Length: 999999", path="/", address="127.0.0.2") == b"100"
-        for last in (3, 4, 5):
-            shared = [uploads.begin(path="/", address=f"127.0.0.{last}") for _ in range(6)]
-            assert shared == 6 * [b"100"]
+        for last in (2, 3, 4):
+            page = [uploads.begin(path="/", address=f"127.0.0.{last}") for _ in range(9)]
+            assert page == 8 * [b"100"] + [b"429"]
         # All visitors together may send 24.
-        assert uploads.begin(path="/", address="127.0.0.6") == b"429"
+        for size in ("1000", "1000000"):
+            sent = uploads.begin(f"Content-Length: {size}", path="/", address="127.0.0.5")
+            assert sent == b"429"
+        assert edge.get("/models").status_code == 200
         assert uploads.begin() == b"100"
 
 
@@ -119,6 +119,19 @@ class TestConnections:
                 assert b" 429 " in edge.raw(request, "127.0.0.2")
             assert edge.get("/healthz").status_code == 200
             release.set()
+
+    def test_an_upload_counts_until_the_page_answers(self, edge: Asker, stand_in: StandIn) -> None:
+        release = threading.Event()
+        stand_in.answer = lambda *_: (200, b"{}") if release.wait(60) else (503, b"")
+        upload = edge.head("Content-Length: 1", path="/") + b"x"
+        with contextlib.ExitStack() as left:
+            for number in range(8):
+                left.enter_context(edge.connect("127.0.0.7")).sendall(upload)
+                wait(lambda number=number: len(stand_in.requests) > number)
+        # Their client has left, but they wait for the page.
+        refused = all(b" 429 " in edge.raw(upload, "127.0.0.7") for _ in range(8))
+        release.set()
+        assert refused
 
     def test_a_refused_request_is_not_kept_open(self, edge: Asker) -> None:
         for path, key in (("/nothing", ""), ("/healthz", ""), ("/predictions/bloodcells", "x")):
