@@ -31,7 +31,7 @@ from training.figures import write_readme
 
 IMAGES, ROUNDS, REPEATS = 100, 10, 5
 # As many requests at a time as the page sends.
-PARALLEL = 6
+PARALLEL = 3
 # `buffered` includes the shifts before this runs.
 OBSERVE = """() => {
     window.shifts = [];
