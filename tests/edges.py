@@ -42,6 +42,9 @@ DAMAGED: list[Any] = [
             ENTRY | {"client": "a b"},
             ENTRY | {"allow": "predict"},
             ENTRY | {"allow": None},
+            ENTRY | {"allow": ["predict", "x"]},
+            ENTRY | {"allow": ["predict", 1]},
+            ENTRY | {"allow": [1]},
             ENTRY | {"revoked": False},
             ENTRY | {"revoked": ""},
         )
