@@ -33,6 +33,11 @@ UPLOAD = {
         _l("This page has expired"),
         _l("It is valid again now. Choose the image again and send it."),
     ),
+    "NoReferrer": Problem(
+        400,
+        _l("Your browser does not send the address of this page"),
+        _l("Uploads require it for security. Allow the Referer header in your browser's settings."),
+    ),
     "IncompleteUpload": Problem(
         400,
         _l("The upload is incomplete"),
