@@ -112,6 +112,8 @@ test("a server that is away for less loses no image", async () => {
 });
 
 test("a bad image fails alone", async () => {
-  const { collection } = await run(20, (sent) => (sent ? found() : refused(400, "CorruptImage")()));
-  assert.deepEqual(collection.failed.map((image) => image.problem), ["CorruptImage"]);
+  for (const [status, kind] of [[400, "CorruptImage"], [500, "WorkerDied"]]) {
+    const { collection } = await run(20, (sent) => (sent ? found() : refused(status, kind)()));
+    assert.deepEqual(collection.failed.map((image) => image.problem), [kind]);
+  }
 });
