@@ -337,7 +337,7 @@ def set_clock(hours: int, it: Chaos, result: Result) -> None:
 
 def terminate(it: Chaos, result: Result) -> None:
     """Stop the service with requests of the page in flight, and start it again."""
-    large = hostile.large_tiff(4_000, 4_000)
+    large = hostile.large_tiff(4_000, 3_900)
     url = it.settings.frontend_url
     with page_session(local_session(8), url) as session, ThreadPoolExecutor(8) as pool:
 

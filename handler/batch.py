@@ -1,8 +1,8 @@
 """The requests of one batch, and the bounds of what they cost.
 
-A worker answers all requests of a batch together, so each waits for the dearest. Therefore some are
-put off: the edge and serving.client send them again. A request that is dear to decode waits until
-no other worker decodes one, so that the others stay free.
+A worker answers all requests of a batch together, so each waits for the most expensive one.
+Therefore some are put off: the edge and serving.client send them again. Only one worker at a time
+decodes an expensive request, so that the others are free for everyone else.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from handler.bounds import InputError
 from handler.preprocessing import DecodedImage, OpenedImage
 
 # All costs are in the unit of bounds.MAX_COST. These are of an image besides its decoding.
-PREDICTION_COST, EXPLANATION_COST = 4_000_000, 30_000_000
-# A batch takes little longer than a second, of which decoding takes a seventh.
+PREDICTION_COST, EXPLANATION_COST = 4_000_000, 25_000_000
+# A batch takes little longer than a second, and decoding a seventh of that.
 MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
-# A request that costs more to decode is dear.
-DEAR = 50_000_000
-# After a dear request beside others, a worker answers no other for this many times its duration.
-# Fewer than one in a hundred of the others then wait for one.
+# A request is expensive if its decoding costs this much more than a quarter of the rest.
+EXPENSIVE = 50_000_000
+# After an expensive request, a worker puts off further ones for this many times its duration,
+# unless they are alone in their batch. So fewer than one in a hundred other requests wait for one.
 REST = 20
 # A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
 MAX_CELLS, EXPLAINED = 512, 16
@@ -52,8 +52,13 @@ class Request:
 
     @property
     def cost(self) -> int:
+        """The cost of decoding and answering all images."""
         each = EXPLANATION_COST if self.explain else PREDICTION_COST
         return self.decoding + each * sum(isinstance(one, OpenedImage) for one in self.images)
+
+    @property
+    def is_expensive(self) -> bool:
+        return self.decoding - (self.cost - self.decoding) / 4 > EXPENSIVE
 
     def put_off(self) -> None:
         """Let the client send the request again."""
@@ -62,7 +67,7 @@ class Request:
 
 
 class Turn:
-    """Lets one worker at a time answer a dear request; the workers share a file."""
+    """Lets one worker at a time answer an expensive request; the workers share a file."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
@@ -71,12 +76,13 @@ class Turn:
         self._rests_until = 0.0
 
     def take(self, alone: bool) -> bool:
-        """Return whether this worker may answer a dear request, `alone` or beside others."""
+        """Return whether this worker may answer an expensive request, `alone` or beside others."""
         if not alone and self._clock() < self._rests_until:
             return False
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError:
+            # Another worker has it, or the disk has no locks.
             return False
         self._taken = self._clock()
         return True
@@ -93,9 +99,9 @@ class Turn:
 
 def split(requests: Sequence[Request], turn: Turn) -> None:
     """Put off the requests that the others should not wait for."""
-    dear = [request for request in requests if request.decoding > DEAR]
-    others = [request for request in requests if request.decoding <= DEAR]
-    for index, request in enumerate(dear):
+    expensive = [request for request in requests if request.is_expensive]
+    others = [request for request in requests if request.cost and not request.is_expensive]
+    for index, request in enumerate(expensive):
         if index or not turn.take(alone=not others):
             request.put_off()
     cost = decoding = 0

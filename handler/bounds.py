@@ -7,9 +7,10 @@ Costs are estimated from the headers of an image, in units of about a nanosecond
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Literal
 
 from PIL import Image, PngImagePlugin
@@ -18,29 +19,29 @@ from PIL.BmpImagePlugin import BmpImageFile
 from handler.contract import KINDS
 
 MAX_PIXELS = 30_000_000
-# For all images of a request. A progressive JPEG of 30 megapixels and eleven scans costs as much.
+# For all images of a request. A progressive JPEG of 30 megapixels and 11 scans costs as much.
 MAX_COST = 400_000_000
-# Of one pixel. A scan of a JPEG passes over all pixels, even if it has only a few bytes.
-JPEG_COST, SCAN_COST = 2, 1
-# Of other kinds with 8 bits of grey, colour or a palette; of all the others; of runs in a BMP.
-PLAIN_COST, DEEP_COST, RUNS_COST = 25, 40, 150
-# Of starting a scan, in pixels.
+# The cost of a pixel of a JPEG, and of each scan, which passes over all pixels even if it has only
+# a few bytes. The decoder does not scale down a JPEG of which a side is below NARROW.
+JPEG_COST, SCAN_COST, NARROW_COST, NARROW = 2, 1, 8, 160
+# The start of a scan costs as much as this many pixels.
 SCAN_START = 10_000
-# libtiff refuses more scans, in each strip of a TIFF.
+# The cost of a pixel of other kinds: without compression, with 8 bits of grey, colour or a palette,
+# with anything more, and in the runs of a BMP.
+RAW_COST, PLAIN_COST, DEEP_COST, RUNS_COST = 10, 25, 40, 150
+# The cost of a compressed text or profile of a PNG, of which Pillow decompresses 1 MB.
+TEXT_COST = 1_000_000
+# libtiff refuses more scans in a strip of a TIFF.
 MAX_TIFF_SCANS = 100
-# Pillow reads headers, and some kinds of pixels, in Python, a few bytes at a time. This bounds, for
-# all images of a request, the bytes and READ_COST for each read.
+# Pillow reads headers, and some kinds of pixels, in Python, a few bytes at a time. The images of a
+# request can read this many bytes in all, and each read counts as READ_COST more.
 MAX_READ, READ_COST = 64_000_000, 1_000
-# Tags of a TIFF or of EXIF, and values of one tag, such as the places of the strips.
+# A TIFF can have this many tags, and a tag this many values, such as the places of the strips.
 MAX_TIFF_TAGS, MAX_TIFF_VALUES = 1_000, 20_000
-# Of a mark that begins a part which is decompressed or copied.
-MAX_MARKS = {
-    "PNG": {b"iCCP": 2},
-    # A JPEG has one EXIF; its colour profile may have 255 parts, marked by ffe2.
-    "JPEG": {b"Exif\0\0": 8, b"\xff\xe2": 1_000},
-}
+# A JPEG should have one EXIF. Its colour profile can have 255 parts, which begin with ffe2.
+MAX_JPEG_PARTS = {b"Exif\0\0": 8, b"\xff\xe2": 1_000}
 
-# Bytes of all compressed texts of a PNG.
+# The bytes of all compressed texts of a PNG that Pillow keeps.
 PngImagePlugin.MAX_TEXT_MEMORY = 1 << 20
 
 _START_OF_SCAN = b"\xff\xda"
@@ -48,6 +49,7 @@ _COMPRESSION_TAG, _JPEG_COMPRESSIONS = 259, (6, 7)
 _TILE_WIDTH_TAG, _TILE_HEIGHT_TAG = 322, 323
 # Types of TIFF whose values are single bytes.
 _BYTES = (1, 2, 6, 7)
+_TEXTS = (b"iCCP", b"iTXt", b"zTXt")
 _RUNS = (BmpImageFile.COMPRESSIONS["RLE8"], BmpImageFile.COMPRESSIONS["RLE4"])
 
 
@@ -104,52 +106,69 @@ class BoundedFile(io.BytesIO):
         return data
 
 
-def check_parts(data: bytes, kind: str) -> None:
-    """Raise InputError if the headers of an image have too many parts."""
-    marks = MAX_MARKS.get(kind, {}).items()
-    if any(data.count(mark) > most for mark, most in marks):
+def cost_of_parts(data: bytes, kind: str) -> int:
+    """Return the cost of reading the headers of an image; raise InputError if it is too high."""
+    if kind == "TIFF" and _has_many_values(data):
         raise too_large("parts")
-    if kind == "TIFF" and has_many_values(data):
+    if kind == "JPEG" and any(data.count(mark) > most for mark, most in MAX_JPEG_PARTS.items()):
         raise too_large("parts")
+    return TEXT_COST * sum(map(data.count, _TEXTS)) if kind == "PNG" else 0
 
 
 def decoded_pixels(image: Image.Image) -> int:
     """Return the number of pixels to decode: of a TIFF, those of all its tiles."""
     tags: Mapping[int, int] = getattr(image, "tag_v2", {})
     width, height = tags.get(_TILE_WIDTH_TAG), tags.get(_TILE_HEIGHT_TAG)
-    if not width or not height:
+    if width is None and height is None:
         return image.width * image.height
+    if not width or not height:
+        # libtiff takes the other side from other tags.
+        raise corrupt()
     tiles = -(-image.width // width) * -(-image.height // height)
     return tiles * width * height
 
 
-def has_many_values(data: bytes) -> bool:
-    """Return whether a TIFF, or EXIF, has too many tags, or a tag too many values."""
+def tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """Yield the tags of a TIFF, or of EXIF: tag, type, number of values, first value of 16 bits."""
     order: Literal["little", "big"] = "little" if data.startswith(b"II") else "big"
     number = partial(int.from_bytes, byteorder=order)
     start = number(data[4:8])
-    tags = number(data[start : start + 2])
-    end = min(start + 2 + 12 * tags, len(data))
-    entries = (data[at : at + 8] for at in range(start + 2, end, 12))
-    return tags > MAX_TIFF_TAGS or any(
-        number(each[4:]) > MAX_TIFF_VALUES and number(each[2:4]) not in _BYTES for each in entries
-    )
+    end = start + 2 + 12 * number(data[start : start + 2])
+    for at in range(start + 2, min(end, len(data)), 12):
+        fields = (2, 2, 4, 2)
+        places = accumulate(fields, initial=at)
+        tag, kind, count, value = (
+            number(data[place : place + size]) for place, size in zip(places, fields, strict=False)
+        )
+        yield tag, kind, count, value
+
+
+def _has_many_values(data: bytes) -> bool:
+    """Return whether a TIFF has too many tags, or a tag too many values that are no bytes."""
+    for index, (_, kind, count, _) in enumerate(tiff_tags(data)):
+        if index >= MAX_TIFF_TAGS or (count > MAX_TIFF_VALUES and kind not in _BYTES):
+            return True
+    return False
 
 
 def cost(image: Image.Image, pixels: int, data: bytes) -> int:
     """Return the cost of decoding an opened image."""
     if image.format == "JPEG":
-        return jpeg_cost(pixels, data)
+        return jpeg_cost(image.size, data)
     if image.format == "BMP" and image.info.get("compression") in _RUNS:
         return RUNS_COST * pixels
     each = PLAIN_COST if image.mode in ("1", "L", "P", "RGB") else DEEP_COST
+    if all(tile[0] == "raw" for tile in getattr(image, "tile", [])):
+        each = RAW_COST
     if getattr(image, "tag_v2", {}).get(_COMPRESSION_TAG) in _JPEG_COMPRESSIONS:
         # Strips can share their bytes, so that all have all scans.
         each += SCAN_COST * min(data.count(_START_OF_SCAN), MAX_TIFF_SCANS)
-    return each * pixels
+    # A row has a cost of its own.
+    return each * (pixels + image.height)
 
 
-def jpeg_cost(pixels: int, data: bytes) -> int:
+def jpeg_cost(size: tuple[int, int], data: bytes) -> int:
     """Return the cost of decoding a JPEG, which does not depend on its size in bytes."""
-    scans = data.count(_START_OF_SCAN)
-    return JPEG_COST * pixels + SCAN_COST * scans * (pixels + SCAN_START)
+    pixels, scans = size[0] * size[1], data.count(_START_OF_SCAN)
+    each = NARROW_COST if min(size) < NARROW else JPEG_COST
+    return each * pixels + SCAN_COST * scans * (pixels + SCAN_START)

@@ -32,7 +32,6 @@ INPUT_ERRORS = (
     "EmptyImage",
     "ExplanationFailed",
     "ImageTooLarge",
-    "ServiceBusy",
     "TooManyCells",
     "TooManyImages",
     "UnsupportedImage",
@@ -100,6 +99,7 @@ class Metrics:
         self._input_errors = counter(
             "input_errors", "Images answered by an error.", ["version", "type"]
         )
+        self._put_off = counter("put_off", "Requests put off.", ["version"]).labels(version)
         self._explanations = counter("explanations", "Images explained by a heat map.")
         # `rate` sees an increase only from a value that was scraped, so all series start at 0.
         for answer in ANSWERS:
@@ -120,6 +120,9 @@ class Metrics:
     def answered(self, answers: Iterable[Mapping[str, Any] | InputError]) -> None:
         """Count the answers to a batch, errors included."""
         for answer in answers:
+            if isinstance(answer, InputError) and answer.type == "ServiceBusy":
+                self._put_off.inc()
+                continue
             if isinstance(answer, InputError):
                 self._input_errors.labels(self._version, answer.type).inc()
                 continue

@@ -1,36 +1,38 @@
 """Decode image bytes to RGB pixels: the one preprocessing of training, evaluation and serving.
 
-The bytes are untrusted: their number is checked before the image is opened, and the pixels and the
-cost of decoding, as its headers tell them, before it is decoded. Any kind, mode or orientation
+The bytes are untrusted: their number is checked before the image is opened, and its pixels and the
+cost of decoding, estimated from its headers, before it is decoded. Any kind, mode or orientation
 becomes upright RGB of the size that a version needs: 80x60 whatever the proportions, or within
 320x320 with the proportions kept.
 """
 
 from __future__ import annotations
 
-import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
-from PIL import Image
+from PIL import Image, JpegImagePlugin
 
 from handler.bounds import (
     MAX_COST,
     MAX_PIXELS,
+    MAX_TIFF_TAGS,
     BoundedFile,
     InputError,
     Reads,
-    check_parts,
     corrupt,
     cost,
+    cost_of_parts,
     decoded_pixels,
     empty,
-    has_many_values,
     jpeg_cost,
+    tiff_tags,
     too_large,
     unsupported,
 )
@@ -45,7 +47,14 @@ Size = tuple[int, int]
 Fit = Callable[[Size], Size]
 Box = tuple[float, float, float, float]
 
+# It reads all values of some tags of EXIF, to find a resolution that nothing here needs.
+JpegImagePlugin.JpegImageFile._read_dpi_from_exif = (  # type: ignore[method-assign]
+    lambda image: None  # type: ignore[assignment]
+)
+
 _ORIENTATION_TAG = 0x0112
+_EXIF = rb"^(?:Exif\0\0){1,2}"
+_XMP_ORIENTATION = rb'tiff:Orientation(?:="|>)([0-9])'
 # The 8-bit values of grey up to 65535: scaled, or cut off.
 _SCALED = [round(value / 257) for value in range(1 << 16)]
 _CUT_OFF = [min(value, 255) for value in range(1 << 16)]
@@ -108,12 +117,14 @@ def open_image(data: bytes, max_cost: int = MAX_COST, reads: Reads | None = None
     kind = kind_of(data)
     if not kind:
         raise unsupported()
-    check_parts(data, kind)
-    opened = (_open_common_jpeg(data, reads) if kind == "JPEG" else None) or _open(
-        data, kind, reads
-    )
+    max_cost -= (parts := cost_of_parts(data, kind))
+    if max_cost < 0:
+        raise too_large("parts")
+    common = _open_common_jpeg(data, reads) if kind == "JPEG" else None
+    opened = common or _open(data, kind, reads)
     if opened.cost > max_cost:
         raise too_large("pixels or scans")
+    opened.cost += parts
     return opened
 
 
@@ -188,7 +199,7 @@ def _open_common_jpeg(data: bytes, reads: Reads) -> OpenedImage | None:
             _open_by_pillow(data, "JPEG", reads)[0], fit
         )
 
-    return OpenedImage(jpeg_cost(width * height, data), decode)
+    return OpenedImage(jpeg_cost((width, height), data), decode)
 
 
 def _common_jpeg(data: bytes, size: Size, fit: Fit) -> DecodedImage | None:
@@ -269,15 +280,17 @@ def _shrink(image: Image.Image, fit: Fit) -> DecodedImage:
 
 
 def _orientation(image: Image.Image) -> int:
-    orientation = 1
-    exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
-    if has_many_values(exif):
-        return orientation
-    # Damaged EXIF does not make an image invalid.
-    with contextlib.suppress(Exception), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    return orientation if orientation in _TRANSPOSE else 1
+    """Return the orientation, 1 to 8, from EXIF or XMP.
+
+    Pillow would do the same, but it reads all other tags as well.
+    """
+    exif = image.info.get("exif", b"")
+    # Some writers add the mark of a JPEG's segment twice, or to another kind of image.
+    tags = tiff_tags(re.sub(_EXIF, b"", exif))
+    values = (value for tag, _, _, value in islice(tags, MAX_TIFF_TAGS) if tag == _ORIENTATION_TAG)
+    xmp = image.info.get("xmp", b"")
+    found = next(values, None) or next(map(int, re.findall(_XMP_ORIENTATION, xmp)), 1)
+    return found if found in _TRANSPOSE else 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

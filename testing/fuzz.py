@@ -3,7 +3,7 @@
 An input is a damaged seed. It runs in a child process with a memory limit. A finding is
 - wrong: an exception that the target does not document, or a wrong answer,
 - crash or hang: a child that dies, or gives no answer for a minute,
-- dear: an input that costs more CPU time than the target's bound (only with a time limit).
+- slow: an input that costs more CPU time than the target's bound (only with a time limit).
 Findings are saved in .build/fuzz/; put small ones into tests/corpus/. The command continues where
 it was stopped. Without a time limit, each run makes the same inputs.
 """
@@ -37,7 +37,7 @@ from testing.fuzz_targets import TARGETS, WRONG, Run, Target
 from testing.service import machine
 
 BUILD, RESULTS = ROOT / ".build" / "fuzz", ROOT / "benchmarks" / "results"
-FINDINGS = ("wrong", "crash", "hang", "dear")
+FINDINGS = ("wrong", "crash", "hang", "slow")
 # Seconds after which an input hangs its child, and bytes that a child may allocate.
 PATIENCE, MEMORY = 60, 4 << 30
 # Inputs that become parents, besides the seeds.
@@ -54,7 +54,7 @@ class Progress:
     seconds: float = 0
     memory_mb: int = 0
     # By the kind of image: CPU milliseconds, bytes, outcome, input.
-    dearest: dict[str, list[Any]] = field(default_factory=dict)
+    slowest: dict[str, list[Any]] = field(default_factory=dict)
     findings: dict[str, list[str]] = field(default_factory=dict)
     outcomes: dict[str, int] = field(default_factory=dict)
     pool: list[str] = field(default_factory=list)
@@ -100,23 +100,24 @@ class Fuzzer:
 
     def _note(self, body: bytes, outcome: str, milliseconds: float, memory: int) -> None:
         progress, kind = self.progress, kind_of(body) or "none"
-        dearest = progress.dearest.get(kind, [0])[0]
+        slowest = progress.slowest.get(kind, [0])[0]
         finding = next((each for each in FINDINGS if outcome.startswith(each)), "")
-        if self._timed and not finding and milliseconds > dearest:
+        bound = self.target.bound(body)
+        if self._timed and not finding and milliseconds > min(slowest, bound):
             # Once more: another process may have slowed it down.
             milliseconds = min(milliseconds, self._run(body)[1])
-            finding = "dear" if milliseconds > self.target.bound(body) else ""
-        is_dear = self._timed and milliseconds > max(2 * dearest, self.target.base_ms / 50)
+            finding = "slow" if milliseconds > bound else ""
+        is_slow = self._timed and milliseconds > max(2 * slowest, self.target.base_ms / 50)
         is_new = outcome not in progress.outcomes
         progress.outcomes[outcome] = progress.outcomes.get(outcome, 0) + 1
         progress.memory_mb = max(progress.memory_mb, memory)
         if finding and (is_new or finding != WRONG):
             progress.findings.setdefault(finding, []).append(self._saved(body))
-        elif is_new or is_dear:
+        elif is_new or is_slow:
             self._pool = [*self._pool, body][-POOL:]
             progress.pool = [*progress.pool, self._saved(body)][-POOL:]
-        if milliseconds > dearest:
-            progress.dearest[kind] = [round(milliseconds, 1), len(body), outcome, self._saved(body)]
+        if milliseconds > slowest:
+            progress.slowest[kind] = [round(milliseconds, 1), len(body), outcome, self._saved(body)]
 
     def _saved(self, body: bytes) -> str:
         name = hashlib.sha256(body).hexdigest()[:16]
@@ -201,16 +202,25 @@ def main() -> int:
 
 def write(folder: Path, found: dict[str, Progress]) -> None:
     """Write the report."""
-    heads = ["target", "inputs", *FINDINGS, "kind", "dearest (CPU)", "bytes", "outcome"]
+    heads = [
+        "target",
+        "inputs",
+        "memory (MB)",
+        *FINDINGS,
+        "kind",
+        "slowest (CPU)",
+        "bytes",
+        "outcome",
+    ]
     rows: list[list[Any]] = [heads, ["---"] * len(heads)]
     targets: dict[str, Any] = {}
     for name, progress in found.items():
         targets[name] = vars(progress) | {"outcomes": len(progress.outcomes)}
         del targets[name]["pool"]
-        counts = [len(progress.findings.get(each, ())) for each in FINDINGS]
-        for kind, (milliseconds, size, outcome, _) in sorted(progress.dearest.items()):
-            dearest = [kind, f"{milliseconds:,.0f} ms", f"{size:,}", outcome.splitlines()[0]]
-            rows.append([name, f"{progress.inputs:,}", *counts, *dearest])
+        counts = [progress.memory_mb, *(len(progress.findings.get(each, ())) for each in FINDINGS)]
+        for kind, (milliseconds, size, outcome, _) in sorted(progress.slowest.items()):
+            slowest = [kind, f"{milliseconds:,.0f} ms", f"{size:,}", outcome.splitlines()[0]]
+            rows.append([name, f"{progress.inputs:,}", *counts, *slowest])
     table = "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine(), "targets": targets}

@@ -84,7 +84,7 @@ def _images() -> Iterator[tuple[str, Body, tuple[int, ...]]]:
         yield f"PNG with a {name} of 100 MB", made, (200, 400, 413)
     yield "TIFF that claims 100,000 x 100,000", tiff(100_000, 100_000), REFUSED
     yield "TIFF of one pixel in a huge tile", tiff(1, 1, tile=(60_000, 60_000)), REFUSED
-    yield "TIFF of 16 million pixels in 47 kB", partial(large_tiff, 4_000, 4_000), ANSWERED
+    yield "TIFF of 16 million pixels in 47 kB", partial(large_tiff, 4_000, 3_900), ANSWERED
     yield "TIFF of 17 million pixels", partial(large_tiff, 4_100, 4_100), REFUSED
     yield "TIFF whose directory is its own next", tiff(64, 48, next_at=8), REFUSED
     yield "BMP that claims 100,000 x 100,000", bmp(100_000, 100_000), REFUSED

@@ -1,4 +1,4 @@
-"""What a batch may cost: dear requests are put off, and their neighbours are answered."""
+"""What a batch may cost: expensive requests are put off, and others are answered."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from handler.batch import (
-    DEAR,
+    EXPENSIVE,
     MAX_BATCH_COST,
     MAX_CELLS,
     PREDICTION_COST,
@@ -50,20 +50,23 @@ def put_off(requests: Sequence[Request], turn: Turn) -> list[bool]:
     return [is_put_off(each) for each in requests]
 
 
-LARGE = DEAR + 1
+# The largest that is not expensive, and one that is.
+MOST = EXPENSIVE + PREDICTION_COST // 4
+LARGE = MOST + 1
 
 
 @pytest.mark.parametrize(
     ("costs", "expected"),
     [
-        ([[0], [DEAR], [DEAR]], [False] * 3),
-        # The dearest of those that are not dear, wherever it stands.
-        ([[DEAR], [DEAR], [DEAR - 1], [DEAR - 1]], [False, True, False, False]),
-        # One dear request, with or without others.
+        ([[0], [MOST], [MOST]], [False] * 3),
+        # The most expensive of the others, wherever it stands.
+        ([[MOST], [MOST - 1], [MOST - 1]], [True, False, False]),
+        # One expensive request, with or without others.
         ([[LARGE], [0], [LARGE]], [False, False, True]),
         ([[LARGE], [LARGE]], [False, True]),
         ([[MAX_COST]], [False]),
-        ([[DEAR // 2, DEAR // 2, 1], [LARGE]], [False, True]),
+        # Many images take long anyway, so they may take longer to decode.
+        ([[EXPENSIVE // 10] * 10 + [2]], [False]),
     ],
 )
 def test_requests_of_large_images_are_put_off(
@@ -85,7 +88,7 @@ def test_an_error_costs_nothing(turn: Turn) -> None:
     assert put_off([errors, request(1)], turn) == [False, False]
 
 
-def test_one_worker_at_a_time_answers_a_dear_request(turn: Turn, tmp_path: Path) -> None:
+def test_one_worker_at_a_time_answers_an_expensive_request(turn: Turn, tmp_path: Path) -> None:
     other = Turn(tmp_path / "lock")
     assert put_off([request(LARGE)], turn) == [False]
     assert put_off([request(LARGE), request(0)], other) == [True, False]
@@ -93,20 +96,21 @@ def test_one_worker_at_a_time_answers_a_dear_request(turn: Turn, tmp_path: Path)
     assert put_off([request(LARGE)], other) == [False]
 
 
-def test_a_worker_rests_between_dear_requests_beside_others(tmp_path: Path) -> None:
+def test_a_worker_pauses_between_expensive_requests_beside_others(tmp_path: Path) -> None:
     now = [100.0]
     turn = Turn(tmp_path / "lock", clock=lambda: now[0])
 
     def answer(*others: Request) -> bool:
-        dear = request(LARGE)
-        split([dear, *others], turn)
+        large = request(LARGE)
+        split([large, *others], turn)
         now[0] += 0.5
         turn.give()
-        return not is_put_off(dear)
+        return not is_put_off(large)
 
     assert answer(request(0))
     assert not answer(request(0))
-    # Nobody waits for one that is alone.
+    # No other request waits for one that is alone.
+    assert answer(Request([InputError(400, "EmptyImage", "")], True, False))
     assert answer()
     now[0] += 0.5 * REST - 0.1
     assert not answer(request(0))

@@ -37,7 +37,6 @@ def test_the_fuzzer_finds_nothing(name: str, tmp_path: Path) -> None:
             fuzzer.step()
     assert fuzzer.progress.inputs == INPUTS
     assert fuzzer.progress.findings == {}, fuzzer.progress.outcomes
-    print(name, fuzzer.progress.dearest)
 
 
 def faulty() -> Run:
@@ -73,11 +72,11 @@ def test_the_fuzzer_reports_each_kind_of_finding(
         fuzzer.step()
     found = fuzzer.progress.findings
     inputs = {kind: (tmp_path / "faulty" / names[0]).read_bytes() for kind, names in found.items()}
-    assert inputs == {"dear": b"fine", "wrong": b"wrong", "crash": b"crash", "hang": b"hang"}
+    assert inputs == {"slow": b"fine", "wrong": b"wrong", "crash": b"crash", "hang": b"hang"}
     with contextlib.closing(Fuzzer(target, tmp_path)) as again:
         assert again.progress == fuzzer.progress
     fuzz.write(tmp_path, {"faulty": again.progress})
-    assert "| faulty | 5 | 1 | 1 | 1 | 1 | none |" in (tmp_path / "fuzz.md").read_text()
+    assert "| 1 | 1 | 1 | 2 | none |" in (tmp_path / "fuzz.md").read_text()
 
 
 def test_pieces_are_the_whole_input() -> None:

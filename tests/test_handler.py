@@ -442,7 +442,7 @@ def test_an_invalid_request_is_an_error_and_leaves_its_neighbours_alone(
 @ONE_VERSION
 def test_a_request_that_costs_too_much_is_put_off(worker: Worker, expected: list[Answer]) -> None:
     """A batch has one large image at most."""
-    large = body(encoded(Image.new("L", (4000, 4000)), "PNG"))
+    large = body(encoded(Image.new("L", (4000, 3900)), "PNG"))
     answered, put_off, small = worker.answers(large, large, body(PICTURES[0]))
     assert answered.status == 200
     assert (put_off.status, put_off.json["type"]) == (503, "ServiceBusy")

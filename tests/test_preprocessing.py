@@ -20,13 +20,15 @@ from handler import contract, preprocessing
 from handler.bounds import (
     JPEG_COST,
     MAX_COST,
-    MAX_MARKS,
+    MAX_JPEG_PARTS,
     MAX_PIXELS,
     MAX_TIFF_TAGS,
     MAX_TIFF_VALUES,
+    NARROW_COST,
     PLAIN_COST,
     SCAN_COST,
     SCAN_START,
+    TEXT_COST,
     InputError,
     Reads,
 )
@@ -323,9 +325,32 @@ def test_the_scans_of_a_jpeg_are_bounded_by_its_pixels(
     assert (refusal(refused), loads) == ((413, "ImageTooLarge"), [])
 
 
+def test_narrow_jpegs_cost_more() -> None:
+    """The decoder scales others down while it decodes them."""
+    wide, narrow = (
+        preprocessing.open_image(formats.resized_jpeg(solid("RGB", WHITE, "JPEG"), *size)).cost
+        for size in ((1500, 2000), (100, 30_000))
+    )
+    assert narrow - wide == (NARROW_COST - JPEG_COST) * 3_000_000
+
+
+@pytest.mark.parametrize("tile", [(7812, 0), (0, 7812)])
+def test_a_tile_without_a_width_or_a_height_is_refused(
+    tile: tuple[int, int], loads: list[Image.Image]
+) -> None:
+    """The decoder would take the missing side from another tag, and 2 GB of memory."""
+    data = formats.tiff(64, 48, tile=tile)
+    for missing in (322, 323):
+        # Tag 0 is unknown.
+        without = data.replace(
+            struct.pack("<HHII", missing, 4, 1, 0), struct.pack("<HHII", 0, 4, 1, 0)
+        )
+        assert (refusal(without), loads) == ((400, "CorruptImage"), [])
+
+
 def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> None:
     """Many strips can have the same bytes, so each counts with all scans of the file."""
-    most = (MAX_COST // (2000 * 2000) - PLAIN_COST) // SCAN_COST
+    most = (MAX_COST // (2000 * 2001) - PLAIN_COST) // SCAN_COST
     for scans, expected in ((most, "CorruptImage"), (most + 1, "ImageTooLarge")):
         data = formats.tiff(2000, 2000, formats.jpeg_of_scans(80, 60, scans - 1), 7)
         assert refusal(data)[1] == expected
@@ -333,7 +358,7 @@ def test_the_scans_of_a_jpeg_in_a_tiff_are_bounded(loads: list[Image.Image]) -> 
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((4000, 4000), "CorruptImage"), ((4001, 4000), "ImageTooLarge")]
+    ("size", "expected"), [((4000, 3999), "CorruptImage"), ((4000, 4000), "ImageTooLarge")]
 )
 def test_the_pixels_of_other_kinds_are_bounded(
     size: Size, expected: str, loads: list[Image.Image]
@@ -352,13 +377,15 @@ A_JPEG = solid("RGB", WHITE, "JPEG", exif=b"Exif\0\0MM\0*")
 PROFILE = formats.chunk(b"iCCP", b"a\0\0" + formats.packed(1000))
 OF_MANY_PARTS = {
     "chunks of a PNG": lambda: of_parts(A_PNG, 33, formats.chunk(b"abCd", b"")),
-    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_MARKS["PNG"][b"iCCP"] + 1),
+    "profiles of a PNG": lambda: of_parts(A_PNG, 33, PROFILE, MAX_COST // TEXT_COST + 1),
     "segments of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe9\0\2"),
     "padding of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff"),
-    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_MARKS["JPEG"][b"Exif\0\0"]),
+    "EXIF of a JPEG": lambda: of_parts(A_JPEG, 20, A_JPEG[20:34], MAX_JPEG_PARTS[b"Exif\0\0"]),
     "profiles of a JPEG": lambda: of_parts(A_JPEG, 2, b"\xff\xe2\0\2"),
     "runs of a BMP": lambda: formats.bmp_of_runs(2000, 300),
-    "tags of a TIFF": lambda: b"II*\0\x08\0\0\0" + struct.pack("<H", MAX_TIFF_TAGS + 1) + bytes(99),
+    "tags of a TIFF": lambda: (
+        b"II*\0\x08\0\0\0" + struct.pack("<H", MAX_TIFF_TAGS + 1) + bytes(12 * MAX_TIFF_TAGS + 12)
+    ),
     "strips of a TIFF": lambda: tiff_of_values("<", MAX_TIFF_VALUES + 1),
     "strips of a TIFF, high byte first": lambda: tiff_of_values(">", MAX_TIFF_VALUES + 1),
 }
@@ -376,13 +403,22 @@ def test_parts_that_are_read_one_by_one_are_bounded(name: str) -> None:
         decode(OF_MANY_PARTS[name]())
 
 
-def test_an_orientation_of_many_values_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pillow makes a fraction of each."""
-    monkeypatch.setattr(Image.Image, "getexif", lambda image: pytest.fail("read"))
-    head = b"MM\0*\0\0\0\x08\0\1"
-    exif = head + struct.pack(">HHII", ORIENTATION, 5, MAX_TIFF_VALUES + 1, 8) + bytes(4)
-    for kind in ("PNG", "WEBP"):
-        decode(solid("RGB", WHITE, kind, exif=b"Exif\0\0" + exif))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_exif_is_not_read_by_pillow(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads all values of a tag, and all tags."""
+    monkeypatch.setattr(Image.Exif, "load", lambda *_: pytest.fail("read"))
+    exif = b"MM\0*\0\0\0\x08\0\1" + struct.pack(">HHIHH", ORIENTATION, 3, 1, 6, 0) + bytes(4)
+    data = encode(Image.new("RGB", (64, 48), "red"), kind, exif=b"Exif\0\0" + exif)
+    # Without the resolution of JFIF, Pillow would look for one in EXIF.
+    data = data.replace(data[2:20], b"", 1) if kind == "JPEG" else data
+    found = preprocessing.decode(data, within_field)
+    assert (found.width, found.height) == (48, 64)
+
+
+def test_the_profile_of_exif_in_a_text_of_a_png_is_ignored() -> None:
+    text = b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n9\n" + b"00" * 100_000)
+    data = of_parts(solid("RGB", WHITE, "PNG"), 33, formats.chunk(b"zTXt", text), 1)
+    assert (decode(data) == 255).all()
 
 
 def test_running_out_of_memory_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,7 +451,7 @@ def outcomes(answers: list[DecodedImage | InputError]) -> list[str]:
 def test_the_images_of_a_request_share_a_budget(
     data: list[bytes | InputError], expected: list[str]
 ) -> None:
-    opened = open_all(data, max_cost=200 * PLAIN_COST)
+    opened = open_all(data, max_cost=2 * 10 * 11 * PLAIN_COST)
     assert outcomes([decode_opened(each, squashed) for each in opened]) == expected
 
 

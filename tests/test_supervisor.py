@@ -198,6 +198,24 @@ class TestExits:
             service._watch()
         assert len(starts) == 2
 
+    def test_a_page_that_cannot_be_started_leaves_torchserve_alone(
+        self, service: supervisor.Service, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        starts: list[int] = []
+
+        def start() -> None:
+            starts.append(1)
+            if len(starts) == 2 * supervisor.EXITS:
+                raise supervisor.Stopped
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+        service._page.code = 1  # type: ignore[union-attr]
+        monkeypatch.setattr(service, "_start_page", start)
+        with pytest.raises(supervisor.Stopped):
+            service._watch()
+        assert service._server
+        assert service._server.exit_code() is None
+
     def test_a_server_that_did_not_start_has_exited(self, service: supervisor.Service) -> None:
         service._server.pid = None  # type: ignore[union-attr]
         assert service._exited() == "TorchServe did not start."

@@ -46,6 +46,9 @@ class Group(click.Group):
             KeyFileError,
         ) as error:
             fail(str(error))
+        except BrokenPipeError:
+            # Click ends quietly, as after `| head`.
+            raise
         except OSError as error:
             # A full or read-only disk, for example.
             fail(f"{error.filename}: {error.strerror}." if error.filename else str(error))

@@ -44,6 +44,8 @@ from serving.torchserve.tokens import (
 PATIENCE = 30.0
 # Give up after EXITS exits within WITHIN seconds.
 EXITS, WITHIN = 4, 120.0
+# Seconds between restarts that the system refuses.
+PAUSE = 5.0
 # Bytes that a start needs in RUN_DIR.
 ROOM = 16 << 20
 
@@ -218,7 +220,6 @@ class Service:
 
     def _watch(self) -> None:
         """Restart what exits; raise StartError if that happens too often, Stopped on a signal."""
-        assert self._server
         exits: deque[float] = deque(maxlen=EXITS)
         while True:
             time.sleep(0.2)
@@ -236,9 +237,10 @@ class Service:
                 # It exited during its start: the next iteration handles that.
                 pass
             except OSError as error:
-                say(f"the restart failed: {error}")
-                # Also if Java runs, since the routing or the token may be missing.
-                self._server.stop()
+                # A full disk, for example: it does not count as an exit, but takes time to mend.
+                exits.pop()
+                say(f"the restart failed, trying again: {error}")
+                time.sleep(PAUSE)
 
     def _wait_for_room(self) -> None:
         """Wait while the disk of RUN_DIR is full, because no start can succeed."""
@@ -269,7 +271,12 @@ class Service:
             self.routing.withdraw()
             self._server.stop()
             self._wait_for_room()
-            self._start_torchserve()
+            try:
+                self._start_torchserve()
+            except OSError:
+                # Java may run, but without a routing or a token.
+                self._server.stop()
+                raise
         if self._page.exit_code() is not None:
             self._restarts["page"] += 1
             self._start_page()
