@@ -30,7 +30,6 @@ from training import data
 from training.figures import write_readme
 
 IMAGES, ROUNDS, REPEATS = 100, 10, 5
-# As many requests at a time as the page sends.
 PARALLEL = 6
 # `buffered` includes the shifts before this runs.
 OBSERVE = """() => {

@@ -29,7 +29,7 @@ from . import (
     views,
 )
 
-# The edge passes on 16 uploads of an address, which may all wait for the service.
+# The edge passes on 24 uploads at a time, which may all wait for the service.
 THREADS = 32
 # By suffix, too: some browsers do not know all the media types.
 ACCEPT = [name for kind in KINDS.values() for name in (kind.media_type, *kind.suffixes)]

@@ -25,13 +25,18 @@ class UploadError(Exception):
         self.kind = kind if kind in UPLOAD else "ServiceError"
 
 
-# The types of ServiceError, and those of the page itself.
+# The types of ServiceError, WorkerDied, and those of the page itself.
 UPLOAD = {
     "NoImage": Problem(400, _l("No image chosen"), _l("Choose an image and send it.")),
     "ExpiredForm": Problem(
         400,
         _l("This page has expired"),
         _l("It is valid again now. Choose the image again and send it."),
+    ),
+    "NoReferrer": Problem(
+        400,
+        _l("Your browser does not send the address of this page"),
+        _l("Uploads require it for security. Allow the Referer header in your browser's settings."),
     ),
     "IncompleteUpload": Problem(
         400,
@@ -69,6 +74,12 @@ UPLOAD = {
         503,
         _l("The model is not available at the moment"),
         _l("Your image is not the cause. Try again in a minute."),
+    ),
+    # Not 503: the script must not send such an image again.
+    "WorkerDied": Problem(
+        500,
+        _l("The model failed on this image"),
+        _l("Other images are not affected. If it fails again, choose another one."),
     ),
     "ServiceBusy": Problem(
         503, _l("The model is busy"), _l("Many images are waiting. Try again in a few seconds.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import IO, Any
 
-from flask import Request
+from flask import Request, request
 from flask_wtf import CSRFProtect
 from flask_wtf.csrf import CSRFError
 from werkzeug.exceptions import RequestEntityTooLarge
@@ -59,10 +59,14 @@ class MemoryRequest(Request):
 
 
 class Protection(CSRFProtect):
-    """The CSRF check, also for a referrer that is not a URL."""
+    """The CSRF check, also for a referrer that is missing or not a URL."""
 
     def protect(self, *args: Any, **kwargs: Any) -> None:
         try:
             super().protect(*args, **kwargs)
+        except CSRFError as error:
+            if request.is_secure and not request.referrer:
+                raise UploadError("NoReferrer") from error
+            raise
         except ValueError as error:
             raise CSRFError("The referrer is malformed.") from error

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from flask import current_app, request
 
 from serving.client import ServiceError
+from serving.errors import WorkerDied
 from serving.settings import VERSION_NAME
 
 from . import samples, versions
@@ -100,7 +101,8 @@ def _ask(question: Callable[[], dict[str, Any]]) -> Answer:
         return parse(question())
     except ServiceError as error:
         current_app.logger.warning("request to the service failed: %s %s", error.status, error.type)
-        raise UploadError(error.type) from error
+        kind = "WorkerDied" if isinstance(error, WorkerDied) else error.type
+        raise UploadError(kind) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         current_app.logger.exception("the service returned an invalid answer")
         raise UploadError("ServiceError") from error

@@ -42,6 +42,9 @@ DAMAGED: list[Any] = [
             ENTRY | {"client": "a b"},
             ENTRY | {"allow": "predict"},
             ENTRY | {"allow": None},
+            ENTRY | {"allow": ["predict", "x"]},
+            ENTRY | {"allow": ["predict", 1]},
+            ENTRY | {"allow": [1]},
             ENTRY | {"revoked": False},
             ENTRY | {"revoked": ""},
         )
@@ -125,6 +128,16 @@ class Asker:
 
     def log(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.edge.log.read_text().splitlines()]
+
+    def logged(self, request_id: str) -> dict[str, Any]:
+        """Return the line of a request, which is written after the answer."""
+
+        def lines() -> list[dict[str, Any]]:
+            return [each for each in self.log() if each["request_id"] == request_id]
+
+        wait(lines)
+        (line,) = lines()
+        return line
 
     def close(self) -> None:
         self.session.close()

@@ -17,6 +17,7 @@ from werkzeug.test import TestResponse
 from frontend import create_app, errors, images, limits, samples, texts
 from frontend.languages import CELLS
 from serving.client import INPUT_ERRORS
+from serving.errors import WorkerDied
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
 UNCERTAIN = {
@@ -142,6 +143,16 @@ def test_service_errors(client: FlaskClient, stand_in: StandIn, raised: str, wha
     assert response.status_code == errors.UPLOAD[kind].status
     assert SECRET not in response.text
     assert ("Retry-After" in response.headers) == (response.status_code in (429, 503))
+
+
+@pytest.mark.parametrize("what", ["predictions", "explanations"])
+def test_an_image_that_ends_its_worker_is_not_sent_again(
+    client: FlaskClient, stand_in: StandIn, what: str
+) -> None:
+    stand_in.error = WorkerDied(SECRET)
+    response = ask(client, picture(), what, version="1.0")
+    # The script sends an image again after 429, 502 and 503: tests/js/retry.test.mjs.
+    assert (response.status_code, response.json) == (500, {"type": "WorkerDied"})
 
 
 def test_every_error_of_the_handler_has_a_message() -> None:

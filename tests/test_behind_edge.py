@@ -13,9 +13,10 @@ from edges import need_nginx, wait
 from flask import Flask, request
 from flask.testing import FlaskClient
 from page_stand_in import StandIn, picture, serving, token
+from requests.adapters import HTTPAdapter
 
 from serving.settings import Settings
-from testing.service import run_edge
+from testing.service import Edge, run_edge
 
 
 @pytest.fixture
@@ -28,6 +29,37 @@ def address(app: Flask) -> Iterator[str]:
     """Serve the page."""
     with serving(app) as address:
         yield address
+
+
+@pytest.fixture
+def edge(address: str, tmp_path: Path) -> Iterator[Edge]:
+    """Run an edge in front of the page."""
+    need_nginx()
+    settings = Settings(run_dir=tmp_path, frontend_port=int(address.rpartition(":")[2]))
+    edge = run_edge(settings)
+    yield edge
+    edge.stop()
+
+
+class From(HTTPAdapter):
+    """Connections from an address of this machine."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options, source_address=(self._address, 0))
+
+
+def visitor(edge: Edge, address: str = "127.0.0.1") -> requests.Session:
+    """Return a browser of the page behind the edge."""
+    session = requests.Session()
+    session.trust_env = False
+    session.verify = str(edge.certificate)
+    session.headers["Referer"] = f"{edge.url}/"
+    session.mount("https://", From(address))
+    return session
 
 
 @pytest.mark.parametrize(
@@ -65,29 +97,53 @@ def test_the_server_passes_the_header_of_the_edge_on(address: str) -> None:
 
 
 @pytest.mark.live
-def test_the_edge_tells_the_page_that_it_is_https(address: str, tmp_path: Path) -> None:
-    need_nginx()
-    settings = Settings(run_dir=tmp_path, frontend_port=int(address.rpartition(":")[2]))
-    edge = run_edge(settings)
-    try:
-        with requests.Session() as session:
-            session.trust_env = False
-            session.verify = str(edge.certificate)
-            data = {"csrf_token": token(session.get(edge.url, timeout=60).text)}
-            for referrer, status in (
-                (edge.url, 200),
-                (None, 400),
-                ("https://elsewhere.example", 400),
-                (edge.url.replace("https", "http"), 400),
-            ):
-                # A client cannot replace the edge's value.
-                headers = {"X-Forwarded-Proto": "http", "Referer": referrer}
-                files = {"image": ("cell", picture())}
-                url = f"{edge.url}/api/predictions"
-                response = session.post(url, data, files=files, headers=headers, timeout=60)
-                assert response.status_code == status, referrer
-    finally:
-        edge.stop()
+def test_the_edge_tells_the_page_that_it_is_https(edge: Edge) -> None:
+    with visitor(edge) as session:
+        data = {"csrf_token": token(session.get(edge.url, timeout=60).text)}
+        for referrer, status in (
+            (edge.url, 200),
+            (None, 400),
+            ("https://elsewhere.example", 400),
+            (edge.url.replace("https", "http"), 400),
+        ):
+            # A client cannot replace the edge's value.
+            headers = {"X-Forwarded-Proto": "http", "Referer": referrer}
+            files = {"image": ("cell", picture())}
+            url = f"{edge.url}/api/predictions"
+            response = session.post(url, data, files=files, headers=headers, timeout=60)
+            assert response.status_code == status, referrer
+
+
+@pytest.mark.live
+def test_uploads_that_wait_for_the_service_keep_no_visitor_out(
+    edge: Edge, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    released, predict = threading.Event(), stand_in.predict
+
+    def held(*args: Any, **options: Any) -> dict[str, Any]:
+        answer = predict(*args, **options)
+        assert released.wait(60)
+        return answer
+
+    monkeypatch.setattr(stand_in, "predict", held)
+
+    def upload(number: int) -> int:
+        with visitor(edge, f"127.0.0.{2 + number % 4}") as session:
+            form = {"csrf_token": token(session.get(edge.url, timeout=60).text)}
+            files = {"image": ("cell", picture())}
+            url = f"{edge.url}/api/predictions"
+            return session.post(url, form, files=files, timeout=60).status_code
+
+    with ThreadPoolExecutor(36) as pool, visitor(edge) as other:
+        uploads = [pool.submit(upload, number) for number in range(36)]
+        try:
+            wait(lambda: len(stand_in.images) + sum(each.done() for each in uploads) == 36)
+            assert len(stand_in.images) == 24
+            assert other.get(edge.url, timeout=60).status_code == 200
+        finally:
+            released.set()
+        statuses = [each.result() for each in uploads]
+    assert sorted(statuses) == 24 * [200] + 12 * [429]
 
 
 def test_no_other_header_of_a_proxy_is_trusted(app: Flask) -> None:
@@ -110,31 +166,3 @@ def test_no_other_header_of_a_proxy_is_trusted(app: Flask) -> None:
         assert "Secure" not in response.headers["Set-Cookie"]
     address = "://localhost/language/en"
     assert seen == [(f"{scheme}{address}", "127.0.0.1", "") for scheme in ("http", "https")]
-
-
-def test_uploads_that_wait_for_the_service_keep_no_visitor_out(
-    address: str, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    released, predict = threading.Event(), stand_in.predict
-
-    def held(*args: Any, **options: Any) -> dict[str, Any]:
-        answer = predict(*args, **options)
-        assert released.wait(60)
-        return answer
-
-    monkeypatch.setattr(stand_in, "predict", held)
-    session = requests.Session()
-    form = {"csrf_token": token(session.get(address, timeout=60).text)}
-
-    def upload(_: int) -> int:
-        files = {"image": ("cell", picture())}
-        cookies = session.cookies.get_dict()
-        return requests.post(address, form, files=files, cookies=cookies, timeout=60).status_code
-
-    # As many as the edge passes on from one address.
-    with ThreadPoolExecutor(16) as pool:
-        uploads = pool.map(upload, range(16))
-        wait(lambda: len(stand_in.images) == 16)
-        assert requests.get(address, timeout=60).status_code == 200
-        released.set()
-        assert list(uploads) == 16 * [200]

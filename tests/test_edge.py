@@ -76,8 +76,7 @@ class TestKeys:
         assert problem_of(edge.ask()) == (401, "Unauthorized")
         path.write_text(keys)
         assert look(edge).keys_fault is None
-        (fault,) = [each["fault"] for each in edge.log() if each["request_id"] == "damaged"]
-        assert fault.startswith("The keys cannot be read")
+        assert edge.logged("damaged")["fault"].startswith("The keys cannot be read")
 
     def test_wrong_types_admit_nobody(self, edge: Asker, stand_in: StandIn) -> None:
         path = edge.settings.run_dir / "edge-keys.json"
@@ -229,8 +228,9 @@ class TestLog:
         sent = {"X-Request-ID": "logged", "traceparent": TRACE}
         response = edge.ask(f"{ANSWERS}/1.0?visitor=somebody", headers=sent)
         assert response.headers["X-Model-Version"] == "1.0"
-        edge.ask(key="wrong-key-wrong-key")
-        (line,) = [each for each in edge.log() if each["request_id"] == "logged"]
+        edge.ask(key="wrong-key-wrong-key", headers={"X-Request-ID": "wrong"})
+        assert edge.logged("wrong")["status"] == 401
+        line = edge.logged("logged")
         assert line["traceparent"] == TRACE
         assert (line["client"], line["status"], line["version"]) == ("lab", 200, "1.0")
         assert (line["path"], line["method"]) == (f"{ANSWERS}/1.0", "POST")
@@ -243,7 +243,7 @@ class TestLog:
         path = "/" + 1800 * "%01"
         request = f"{'A' * 500} {path} HTTP/1.1\r\nHost: a\r\nX-Request-ID: long\r\n\r\n"
         assert edge.raw(request.encode()).startswith(b"HTTP/1.1 404 ")
-        (line,) = [each for each in edge.log() if each["request_id"] == "long"]
+        line = edge.logged("long")
         assert line["path"] == path[:200]
         assert len(json.dumps(line)) < 1000
 
@@ -334,8 +334,7 @@ class TestSettings:
         # A trusted proxy sends the address of the client.
         headers = {"X-Real-IP": "10.9.9.9", "X-Request-ID": "proxied"}
         configured.edge.get("/healthz", headers=headers)
-        (line,) = [each for each in configured.edge.log() if each["request_id"] == "proxied"]
-        assert line["address"] == "10.9.9.0"
+        assert configured.edge.logged("proxied")["address"] == "10.9.9.0"
         for path in ("/", "/api/predictions", "/models"):
             assert problem_of(configured.edge.ask(path, key=None)) == (404, "NotFound")
 

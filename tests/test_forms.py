@@ -89,6 +89,23 @@ def test_a_referrer_that_is_no_address(client: FlaskClient, referrer: str) -> No
     assert (response.status_code, response.json) == (400, {"type": "ExpiredForm"})
 
 
+@pytest.mark.parametrize("valid", [True, False])
+def test_a_browser_that_sends_no_referrer(client: FlaskClient, valid: bool) -> None:
+    headers = {
+        # Another token would not help.
+        "X-CSRFToken": token(client.get("/").text) if valid else "",
+        "X-Forwarded-Proto": "https",
+    }
+    for path in ("/api/predictions", "/"):
+        data = {"image": (BytesIO(picture()), "cell")}
+        response = client.post(path, data=data, headers=headers)
+        assert response.status_code == 400
+        if path == "/":
+            assert str(errors.UPLOAD["NoReferrer"].title) in response.text
+        else:
+            assert response.json == {"type": "NoReferrer"}
+
+
 @pytest.mark.parametrize("host", ["...", "a..b", "a" * 64, f"{'a' * 300}.example"])
 @pytest.mark.parametrize(("method", "path"), [("GET", "/"), ("POST", "/"), ("GET", "/healthz")])
 def test_a_host_that_is_no_name(client: FlaskClient, host: str, method: str, path: str) -> None:

@@ -10,7 +10,9 @@ import shutil
 import socket
 import ssl
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from edges import wait
@@ -64,22 +66,20 @@ def test_haproxy_accepts_its_configuration_and_every_variable(
         assert check(**{name: "nowhere:x"}) == 1, name
 
 
-@pytest.mark.live
-def test_an_address_has_a_share_of_the_connections(
-    program: str, variables: dict[str, str], tmp_path: Path
-) -> None:
+@contextlib.contextmanager
+def running(program: str, variables: dict[str, str], address: str) -> Iterator[Callable[..., Any]]:
+    """Run HAProxy on a free port of an address; yield what connects to it from an address."""
     (port,) = free_ports(1)
-    address = "127.0.0.1", port
-    environment = os.environ | variables | {"FRONT_ADDRESS": f"127.0.0.1:{port}"}
+    environment = os.environ | variables | {"FRONT_ADDRESS": f"{address}:{port}"}
     with contextlib.ExitStack() as stack:
 
         def connect(source: str) -> socket.socket:
-            made = socket.create_connection(address, 60, (source, 0))
+            made = socket.create_connection((address, port), 60, (source, 0))
             return stack.enter_context(made)
 
         def listens() -> bool:
             with contextlib.suppress(ConnectionRefusedError):
-                connect("127.0.0.4")
+                connect(address)
                 return True
             return False
 
@@ -89,8 +89,36 @@ def test_an_address_has_a_share_of_the_connections(
         stack.callback(started.wait)
         stack.callback(started.kill)
         wait(listens)
+        yield connect
+
+
+@pytest.mark.live
+def test_an_address_has_a_share_of_the_connections(program: str, variables: dict[str, str]) -> None:
+    with running(program, variables, "127.0.0.1") as connect:
         held = [connect("127.0.0.2") for _ in range(301)]
         closed, *_ = select.select(held, [], [], 60)
         assert len(closed) == 1
         context = ssl.create_default_context(cafile=variables["NODES_CA"])
         context.wrap_socket(connect("127.0.0.3"), server_hostname="bloodcells").close()
+
+
+def has_version_6() -> bool:
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as made:
+        made.bind(("::1", 0))
+        return True
+    return False
+
+
+@pytest.mark.live
+@pytest.mark.skipif(not has_version_6(), reason="this machine has no IPv6")
+def test_a_network_of_version_6_counts_as_one(program: str, variables: dict[str, str]) -> None:
+    def counted() -> list[str]:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.connect(variables["FRONT_SOCKET"])
+            admin.sendall(b"show table front\n")
+            return re.findall(r"key=(\S+)", admin.makefile().read())
+
+    with running(program, variables, "::1"):
+        wait(counted)
+        # The start of ::1, of 64 bits.
+        assert counted() == ["::"]

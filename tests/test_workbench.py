@@ -277,13 +277,13 @@ def test_cancel_and_try_again(page: Page) -> None:
     held: list[Route] = []
     page.route("**/api/predictions", lambda route: held.append(route))
     choose(page, *DRAWN)
-    expect(page.locator(".tile.asking")).to_have_count(6)
-    expect(page.locator(".tile.waiting")).to_have_count(len(DRAWN) - 6)
+    expect(page.locator(".tile.asking")).to_have_count(3)
+    expect(page.locator(".tile.waiting")).to_have_count(len(DRAWN) - 3)
     page.locator("[data-do=cancel]").click()
     expect(page.locator(".tile.cancelled")).to_have_count(len(DRAWN))
     expect(progress(page)).to_have_text(f"0 of {len(DRAWN)} images classified")
-    # Never more than six at a time.
-    assert len(held) == 6
+    # Never more than three at a time.
+    assert len(held) == 3
     page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
     expect(progress(page)).to_have_text(f"{len(DRAWN)} of {len(DRAWN)} images classified")

@@ -249,6 +249,7 @@ function apiKey(r) {
 function isValid(entry) {
     return Boolean(entry) && typeof entry.client === 'string' && CLIENT_NAME.test(entry.client)
         && Array.isArray(entry.allow)
+        && entry.allow.every((each) => Object.values(PERMISSIONS).includes(each))
         && (entry.revoked === undefined || entry.revoked === null
             || (typeof entry.revoked === 'string' && entry.revoked !== ''));
 }

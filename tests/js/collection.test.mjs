@@ -71,13 +71,13 @@ test("empty and too large files are not sent", () => {
   assert.deepEqual(collection.failed.map((image) => image.problem), ["EmptyImage", "ImageTooLarge"]);
 });
 
-test("at most six images are sent at a time; cancelled ones can be retried", async () => {
+test("at most three images are sent at a time; cancelled ones can be retried", async () => {
   globalThis.fetch = (_, { signal }) => new Promise((_, reject) => {
     signal.addEventListener("abort", () => reject(signal.reason));
   });
   const collection = new Collection();
   collection.add(files(8), "", 100);
-  assert.equal(collection.images.filter((image) => image.state === "asking").length, 6);
+  assert.equal(collection.images.filter((image) => image.state === "asking").length, 3);
   collection.cancel();
   assert.equal(collection.failed.length, 8);
   globalThis.fetch = async () => answer(FIELD);
@@ -112,6 +112,8 @@ test("a server that is away for less loses no image", async () => {
 });
 
 test("a bad image fails alone", async () => {
-  const { collection } = await run(20, (sent) => (sent ? found() : refused(400, "CorruptImage")()));
-  assert.deepEqual(collection.failed.map((image) => image.problem), ["CorruptImage"]);
+  for (const [status, kind] of [[400, "CorruptImage"], [500, "WorkerDied"]]) {
+    const { collection } = await run(20, (sent) => (sent ? found() : refused(status, kind)()));
+    assert.deepEqual(collection.failed.map((image) => image.problem), [kind]);
+  }
 });

@@ -1,5 +1,6 @@
 // The images of this visit, their cells and the visitor's labels. It sends a few images at a time:
-// TorchServe can answer them in batches, and other visitors do not wait for a hundred images.
+// TorchServe can answer them in batches, and other visitors do not wait for a hundred images. The edge
+// passes on 8 uploads of an address, which visitors may share.
 
 import { Problem, predict } from "./service.js";
 
@@ -25,7 +26,7 @@ import { Problem, predict } from "./service.js";
  * @typedef {Cell | Upload} Entry A tile of the gallery: a cell, or an image without an answer.
  */
 
-const PARALLEL = 6;
+const PARALLEL = 3;
 // While nothing is answered because of these, the next images would fail, too.
 const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
 
