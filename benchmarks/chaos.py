@@ -30,7 +30,7 @@ from serving.edge.keys import MAY, KeyFile
 from serving.edge.settings import keys_path
 from serving.http import local_session
 from serving.settings import MODEL
-from testing import connections, formats, hostile
+from testing import clock, connections, formats, hostile
 from testing.clients import page_session
 from testing.clock import Clock
 from testing.connections import Call
@@ -332,6 +332,7 @@ def decode_damaged(count: int, seed: int) -> tuple[Counter[str], float]:
 def set_clock(hours: int, it: Chaos, result: Result) -> None:
     """Set the service's clock: two hours later, all its tokens have expired."""
     it.clock.set(3600 * hours)
+    time.sleep(2 * clock.DELAY)
     until_answered(result, lambda: it.to_torchserve(GOOD))
 
 
