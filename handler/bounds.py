@@ -158,7 +158,9 @@ def cost(image: Image.Image, pixels: int, data: bytes) -> int:
     if image.format == "BMP" and image.info.get("compression") in _RUNS:
         return RUNS_COST * pixels
     each = PLAIN_COST if image.mode in ("1", "L", "P", "RGB") else DEEP_COST
-    if all(tile[0] == "raw" for tile in getattr(image, "tile", [])):
+    # Pillow's WebP is decoded elsewhere, and looks raw as well.
+    tiles = getattr(image, "tile", [])
+    if image.format in ("BMP", "TIFF") and all(tile[0] == "raw" for tile in tiles):
         each = RAW_COST
     if getattr(image, "tag_v2", {}).get(_COMPRESSION_TAG) in _JPEG_COMPRESSIONS:
         # Strips can share their bytes, so that all have all scans.

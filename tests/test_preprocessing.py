@@ -26,6 +26,7 @@ from handler.bounds import (
     MAX_TIFF_VALUES,
     NARROW_COST,
     PLAIN_COST,
+    RAW_COST,
     SCAN_COST,
     SCAN_START,
     TEXT_COST,
@@ -401,6 +402,21 @@ def tiff_of_values(order: str, count: int) -> bytes:
 def test_parts_that_are_read_one_by_one_are_bounded(name: str) -> None:
     with pytest.raises(InputError, match="too many parts"):
         decode(OF_MANY_PARTS[name]())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "each"),
+    [
+        ("BMP", {}, RAW_COST),
+        ("TIFF", {}, RAW_COST),
+        ("TIFF", {"compression": "tiff_lzw"}, PLAIN_COST),
+        ("WEBP", {}, PLAIN_COST),
+        ("PNG", {}, PLAIN_COST),
+    ],
+)
+def test_what_is_not_compressed_costs_less(kind: str, options: Any, each: int) -> None:
+    data = encode(Image.new("RGB", (64, 48)), kind, **options)
+    assert preprocessing.open_image(data).cost == each * (64 * 48 + 48)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
