@@ -10,7 +10,6 @@ import io
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Literal
 
 from PIL import Image, PngImagePlugin
@@ -135,12 +134,8 @@ def tiff_tags(data: bytes) -> Iterator[tuple[int, int, int, int]]:
     start = number(data[4:8])
     end = start + 2 + 12 * number(data[start : start + 2])
     for at in range(start + 2, min(end, len(data)), 12):
-        fields = (2, 2, 4, 2)
-        places = accumulate(fields, initial=at)
-        tag, kind, count, value = (
-            number(data[place : place + size]) for place, size in zip(places, fields, strict=False)
-        )
-        yield tag, kind, count, value
+        entry = data[at : at + 10]
+        yield number(entry[:2]), number(entry[2:4]), number(entry[4:8]), number(entry[8:])
 
 
 def _has_many_values(data: bytes) -> bool:

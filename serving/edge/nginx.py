@@ -20,7 +20,7 @@ class Nginx:
     def __init__(self, program: str, config: Path) -> None:
         self._command = [program, "-e", "stderr", "-p", f"{config.parent}/", "-c", str(config)]
         self._process: subprocess.Popen[bytes] | None = None
-        # Whether it was told to close.
+        # Whether it was asked to close.
         self.closing = False
 
     def start(self) -> None:

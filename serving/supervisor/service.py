@@ -237,7 +237,7 @@ class Service:
                 # It exited during its start: the next iteration handles that.
                 pass
             except OSError as error:
-                # A full disk, for example: it does not count as an exit, but takes time to mend.
+                # For example, the disk is full. This does not count as an exit.
                 exits.pop()
                 say(f"the restart failed, trying again: {error}")
                 time.sleep(PAUSE)
