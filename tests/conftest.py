@@ -16,6 +16,7 @@ import torch
 from edges import Asker, Configured, edge_over_stand_in, need_nginx
 from flask import Flask
 from flask.testing import FlaskClient
+from page_stand_in import serving
 from stand_in import StandIn
 
 from frontend import create_app
@@ -95,6 +96,13 @@ def blood_cells() -> Path:
 def app(stand_in: Any) -> Flask:
     """Build the page in front of a stand-in for its service, which each test module defines."""
     return create_app({"CLIENT": stand_in, "SECRET_KEY": "test"})
+
+
+@pytest.fixture
+def address(app: Flask) -> Iterator[str]:
+    """Serve the page, and return its address."""
+    with serving(app) as address:
+        yield address
 
 
 @pytest.fixture

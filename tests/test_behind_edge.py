@@ -12,7 +12,7 @@ import requests
 from edges import need_nginx, wait
 from flask import Flask, request
 from flask.testing import FlaskClient
-from page_stand_in import StandIn, picture, serving, token
+from page_stand_in import StandIn, picture, token
 from requests.adapters import HTTPAdapter
 
 from serving.settings import Settings
@@ -22,13 +22,6 @@ from testing.service import Edge, run_edge
 @pytest.fixture
 def stand_in() -> StandIn:
     return StandIn()
-
-
-@pytest.fixture
-def address(app: Flask) -> Iterator[str]:
-    """Serve the page."""
-    with serving(app) as address:
-        yield address
 
 
 @pytest.fixture

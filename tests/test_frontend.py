@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
 from html import unescape
 from io import BytesIO
 from typing import Any
@@ -20,7 +19,7 @@ import requests
 import werkzeug.formparser
 from flask import Flask
 from flask.testing import FlaskClient
-from page_stand_in import SECRET, StandIn, encoded, failure, picture, serving, token
+from page_stand_in import SECRET, StandIn, encoded, failure, picture, token
 from PIL import Image
 from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
@@ -36,13 +35,6 @@ SEVERAL = Routing("2.0", ("1.0", "10.0", "2.0"))
 @pytest.fixture
 def stand_in() -> StandIn:
     return StandIn()
-
-
-@pytest.fixture
-def address(app: Flask) -> Iterator[str]:
-    """Serve the page."""
-    with serving(app) as address:
-        yield address
 
 
 def send(
