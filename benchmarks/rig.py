@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,6 @@ class Rig(Target):
         folder: Path,
         wanted: Deployment = START,
         token_life: float = TOKEN_LIFE,
-        variables: Mapping[str, str] | None = None,
     ) -> None:
         self.folder, self.log = folder, folder / "load.csv"
         config = folder / "config.properties"
@@ -54,8 +53,7 @@ class Rig(Target):
         settings = free_settings(folder / "run", wanted)
         self.settings = settings.model_copy(update={"config": config})
         self.environment = environment_of(self.settings)
-        self._variables = variables or {}
-        self.service = run_service(self.settings, **self._variables)
+        self.service = run_service(self.settings)
         self.management = ManagementClient(self.settings)
         self.routing = RoutingFile(self.settings.run_dir)
         self.tokens = Tokens(self.settings.run_dir)
@@ -71,9 +69,9 @@ class Rig(Target):
             return {"workers": processes.workers(self.process), "megabytes": megabytes}
         return {}
 
-    def restart(self) -> None:
+    def restart(self, **variables: str) -> None:
         """Start the service after it ended."""
-        self.service = run_service(self.settings, **self._variables)
+        self.service = run_service(self.settings, **variables)
 
     def tool(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the command line."""

@@ -35,8 +35,7 @@ class Clock:
             "LD_PRELOAD": str(found),
             "FAKETIME_TIMESTAMP_FILE": str(self._file),
             "PYTHONPATH": str(folder),
-            # In seconds. Without it, the file is read whenever a process looks at the clock, which
-            # makes a service many times slower.
+            # In seconds, instead of ten.
             "FAKETIME_CACHE_DURATION": str(DELAY),
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
