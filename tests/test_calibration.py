@@ -110,7 +110,7 @@ def test_confident_from_is_the_lowest_that_keeps_the_accuracy(
 def predictions(
     count: int, seed: int = 0, laboratory: str = "here", sharp: float = 2.0
 ) -> OutOfFold:
-    """Make predictions for the four classes, and for a tenth of other cells."""
+    """Make predictions for the classes, and for a tenth of other cells."""
     logits, labels = drawn(count, seed, sharp)
     random = np.random.default_rng(seed + 100)
     labels[random.random(count) < 0.1] = OTHER
@@ -136,7 +136,7 @@ def test_the_thresholds_reject_and_confirm_the_intended_shares() -> None:
     """In the answers of the service."""
     images = predictions(2000)
     chosen = choose(images)
-    card = chosen | {"version": "9.0", "finds_cells": True}
+    card = chosen | {"version": "9.0", "classes": CLASSES, "finds_cells": True}
     card["thresholds"]["stain"] = 0.0
     rejected: dict[bool, list[bool]] = {True: [], False: []}
     confident = []

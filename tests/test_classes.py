@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -71,20 +74,27 @@ def finds_cells(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture
-def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Return the folder in which the handler counts."""
     folder = tmp_path / "metrics"
     folder.mkdir()
     monkeypatch.setenv(metrics.FOLDER, str(folder))
     monkeypatch.setattr(values, "ValueClass", values.MultiProcessValue())
-    return folder
+    yield folder
+    values.close_all_multiprocess_files()
 
 
 @pytest.fixture
 def answer(
-    tmp_path: Path, finds_cells: bool, counted: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    finds_cells: bool,
+    counted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> Any:
     """Return the version's answer, with its heat map."""
+    # The handler changes this level; caplog restores it.
+    caplog.set_level(logging.ERROR)
     folder = tmp_path / "model"
     folder.mkdir()
     write_version(folder, finds_cells)
@@ -119,9 +129,10 @@ def test_it_is_served_counted_and_documented(answer: Any, counted: Path, finds_c
 
 
 @pytest.fixture
-def stand_in(answer: Any) -> StandIn:
+def stand_in() -> StandIn:
     service = StandIn()
-    service.answer = answer | {"label": "BLAST"}
+    shares = dict.fromkeys(CLASSES, 0.1) | {"BLAST": 0.5}
+    service.answer |= {"label": "BLAST", "probabilities": shares}
     return service
 
 
@@ -134,9 +145,17 @@ def test_it_is_shown(client: FlaskClient, language: str, names: list[str]) -> No
     headers = {"Accept-Language": language}
     data = {
         "csrf_token": token(client.get("/", headers=headers).text),
-        "image": FileStorage(__import__("io").BytesIO(picture()), "cell.png"),
+        "image": FileStorage(BytesIO(picture()), "cell.png"),
     }
     page = client.post("/", headers=headers, **encoded(data)).text
     assert '<h1 id="verdict" tabindex="-1" autofocus>BLAST</h1>' in page
     for name in (*names, "BLAST"):
         assert f'<th scope="row">{name}</th>' in page
+
+
+def test_the_script_gets_the_classes_in_their_order(client: FlaskClient) -> None:
+    headers = {"X-CSRFToken": token(client.get("/").text)}
+    data = {"image": FileStorage(BytesIO(picture()), "cell.png")}
+    answer = client.post("/api/predictions", headers=headers, **encoded(data)).json
+    assert answer
+    assert list(answer["cells"][0]["probabilities"]) == CLASSES
