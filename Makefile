@@ -146,5 +146,5 @@ clean: stop  ## remove .venv/, .run/, node_modules and the archives
 
 model_store/bloodcells-%.mar: models/%/weights.pt $(wildcard models/*/*.onnx) \
 		models/%/card.json models/%/golden.json models/%/model-config.yaml $(wildcard handler/*.py) \
-		handler/index_to_name.json scripts/build_mar.sh scripts/reproducible_zip.py | .venv/run.stamp
+		scripts/build_mar.sh scripts/reproducible_zip.py | .venv/run.stamp
 	@PYTHON=$(BIN)/python scripts/build_mar.sh $*

@@ -151,10 +151,11 @@ def stock_archive(folder: Path) -> Path:
     """Build an archive of the network for TorchServe's own image classifier."""
     import torch
 
+    card = json.loads((FOLDER / "card.json").read_text())
+
     class Tempered(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            card = json.loads((FOLDER / "card.json").read_text())
             self.network = load_networks(FOLDER, card)["network"]
             self.temperature = card["temperature"]
 
@@ -168,13 +169,13 @@ def stock_archive(folder: Path) -> Path:
         # Deprecated, but TorchServe's image classifier loads nothing else.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.jit.trace(Tempered(), torch.zeros(1, 3, 60, 80)).save(folder / "network.pt")
+    names = folder / "index_to_name.json"
+    names.write_text(json.dumps(dict(enumerate(card["classes"]))))
     command: list[Any] = [Path(sys.executable).parent / "torch-model-archiver"]
     command += ["--model-name", "cells", "--version", VERSION, "--export-path", store]
     command += ["--serialized-file", folder / "network.pt"]
-    command += ["--handler", PEERS / "stock_handler.py", "--extra-files"]
-    command += [
-        f"{ROOT / 'handler' / 'index_to_name.json'},{ROOT / 'training' / 'torchvision_cpu.py'}"
-    ]
+    command += ["--handler", PEERS / "stock_handler.py"]
+    command += ["--extra-files", f"{names},{ROOT / 'training' / 'torchvision_cpu.py'}"]
     subprocess.run(command, check=True, capture_output=True)
     return store / "cells.mar"
 

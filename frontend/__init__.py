@@ -71,6 +71,8 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     app.wsgi_app = ProxyFix(app.wsgi_app, x_for=0, x_proto=1)  # type: ignore[method-assign]
     # A redirect to the path without double slashes would name the host of the request.
     app.url_map.merge_slashes = False
+    # Classes keep the order of their version.
+    app.json.sort_keys = False  # type: ignore[attr-defined]
     app.jinja_options = {"trim_blocks": True, "lstrip_blocks": True}
     # First, to measure also the requests that the others refuse.
     metrics.init_app(app)

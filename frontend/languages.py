@@ -4,21 +4,26 @@ from flask import Flask, request
 from flask_babel import Babel, format_percent, get_locale
 from flask_babel import lazy_gettext as _l
 
-from handler.contract import CLASSES
-
 LANGUAGES = {"en": "English", "pt_BR": "Português"}
 COOKIE = "language"
 
-NAMES = (_l("Eosinophil"), _l("Lymphocyte"), _l("Monocyte"), _l("Neutrophil"))
-CELLS = dict(zip(CLASSES, NAMES, strict=True))
+# A version may know other classes; they are shown by their own names.
+CELLS = {
+    "EOSINOPHIL": _l("Eosinophil"),
+    "LYMPHOCYTE": _l("Lymphocyte"),
+    "MONOCYTE": _l("Monocyte"),
+    "NEUTROPHIL": _l("Neutrophil"),
+    "BASOPHIL": _l("Basophil"),
+}
 
 
 def init_app(app: Flask) -> None:
     """Translate the pages of `app`."""
     Babel(app, locale_selector=choose)
     app.jinja_env.globals.update(
-        CELLS=CELLS, LANGUAGES=LANGUAGES, language=current, html_tag=html_tag, percent=percent
+        LANGUAGES=LANGUAGES, language=current, html_tag=html_tag, percent=percent
     )
+    app.add_template_filter(cell_name)
 
 
 def choose() -> str:
@@ -36,6 +41,11 @@ def choose() -> str:
 def current() -> str:
     """Return the language of this request."""
     return str(get_locale() or "en")
+
+
+def cell_name(label: str) -> str:
+    """Return the name of a class in the language of this request."""
+    return str(CELLS.get(label, label))
 
 
 def html_tag(language: str) -> str:

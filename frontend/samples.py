@@ -6,6 +6,7 @@ images of each class, each made from a different photograph.
 
 import csv
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -66,7 +67,7 @@ def _test_folder() -> Path | None:
 
 
 def _some_of_test(folder: Path) -> Iterator[Sample]:
-    seen: dict[str, set[str]] = {label: set() for label in CELLS}
+    seen: defaultdict[str, set[str]] = defaultdict(set)
     with IMAGES.open(newline="") as file:
         for split, label, name, photograph in csv.reader(file):
             if split != "TEST" or photograph in seen[label] or len(seen[label]) == EACH:

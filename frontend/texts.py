@@ -7,7 +7,7 @@ from flask_babel import gettext as _
 from flask_babel import lazy_gettext as _l
 
 from .errors import UPLOAD, Problem
-from .languages import CELLS
+from .languages import CELLS, cell_name
 from .uploads import Cell
 
 
@@ -48,8 +48,8 @@ def heading(cell: Cell) -> str:
     if not cell.found:
         return str(_("No white blood cell"))
     if cell.label is None:
-        return str(_("None of the four classes"))
-    return f"{CELLS[cell.label]}{'?' if cell.verdict == 'uncertain' else ''}"
+        return str(_("None of the classes"))
+    return f"{cell_name(cell.label)}{'?' if cell.verdict == 'uncertain' else ''}"
 
 
 def megabytes() -> int:
@@ -65,9 +65,8 @@ def advice(problem: Problem) -> str:
 def for_script() -> dict[str, Any]:
     """Return the texts of the script, with {} for the values that it fills in."""
     return {
-        "cells": {**CELLS, "OTHER": _("None of the four")},
+        "cells": {**CELLS, "OTHER": _("None of the classes")},
         "verdicts": {name: each._asdict() for name, each in VERDICTS.items()},
-        "none": _("None of the four classes"),
         "nothing": _("No white blood cell"),
         "nothingFound": NOTHING,
         "report": _("Report, %(date)s", date="{}"),
@@ -85,5 +84,5 @@ def for_script() -> dict[str, Any]:
         "by": _("Classified by version %(version)s", version="{}"),
         "noExplanation": _("The heat map could not be created. Try again."),
         "tooMany": _("At most %(limit)s images at a time: the others were not added.", limit="{}"),
-        "noLabels": _("Label cells first: select one and press 1 to 5."),
+        "noLabels": _("Label cells first: select one and press a number key."),
     }

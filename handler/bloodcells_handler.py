@@ -59,7 +59,7 @@ class BloodCellHandler:
         self.pipeline.warm_up()
         # In the folder of all archives, so that all workers share it.
         self.turn = Turn(model_dir.parent / "expensive.lock")
-        self.metrics = metrics.start(self.card["version"])
+        self.metrics = metrics.start(self.card["version"], self.card["classes"])
 
     def handle(self, data: Sequence[Mapping[str, Any]], context: Any) -> list[Any]:
         """Answer a batch: one JSON document for each row of data, in order."""

@@ -1,4 +1,4 @@
-"""What the service accepts and returns: the classes, the kinds of image, the largest image.
+"""What the service accepts: the kinds of image, the largest image.
 
 Handler, client, page and training take these from here. It imports nothing, so that a program
 that only sends images needs no numpy.
@@ -6,14 +6,8 @@ that only sends images needs no numpy.
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import NamedTuple
 
-# In the order of a network's outputs.
-CLASSES: tuple[str, ...] = tuple(
-    json.loads(Path(__file__).with_name("index_to_name.json").read_text()).values()
-)
 MAX_BYTES = 8 * 1024 * 1024
 
 

@@ -14,17 +14,15 @@ import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, values
 
 from handler.bounds import InputError
-from handler.contract import CLASSES
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
-ANSWERS = [(label, verdict) for label in CLASSES for verdict in ("confident", "uncertain")]
-ANSWERS.append(("none", "rejected"))
 # All types of InputError in this package.
 INPUT_ERRORS = (
     "BadRequest",
@@ -42,7 +40,7 @@ SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 ROOM = 1 << 14
 
 
-def start(version: str) -> Metrics:
+def start(version: str, classes: Sequence[str]) -> Metrics:
     """Return the metrics of this worker; where they can't be exported, it counts in memory."""
     if folder := os.environ.get(FOLDER):
         try:
@@ -51,7 +49,7 @@ def start(version: str) -> Metrics:
         except OSError as error:
             logging.error("No metrics are exported: %s", error)
             values.ValueClass = values.MutexValue
-    return Metrics(version)
+    return Metrics(version, classes)
 
 
 def make_room(folder: Path, kind: str, size: int, owner: str | int = "") -> None:
@@ -80,7 +78,7 @@ def make_room(folder: Path, kind: str, size: int, owner: str | int = "") -> None
 class Metrics:
     """The metrics of one worker."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, classes: Sequence[str]) -> None:
         self._version = version
         registry = CollectorRegistry()
         counter = partial(Counter, namespace="bloodcells", registry=registry)
@@ -102,8 +100,9 @@ class Metrics:
         self._put_off = counter("put_off", "Requests put off.", ["version"]).labels(version)
         self._explanations = counter("explanations", "Images explained by a heat map.")
         # `rate` sees an increase only from a value that was scraped, so all series start at 0.
-        for answer in ANSWERS:
-            self._predictions.labels(version, *answer)
+        self._predictions.labels(version, "none", "rejected")
+        for label, verdict in product(classes, ("confident", "uncertain")):
+            self._predictions.labels(version, label, verdict)
         for kind in INPUT_ERRORS:
             self._input_errors.labels(version, kind)
         counter("worker_starts", "Workers started.", ["version"]).labels(version).inc()

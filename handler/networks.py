@@ -16,7 +16,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from handler.contract import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
 
 # Scale the images to about unit variance.
@@ -24,7 +23,7 @@ FIELD_CONTRAST, LOCATOR_CONTRAST = 5.0, 4.0
 
 
 class BloodCellNet(nn.Module):
-    """Version 1.0: classify whole fields, (N, 3, 60, 80) in [0, 1], as logits (N, 4) of CLASSES.
+    """Version 1.0: classify whole fields, (N, 3, 60, 80) in [0, 1], as logits (N, classes).
 
     The original project's network: two 3x3 convolutions, dropout, two linear layers. Channels,
     the max-pooling after each convolution (1: none) and the hidden width are configurable. It does
@@ -33,6 +32,7 @@ class BloodCellNet(nn.Module):
 
     def __init__(
         self,
+        classes: int,
         channels: Sequence[int],
         pools: Sequence[int],
         hidden: int,
@@ -55,7 +55,7 @@ class BloodCellNet(nn.Module):
             nn.Linear(channels[1] * height * width, hidden),
             nn.ReLU(),
             nn.Dropout(dropout[1]),
-            nn.Linear(hidden, len(CLASSES)),
+            nn.Linear(hidden, classes),
         )
 
     @property
@@ -105,13 +105,13 @@ class Locator(nn.Module):
 
 
 class CellNet(nn.Module):
-    """Classify cells: map amounts of dye (N, 3, 60, 80) to logits (N, 5) of CLASSES and other.
+    """Classify cells: map amounts of dye (N, 3, 60, 80) to logits (N, classes + 1).
 
-    A small residual network (He et al. 2016) with mean and maximum pooling. GroupNorm stores no
-    statistics of the training laboratory, as BatchNorm would.
+    The last logit is of other cells. A small residual network (He et al. 2016) with mean and
+    maximum pooling. GroupNorm stores no statistics of the training laboratory, as BatchNorm would.
     """
 
-    def __init__(self, channels: Sequence[int], dropout: float) -> None:
+    def __init__(self, classes: int, channels: Sequence[int], dropout: float) -> None:
         super().__init__()
         self.stem = nn.Sequential(
             nn.Conv2d(3, channels[0], 5, 2, 2, bias=False), _norm(channels[0]), nn.ReLU()
@@ -120,7 +120,7 @@ class CellNet(nn.Module):
         blocks += [_Residual(inputs, outputs, 2) for inputs, outputs in pairwise(channels)]
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(2 * channels[-1], len(CLASSES) + 1)
+        self.classifier = nn.Linear(2 * channels[-1], classes + 1)
 
     @property
     def last_convolution(self) -> nn.Module:
@@ -135,7 +135,7 @@ class CellNet(nn.Module):
 
 
 def flip_averaged_logits(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
-    """Return the logits (N, 5) of amounts of dye, averaged over each cell and its half turn.
+    """Return the logits of amounts of dye, averaged over each cell and its half turn.
 
     This is slightly more accurate on held-out cells and on unseen laboratories.
     """
@@ -166,7 +166,7 @@ def load_networks(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
     """
     weights = torch.load(folder / "weights.pt", map_location="cpu", weights_only=True)
     reader = CellNet if card["finds_cells"] else BloodCellNet
-    networks: dict[str, nn.Module] = {"network": reader(**card["network"])}
+    networks: dict[str, nn.Module] = {"network": reader(len(card["classes"]), **card["network"])}
     if card["finds_cells"]:
         networks["locator"] = Locator()
     for name, network in networks.items():

@@ -15,7 +15,6 @@ import numpy as np
 
 from handler.cells import cut_out, to_amounts, window
 from handler.checked import read_checked
-from handler.contract import CLASSES
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
 from handler.gate import SIZE, shrink
@@ -84,10 +83,12 @@ def load(
         return network.to("cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}")
 
     read_checked(folder, card, "weights.pt")
+    classes = len(card["classes"])
     if card["finds_cells"]:
         engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
-        return CellByCell(*engines, torch_network, batch_size)
-    return WholeField(engine("gate.onnx"), engine("network.onnx"), torch_network, batch_size)
+        return CellByCell(*engines, torch_network, batch_size, classes)
+    networks = engine("gate.onnx"), engine("network.onnx")
+    return WholeField(*networks, torch_network, batch_size, classes)
 
 
 class WholeField:
@@ -101,13 +102,15 @@ class WholeField:
         network: Network,
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
+        classes: int,
     ) -> None:
-        """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits (N, 4).
+        """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits.
 
-        `torch_network` returns the network in torch, for explanations.
+        `torch_network` returns the network in torch, for explanations. The first `classes` logits
+        are of the classes.
         """
         self.gate, self.network, self.torch_network = gate, network, torch_network
-        self.batch_size = batch_size
+        self.batch_size, self.classes = batch_size, classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [
@@ -120,7 +123,7 @@ class WholeField:
         [prediction] = self.predict([image])
         size = (image.width, image.height)
         inputs = normalized(image.pixels[None])
-        [heat] = _attribute(self.torch_network(), inputs, _labels(prediction.cells))
+        [heat] = _attribute(self.torch_network(), inputs, _labels(prediction.cells, self.classes))
         return prediction, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
@@ -144,14 +147,17 @@ class CellByCell:
         network: Network,
         torch_network: Callable[[], BloodCellNet | CellNet],
         batch_size: int,
+        classes: int,
     ) -> None:
         """Take a gate, from pixels (N, 30, 40, 3) to stains (N,), a locator and a network.
 
         The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes, the network
-        amounts of dye (N, 3, 60, 80) to logits (N, 5). `torch_network` returns it in torch.
+        amounts of dye (N, 3, 60, 80) to logits, the first `classes` of them of the classes.
+        `torch_network` returns it in torch.
         """
         self.gate, self.locator, self.network = gate, locator, network
         self.torch_network, self.batch_size = torch_network, batch_size
+        self.classes = classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [prediction for prediction, _dyes in self._read(images)]
@@ -163,7 +169,8 @@ class CellByCell:
         pairs = list(zip(prediction.cells, dyes, strict=True))
         for part in _parts(pairs, self.batch_size):
             cells = [cell for cell, _ in part]
-            maps = self._maps(np.stack([amounts for _, amounts in part]), _labels(cells))
+            labels = _labels(cells, self.classes)
+            maps = self._maps(np.stack([amounts for _, amounts in part]), labels)
             for cell, each in zip(cells, maps, strict=True):
                 assert cell.box
                 heat = np.maximum(heat, place(each, window(cell.box), size))
@@ -232,9 +239,9 @@ def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _labels(cells: Sequence[Cell]) -> list[int]:
+def _labels(cells: Sequence[Cell], classes: int) -> list[int]:
     """Return each cell's most probable class, even if it is rejected."""
-    return [int(np.argmax(cell.logits[: len(CLASSES)])) for cell in cells]
+    return [int(np.argmax(cell.logits[:classes])) for cell in cells]
 
 
 def _upload_box(box: Box, image: DecodedImage) -> Box:

@@ -1,9 +1,10 @@
 """The answer for an image: calibrated probabilities, a label and a verdict.
 
-A version's card holds the temperature that divides the logits before the softmax (Guo et al. 2017)
-and three thresholds, chosen on held-out photographs (training/calibrate.py). An image is `rejected`
-if nothing in it is stained like a nucleus or no white cell is found, a cell if it looks like none
-of CLASSES. Otherwise the probability of the label decides between `confident` and `uncertain`.
+A version's card holds its classes, the temperature that divides the logits before the softmax (Guo
+et al. 2017) and three thresholds, chosen on held-out photographs (training/calibrate.py). An image
+is `rejected` if nothing in it is stained like a nucleus or no white cell is found, a cell if it
+looks like none of the classes. Otherwise the probability of the label decides between `confident`
+and `uncertain`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from handler.contract import CLASSES
 from handler.preprocessing import Box
 
 Answer = dict[str, Any]
@@ -23,8 +23,8 @@ Answer = dict[str, Any]
 class Cell:
     """A network's output for one cell, or for the whole field if the version finds no cells.
 
-    The logits are of CLASSES, then of other cells if the version has that output. The box is
-    (left, top, right, bottom) in pixels of the upright upload; None for the whole field.
+    The logits are of the version's classes, then of other cells if it has outputs for them. The
+    box is (left, top, right, bottom) in pixels of the upright upload; None for the whole field.
     """
 
     logits: Sequence[float]
@@ -44,7 +44,8 @@ def answer(model: str, card: Mapping[str, Any], prediction: Prediction) -> Answe
     stained = prediction.stain >= card["thresholds"]["stain"]
     cells = [_judge(card, cell, stained) for cell in prediction.cells]
     # Without a cell nothing is known of the classes.
-    unknown = _document(None, "rejected", [1 / len(CLASSES)] * len(CLASSES))
+    count = len(card["classes"])
+    unknown = _document(card, None, "rejected", [1 / count] * count)
     best = max(cells, key=_certainty, default=unknown)
     document = {"model": model, "version": card["version"], **best}
     if card["finds_cells"]:
@@ -61,27 +62,27 @@ def probabilities(logits: Sequence[float], temperature: float) -> list[float]:
     return [power / total for power in powers]
 
 
-def other_probability(logits: Sequence[float], temperature: float) -> float:
+def other_probability(card: Mapping[str, Any], logits: Sequence[float]) -> float:
     """Return the probability of a cell of another kind; 0 if the version has no output for it."""
-    if len(logits) == len(CLASSES):
-        return 0.0
-    return sum(probabilities(logits, temperature)[len(CLASSES) :])
+    return sum(probabilities(logits, card["temperature"])[len(card["classes"]) :])
 
 
 def _judge(card: Mapping[str, Any], cell: Cell, stained: bool) -> Answer:
-    temperature, thresholds = card["temperature"], card["thresholds"]
-    shares = probabilities(cell.logits[: len(CLASSES)], temperature)
+    classes, thresholds = card["classes"], card["thresholds"]
+    shares = probabilities(cell.logits[: len(classes)], card["temperature"])
     top = max(shares)
-    if not stained or other_probability(cell.logits, temperature) > thresholds["foreign"]:
+    if not stained or other_probability(card, cell.logits) > thresholds["foreign"]:
         label, verdict = None, "rejected"
     else:
-        label = CLASSES[shares.index(top)]
+        label = classes[shares.index(top)]
         verdict = "confident" if top >= thresholds["confident"] else "uncertain"
-    return _document(label, verdict, shares)
+    return _document(card, label, verdict, shares)
 
 
-def _document(label: str | None, verdict: str, shares: Sequence[float]) -> Answer:
-    named = zip(CLASSES, shares, strict=True)
+def _document(
+    card: Mapping[str, Any], label: str | None, verdict: str, shares: Sequence[float]
+) -> Answer:
+    named = zip(card["classes"], shares, strict=True)
     rounded = {name: round(share, 6) for name, share in named}
     return {"label": label, "verdict": verdict, "probabilities": rounded}
 

@@ -38,7 +38,7 @@ END
 stage=$(mktemp -d)
 trap 'rm -rf "$stage"' EXIT
 mkdir -p "$stage/tmp" "$stage/out" "$stage/extra/handler" model_store
-cp handler/*.py handler/index_to_name.json "$stage/extra/handler/"
+cp handler/*.py "$stage/extra/handler/"
 # TorchServe's entry point must be outside the package.
 rm "$stage/extra/handler/bloodcells_handler.py"
 cp "$model"/*.onnx "$model/card.json" "$model/golden.json" "$stage/extra/"

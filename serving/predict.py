@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from handler.contract import CLASSES, MAX_BYTES, SUFFIXES
+from handler.contract import MAX_BYTES, SUFFIXES
 from serving.client import InferenceClient, NotServed, ServiceError, Unreachable
 
 # Images per job that may be sent before the next answer is written.
@@ -163,15 +164,21 @@ def write_table(results: Iterable[Result], stream: TextIO) -> None:
 
 
 def write_csv(results: Iterable[Result], stream: TextIO) -> None:
-    """Write CSV for spreadsheets: quoted text, and numbers."""
+    """Write CSV for spreadsheets: quoted text, and numbers.
+
+    The first answer gives the columns of the classes, since a run uses one version.
+    """
+    results = iter(results)
+    first = _to_first_answer(results)
+    classes = _classes(first)
     writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    writer.writerow(("file", "version", "label", "verdict", *CLASSES, "error", "message"))
-    for result in results:
+    writer.writerow(("file", "version", "label", "verdict", *classes, "error", "message"))
+    for result in chain(first, results):
         answer, error = result.answer or {}, result.error or {}
         row = [
             result.file,
             *(answer.get(key) for key in ("version", "label", "verdict")),
-            *(answer.get("probabilities", {}).get(name) for name in CLASSES),
+            *(answer.get("probabilities", {}).get(name) for name in classes),
             *(error.get(key) for key in ("type", "message")),
         ]
         writer.writerow([_without_formula(cell) for cell in row])
@@ -246,31 +253,48 @@ def _work(ask: Ask, tasks: Tasks, ended: threading.Event) -> None:
             future.set_exception(error)
 
 
+def _to_first_answer(results: Iterator[Result]) -> list[Result]:
+    """Take results up to the first answer."""
+    taken = []
+    for result in results:
+        taken.append(result)
+        if result.answer:
+            break
+    return taken
+
+
+def _classes(results: Iterable[Result]) -> list[str]:
+    """Return all classes of the answers, in their order."""
+    answers = (result.answer for result in results if result.answer)
+    return list(dict.fromkeys(name for answer in answers for name in answer["probabilities"]))
+
+
 def _table(results: Sequence[Result]) -> Table:
+    classes = _classes(results)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("file", "version", "label", "verdict"):
         table.add_column(column, overflow="fold")
-    for name in CLASSES:
+    for name in classes:
         table.add_column(name[:4].lower(), justify="right", no_wrap=True)
     if any(result.error for result in results):
         table.add_column("error", overflow="fold")
     for result in results:
         # As Text, since a file name may look like markup.
-        table.add_row(*(Text(_printable(cell)) for cell in _cells(result)))
+        table.add_row(*(Text(_printable(cell)) for cell in _cells(result, classes)))
     return table
 
 
-def _cells(result: Result) -> Sequence[str]:
+def _cells(result: Result, classes: Sequence[str]) -> Sequence[str]:
     if result.error is not None:
-        return (result.file, *[""] * (3 + len(CLASSES)), result.error["message"])
+        return (result.file, *[""] * (3 + len(classes)), result.error["message"])
     answer = result.answer or {}
-    shares = (answer["probabilities"][name] for name in CLASSES)
+    shares = (answer["probabilities"].get(name) for name in classes)
     return (
         result.file,
         answer["version"],
         answer["label"] or "",
         answer["verdict"],
-        *(f"{share:.1%}" for share in shares),
+        *("" if share is None else f"{share:.1%}" for share in shares),
     )
 
 

@@ -19,9 +19,9 @@ from werkzeug.test import encode_multipart
 
 from frontend import create_app, samples
 from frontend.__main__ import bind
-from handler.contract import CLASSES
 from serving.client import ServiceError
 from serving.deployment.routing import Routing
+from training.protocol import CLASSES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -83,6 +83,7 @@ class DrawingsStandIn(StandIn):
     def __init__(self) -> None:
         super().__init__()
         self.serves = Routing("2.0", ("1.0", "2.0"))
+        self.classes: tuple[str, ...] = CLASSES
 
     def predict(
         self, image: bytes, version: str | None = None, client: str | None = None
@@ -95,19 +96,19 @@ class DrawingsStandIn(StandIn):
         several = CLASSES if drawing.name.startswith("field") else ()
         labels = [drawing.label] if drawing.label else several
         cells = [
-            cell(label, 0.9 - 0.1 * index, [100 + 100 * index, 60, 180 + 100 * index, 140])
+            self.cell(label, 0.9 - 0.1 * index, [100 + 100 * index, 60, 180 + 100 * index, 140])
             for index, label in enumerate(labels)
         ]
-        best = cells[0] if cells else cell(None, 0.4)
+        best = cells[0] if cells else self.cell(None, 0.4)
         return {"model": "bloodcells", "version": version or "2.0", **best, "cells": cells}
 
-
-def cell(label: str | None, top: float, box: list[int] | None = None) -> dict[str, Any]:
-    """Return a cell of an answer: uncertain below 0.65, rejected without a label."""
-    verdict = "rejected" if label is None else "confident" if top > 0.65 else "uncertain"
-    shares = dict.fromkeys(CLASSES, (1 - top) / 3) | {label or CLASSES[0]: top}
-    found = {"label": label, "verdict": verdict, "probabilities": shares}
-    return found | {"box": box} if box else found
+    def cell(self, label: str | None, top: float, box: list[int] | None = None) -> dict[str, Any]:
+        """Return a cell of an answer: uncertain below 0.65, rejected without a label."""
+        verdict = "rejected" if label is None else "confident" if top > 0.65 else "uncertain"
+        rest = (1 - top) / (len(self.classes) - 1)
+        shares = dict.fromkeys(self.classes, rest) | {label or self.classes[0]: top}
+        found = {"label": label, "verdict": verdict, "probabilities": shares}
+        return found | {"box": box} if box else found
 
 
 def failure(kind: str) -> ServiceError:

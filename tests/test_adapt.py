@@ -16,7 +16,6 @@ from PIL import Image
 
 from handler import pipelines
 from handler.cells import cut_out
-from handler.contract import CLASSES
 from handler.locator import Located
 from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
@@ -30,6 +29,7 @@ from training.calibrate import choose
 from training.cell_set import PATCH, CellSet, middle, surest
 from training.data import OTHER, Sample
 from training.out_of_fold import OutOfFold
+from training.protocol import CLASSES
 from training.recipes import RECIPES, CellRecipe
 from training.version_files import Trained
 
@@ -71,7 +71,7 @@ def write_base(locator: Locator, network: CellNet, version: str = "2.0", **card:
 
 def untrained() -> CellNet:
     torch.manual_seed(0)
-    return CellNet(**NETWORK).eval()
+    return CellNet(len(CLASSES), **NETWORK).eval()
 
 
 def certain(label: int, mark: int = 0) -> CellNet:
@@ -182,7 +182,7 @@ def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
     card, base = read(adapted.written / "card.json"), read(adapted.base / "card.json")
     assert (card["version"], card["adapted_from"]) == ("3.0", "2.0")
     assert read(adapted.written / "history.json")["adapted_from"] == "2.0"
-    for name in ("labels", "input", "finds_cells", "network", "parameters"):
+    for name in ("classes", "input", "finds_cells", "network", "parameters"):
         assert card[name] == base[name]
     assert card["temperature"] != base["temperature"]
     assert card["thresholds"].keys() == base["thresholds"].keys()

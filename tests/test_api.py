@@ -15,9 +15,9 @@ from werkzeug.datastructures import FileStorage
 from werkzeug.test import TestResponse
 
 from frontend import create_app, errors, images, limits, samples, texts
-from frontend.languages import CELLS
 from serving.client import INPUT_ERRORS
 from serving.errors import WorkerDied
+from training.protocol import CLASSES
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
 UNCERTAIN = {
@@ -103,6 +103,7 @@ def test_upright_size(kind: str, orientation: int) -> None:
         {"probabilities": SHARES | {"NEUTROPHIL": 1.5}},
         {"probabilities": SHARES | {"NEUTROPHIL": float("nan")}},
         {"probabilities": {"PLATELET": 1.0}},
+        REJECTED | {"probabilities": {}},
         {"box": [1, 2, 3]},
         {"box": [1, 2, 3, float("nan")]},
     ],
@@ -255,7 +256,7 @@ def test_the_script_has_a_text_for_each_error(app: Flask) -> None:
 
 def test_drawn_samples(client: FlaskClient, stand_in: StandIn) -> None:
     drawn = samples.drawn()
-    assert {sample.label for sample in drawn} == {*CELLS, None}
+    assert {sample.label for sample in drawn} == {*CLASSES, None}
     page = client.get("/").text
     for sample in drawn:
         assert f'data-address="/static/samples/{sample.name}"' in page

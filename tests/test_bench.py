@@ -22,11 +22,11 @@ from benchmarks.bench import Bodies
 from benchmarks.peers.kernels import Ours, Plain
 from benchmarks.report import RESULTS
 from benchmarks.servers import SERVERS, SERVICE, Running
-from handler.contract import CLASSES
 from handler.payload import parse
 from serving.deployment import known_answers
 from serving.settings import ROOT
 from testing import processes
+from training.protocol import CLASSES
 
 SAMPLES = [path.read_bytes() for path in sorted(known_answers.SAMPLES.glob("*.png"))]
 

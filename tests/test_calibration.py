@@ -14,7 +14,6 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from handler.contract import CLASSES
 from handler.networks import CellNet, Locator
 from handler.preprocessing import DecodedImage, within_field
 from handler.verdict import Cell, Prediction, answer, other_probability
@@ -31,7 +30,7 @@ from training.calibrate import (
 from training.crossvalidate import predict
 from training.data import OTHER, Sample
 from training.out_of_fold import OutOfFold
-from training.protocol import KEPT
+from training.protocol import CLASSES, KEPT
 
 SAME = np.ones
 
@@ -111,7 +110,7 @@ def test_confident_from_is_the_lowest_that_keeps_the_accuracy(
 def predictions(
     count: int, seed: int = 0, laboratory: str = "here", sharp: float = 2.0
 ) -> OutOfFold:
-    """Make predictions for the four classes, and for a tenth of other cells."""
+    """Make predictions for the classes, and for a tenth of other cells."""
     logits, labels = drawn(count, seed, sharp)
     random = np.random.default_rng(seed + 100)
     labels[random.random(count) < 0.1] = OTHER
@@ -137,7 +136,7 @@ def test_the_thresholds_reject_and_confirm_the_intended_shares() -> None:
     """In the answers of the service."""
     images = predictions(2000)
     chosen = choose(images)
-    card = chosen | {"version": "9.0", "finds_cells": True}
+    card = chosen | {"version": "9.0", "classes": CLASSES, "finds_cells": True}
     card["thresholds"]["stain"] = 0.0
     rejected: dict[bool, list[bool]] = {True: [], False: []}
     confident = []
@@ -165,11 +164,11 @@ def test_laboratories_and_their_classes_have_the_same_weight() -> None:
     assert numbers(choose(four)) == numbers(choose(here))
 
 
-def test_a_version_of_four_classes_rejects_no_cell() -> None:
+def test_a_version_without_other_outputs_rejects_no_cell() -> None:
     images = predictions(800)
-    chosen = choose(replace(images, logits=images.logits[:, :4]))
-    assert chosen["thresholds"]["foreign"] == 1.0
-    assert other_probability(images.logits[0, :4].tolist(), chosen["temperature"]) == 0
+    card = {"classes": CLASSES, **choose(replace(images, logits=images.logits[:, :4]))}
+    assert card["thresholds"]["foreign"] == 1.0
+    assert other_probability(card, images.logits[0, :4].tolist()) == 0
 
 
 def test_only_fold_predictions_with_a_cell_of_train_calibrate() -> None:
@@ -254,7 +253,7 @@ def test_an_image_is_predicted_by_its_most_certain_cell(
         path = tmp_path / f"{len(samples)}.png"
         Image.new("RGB", (8, 6), (level, 0, 0)).save(path)
         samples.append(Sample(path, level, f"kind {level}", path.stem))
-    images = predict(Locator(), CellNet((8,), 0.1), samples, "here", 3)
+    images = predict(Locator(), CellNet(len(CLASSES), (8,), 0.1), samples, "here", 3)
     assert images.names.tolist() == [sample.path.name for sample in samples]
     assert images.labels.tolist() == [sample.label for sample in samples]
     assert set(images.folds) == {3}

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from handler.cells import ZOOM, Cutout, cut_out, to_amounts
-from handler.contract import CLASSES
 from handler.locator import Located
 from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
@@ -21,6 +20,7 @@ from training import cells as training
 from training.cell_set import MARGIN, PATCH, CellSet, collect, middle, surest
 from training.cells import augment, predict_cells, train_cells, train_network
 from training.data import OTHER, Sample
+from training.protocol import CLASSES
 from training.recipes import CellRecipe
 
 SMALL = CellRecipe(channels=(8, 16), steps=4, batch_size=4, dropout=0.1)
@@ -113,7 +113,7 @@ def test_the_middle_of_a_nucleus_is_one_azure_and_no_eosin() -> None:
 def test_a_cell_alone_and_in_a_batch_has_the_same_logits(channels: tuple[int, ...]) -> None:
     """One for each class, and one for other cells."""
     torch.manual_seed(0)
-    network = CellNet(channels, 0.5).eval()
+    network = CellNet(len(CLASSES), channels, 0.5).eval()
     cutouts = cutouts_of([paint(label) for label in range(4)])
     together = predict_cells(network, cutouts)
     assert together.shape == (4, len(CLASSES) + 1)
@@ -213,7 +213,7 @@ def test_training_sees_what_the_service_sees(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_logits_are_the_mean_over_a_cell_and_its_half_turn() -> None:
     torch.manual_seed(0)
-    network = CellNet((8, 16), 0.0).eval()
+    network = CellNet(len(CLASSES), (8, 16), 0.0).eval()
     dyes = torch.rand(5, 3, HEIGHT, WIDTH)
     once, mean = network(dyes), flip_averaged_logits(network, dyes)
     torch.testing.assert_close(mean, (once + network(dyes.flip(2, 3))) / 2)
@@ -238,7 +238,7 @@ def test_training_learns() -> None:
 def test_training_starts_from_a_seed_or_a_copy_of_given_weights() -> None:
     cells = painted([0, 1, 2, 3])
     torch.manual_seed(9)
-    start = CellNet(SMALL.channels, SMALL.dropout)
+    start = CellNet(len(CLASSES), SMALL.channels, SMALL.dropout)
     before = {name: weight.clone() for name, weight in start.state_dict().items()}
     recipe = replace(SMALL, steps=2)
     still, _ = train_cells(cells, replace(recipe, learning_rate=0.0), 0, "", start)
@@ -264,7 +264,7 @@ def trainings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ) -> tuple[CellNet, list[dict[str, float]]]:
         run.append(" ".join(np.unique(cells.laboratories)))
         torch.manual_seed(seed)
-        return CellNet(recipe.channels, recipe.dropout), [{"train_loss": 1.0}]
+        return CellNet(len(CLASSES), recipe.channels, recipe.dropout), [{"train_loss": 1.0}]
 
     monkeypatch.setattr(training, "train_cells", train)
     return run

@@ -1,27 +1,27 @@
-"""The classes and the limits are the same where Python's constants cannot be imported."""
+"""The classes and the limits are the same wherever they are written."""
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
 
 import pytest
-import yaml
+from conftest import CARDS
 
 from frontend.languages import CELLS
-from handler.contract import CLASSES, KINDS, MAX_BYTES, kind_of
+from handler.contract import KINDS, MAX_BYTES, kind_of
 from serving.settings import ROOT
 from serving.torchserve.config import read_properties
 
-OPENAPI: dict[str, Any] = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())
 EDGE = (ROOT / "deploy" / "nginx" / "edge.conf").read_text()
 
 
-def test_every_part_knows_the_same_classes_in_the_same_order() -> None:
-    schemas = OPENAPI["components"]["schemas"]
-    assert tuple(CELLS) == CLASSES
-    assert tuple(schemas["Class"]["enum"]) == CLASSES
-    assert tuple(schemas["Probabilities"]["required"]) == CLASSES
+@pytest.mark.parametrize("version", CARDS)
+def test_a_version_answers_with_the_classes_of_its_card(version: str) -> None:
+    golden = json.loads((ROOT / "models" / version / "golden.json").read_text())
+    for probabilities in golden.values():
+        assert list(probabilities) == CARDS[version]["classes"]
+    assert set(CARDS[version]["classes"]) <= set(CELLS)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from handler.contract import CLASSES
 from training import data
 from training.__main__ import main
+from training.protocol import CLASSES
 
 SPLITS = ("TRAIN", "TEST")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -130,8 +131,12 @@ def test_answers_need_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_a_gpu_that_torchserve_does_not_see_is_refused(tmp_path: Path) -> None:
+def test_a_gpu_that_torchserve_does_not_see_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Otherwise the worker would run on the cores, unnoticed."""
+    # The handler changes this level; caplog restores it.
+    caplog.set_level(logging.ERROR)
     (tmp_path / "card.json").write_text("{}")
     context = SimpleNamespace(
         system_properties={"model_dir": str(tmp_path), "gpu_id": None},

@@ -20,11 +20,11 @@ from scipy.stats import spearmanr
 from torch.nn import functional as F
 
 from handler.attribution import heat_maps
-from handler.contract import CLASSES
 from handler.explanation import CANVAS, canvas_size, place, to_png
 from handler.networks import BloodCellNet, CellNet, to_input
 from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode
 from serving.settings import ROOT
+from training.protocol import CLASSES
 
 # Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.
 CUTS = [(0, 0), (160, 120)]
@@ -37,7 +37,8 @@ Network = BloodCellNet | CellNet
 
 def untrained() -> BloodCellNet:
     torch.manual_seed(0)
-    return BloodCellNet(**json.loads((FOLDER / "card.json").read_text())["network"]).eval()
+    card = json.loads((FOLDER / "card.json").read_text())
+    return BloodCellNet(len(card["classes"]), **card["network"]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def network(request: pytest.FixtureRequest, shipped: BloodCellNet) -> Network:
     if request.param == "1.0":
         return shipped
     torch.manual_seed(0)
-    return CellNet((8, 16, 32), 0.1).eval()
+    return CellNet(len(CLASSES), (8, 16, 32), 0.1).eval()
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from handler import gate
-from handler.contract import CLASSES
 from handler.preprocessing import Pixels, decode, squashed, within_field
 from serving.settings import ROOT
 from training import data, out_of_distribution
 from training.export import in_torch
 from training.gate import Gate
 from training.out_of_distribution import far_images
+from training.protocol import CLASSES
 
 # Between the scores of nuclei and of nearly everything else; not a version's threshold.
 BETWEEN = 0.65

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from handler.contract import CLASSES
 from handler.preprocessing import Box
 from training import data, laboratories
 from training.data import OTHER, DataError
 from training.laboratories import pbc, read_folder, require
-from training.protocol import MIN_CELLS
+from training.protocol import CLASSES, MIN_CELLS
 
 FILES = (
     "EOSINOPHIL/b.png",

@@ -10,6 +10,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ ALERTS = [rule for group in RULES["groups"] for rule in group["rules"] if "alert
 DASHBOARD = json.loads((ROOT / "deploy" / "grafana" / "dashboard.json").read_text())
 # No process has this number: it is above the kernel's maximum.
 NOBODY = (1 << 22) + 1
+CLASSES = ("MONOCYTE", "NEUTROPHIL", "BASOPHIL", "BLAST")
 
 
 def no_room(*_: object) -> None:
@@ -56,7 +58,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def run_worker(folder: Path, process: int, *answers: Any, version: str = "2.0") -> None:
     """Make a worker with another process id count its start and some answers, and exit."""
     values.ValueClass = values.MultiProcessValue(lambda: process)
-    metrics.Metrics(version).answered(answers)
+    metrics.Metrics(version, CLASSES).answered(answers)
     values.close_all_multiprocess_files()
 
 
@@ -66,7 +68,7 @@ def said(label: str | None, verdict: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def counted(folder: Path) -> metrics.Metrics:
-    return metrics.start("2.0")
+    return metrics.start("2.0", CLASSES)
 
 
 def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> None:
@@ -107,8 +109,12 @@ def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> Non
 def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
     """Prometheus would not see an increase to the first value otherwise."""
     seen = read(folder)
-    answers = [each for each in seen if each[0] == "bloodcells_predictions_total"]
-    assert len(answers) == len(metrics.ANSWERS) == 9
+    name = "bloodcells_predictions_total"
+    answers = {each: count for each, count in seen.items() if each[0] == name}
+    verdicts = [*product(CLASSES, ("confident", "uncertain")), ("none", "rejected")]
+    assert answers == {
+        key(name, version="2.0", label=label, verdict=verdict): 0 for label, verdict in verdicts
+    }
     code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
     named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
     assert code.count("InputError(") == len(re.findall(r"InputError\(\s*\d+", code)) + 1
@@ -123,7 +129,7 @@ def test_without_room_nothing_is_counted_and_all_answer(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", no_room)
-    metrics.start("2.0").answered([said("MONOCYTE", "confident")])
+    metrics.start("2.0", CLASSES).answered([said("MONOCYTE", "confident")])
     assert caplog.messages == ["No metrics are exported: [Errno 28] No space left on device"]
     app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
     before = counts()
@@ -133,7 +139,7 @@ def test_without_room_nothing_is_counted_and_all_answer(
 
 
 def test_ended_workers_are_merged(folder: Path) -> None:
-    metrics.start("2.0").answered([said("NEUTROPHIL", "confident")])
+    metrics.start("2.0", CLASSES).answered([said("NEUTROPHIL", "confident")])
     for file in folder.iterdir():
         assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
     for number in range(5):

@@ -17,12 +17,12 @@ from conftest import VERSIONS
 from PIL import Image, ImageEnhance
 
 from handler import pipelines
-from handler.contract import CLASSES
 from handler.pipelines import Pipeline
 from handler.preprocessing import decode
 from handler.verdict import Cell, probabilities
 from serving.settings import ROOT
 from training import data
+from training.protocol import CLASSES
 
 Change = Callable[[Image.Image], Image.Image]
 # Images that may differ between machines, whose arithmetic rounds differently.

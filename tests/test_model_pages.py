@@ -135,6 +135,7 @@ def test_no_version_is_finished(client: FlaskClient, app: Flask, tmp_path: Path)
 def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
     folder = shutil.copytree(models / "2.0", models / "3.0")
     card = json.loads((folder / "card.json").read_text()) | {"adapted_from": "2.0"}
+    card["classes"] = ["NEUTROPHIL", "BASOPHIL", "BLAST"]
     del card["test_accuracy"]
     recall = {"macro_recall": {"value": 0.912, "interval": [0.88, 0.94]}}
     found = {"version": "3.0", "own_cells": {"before": recall, "after": recall}}
@@ -144,6 +145,7 @@ def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
     page = client.get("/models/3.0").text
     assert "91.2%" in page
     assert "Adapted from version 2.0" in page
+    assert "Neutrophil, Basophil, BLAST" in page
     assert "Confusion" not in page
     assert 'class="plot"' not in page
     assert "3.0" in client.get("/models").text

@@ -21,6 +21,7 @@ from training.export import in_torch
 from training.gate import Gate
 from training.version_files import write_onnx
 
+CLASSES = 5
 FIELD = {"channels": [4, 8], "pools": [4, 4], "hidden": 8, "dropout": [0, 0]}
 CELL = {"channels": [8, 8, 8], "dropout": 0}
 DRAWN = draw_cell("MONOCYTE", 3, (320, 240))
@@ -44,18 +45,18 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Located]:
 @pytest.fixture
 def cells(places: list[Located]) -> CellByCell:
     torch.manual_seed(0)
-    network = CellNet(**CELL)
-    look = in_torch(Gate(gate.SIZE))
-    return CellByCell(look, in_torch(Locator()), in_torch(network), lambda: network, 2)
+    network = CellNet(CLASSES, **CELL)
+    networks = in_torch(Gate(gate.SIZE)), in_torch(Locator()), in_torch(network)
+    return CellByCell(*networks, lambda: network, 2, CLASSES)
 
 
 @pytest.fixture(params=["field", "cells"])
 def version(request: pytest.FixtureRequest, cells: CellByCell) -> Pipeline:
     if request.param == "cells":
         return cells
-    network = BloodCellNet(**FIELD)
+    network = BloodCellNet(CLASSES, **FIELD)
     look = in_torch(Gate((WIDTH, HEIGHT)))
-    return WholeField(look, in_torch(network), lambda: network, 2)
+    return WholeField(look, in_torch(network), lambda: network, 2, CLASSES)
 
 
 def test_pictures_are_examined_in_their_order(version: Pipeline) -> None:
@@ -108,11 +109,12 @@ def test_a_picture_without_cells_has_none_and_is_not_explained(
 
 @pytest.mark.parametrize("finds_cells", [False, True])
 def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool) -> None:
-    parts: dict[str, Any] = {"network": BloodCellNet(**FIELD)}
+    parts: dict[str, Any] = {"network": BloodCellNet(CLASSES, **FIELD)}
     if finds_cells:
-        parts = {"locator": Locator(), "network": CellNet(**CELL)}
+        parts = {"locator": Locator(), "network": CellNet(CLASSES, **CELL)}
     torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "weights.pt")
     card = {
+        "classes": ["A", "B", "C", "D", "E"],
         "finds_cells": finds_cells,
         "network": CELL if finds_cells else FIELD,
         **write_onnx(tmp_path, parts),

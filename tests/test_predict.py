@@ -236,6 +236,20 @@ class TestCsv:
         assert lines[1].split(maxsplit=1)[1].strip() == "It is cut off."
         assert lines[2].split()[:3] == ["c.png", "1.0", "rejected"]
 
+    def test_the_first_answer_gives_the_classes(self) -> None:
+        """Whatever they are, and also after an error; without an answer there are none."""
+        error = predict.Result("a.png", error={"type": "CorruptImage", "message": "It is cut."})
+        shares = {"BLAST": 0.25, "BASOPHIL": 0.75}
+        answered = predict.Result("b.png", answer=ANSWER | {"probabilities": shares})
+        text = written("csv", error, answered)
+        assert text.splitlines()[0].split(",")[4:6] == ['"BLAST"', '"BASOPHIL"']
+        first, second = csv.DictReader(io.StringIO(text))
+        assert (first["error"], first["BLAST"]) == ("CorruptImage", "")
+        assert (second["BLAST"], second["BASOPHIL"]) == ("0.25", "0.75")
+        [header, line] = written("csv", error).splitlines()
+        assert header.split(",")[3:5] == ['"verdict"', '"error"']
+        assert "It is cut." in line
+
     def test_a_file_name_is_not_a_formula(self) -> None:
         signs = ["=1+1", "+a", "-a", "@SUM(A1)", " =1", "\t=1", "\r\n=1", "\ufeff=1", "\uff1d1"]
         for name in (*signs, "\uff0ba", "\uff0da", "\uff20a", "\ta", "\ra", "\u200b\uff1d1"):
@@ -265,6 +279,15 @@ def test_json_is_a_valid_list_of_answers_also_after_ctrl_c(count: int) -> None:
 
 
 class TestTable:
+    def test_has_the_classes_of_all_answers(self) -> None:
+        """The default version may answer for a canary that fails."""
+        more = ANSWER | {"probabilities": {"BASOPHIL": 0.5, **SHARES}}
+        results = [predict.Result(name, answer=each) for name, each in (("a", ANSWER), ("b", more))]
+        header, first, second = written("table", *results).splitlines()
+        assert header.split()[4:] == ["eosi", "lymp", "mono", "neut", "baso"]
+        assert first.split()[4:] == ["10.0%", "20.0%", "30.0%", "40.0%"]
+        assert second.split()[4:] == ["10.0%", "20.0%", "30.0%", "40.0%", "50.0%"]
+
     def test_names_are_neither_markup_nor_terminal_commands(self) -> None:
         name = "[red]\x1b[2J\n.png" + "a" * 300
         text = written("table", predict.Result(name, answer=ANSWER))

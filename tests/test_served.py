@@ -13,13 +13,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import SERVED
 
-from handler.contract import CLASSES
 from serving.client import InferenceClient
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import ROOT, Settings
 from testing.service import Service, environment_of
 from training import data, served
 from training.__main__ import main
+from training.protocol import CLASSES
 
 DRAWN = sorted(SAMPLES.glob("*.png"))
 FILES = [path.read_bytes() for path in DRAWN]

@@ -15,12 +15,12 @@ import pytest
 import torch
 from conftest import VERSIONS
 
-from handler.contract import CLASSES
 from handler.networks import BloodCellNet, to_input, to_planes
 from serving.settings import ROOT
 from training import sweep, version_files
 from training.fields import Batch, Run, predict
 from training.metrics import balanced, confusion_by_photograph, summarize
+from training.protocol import CLASSES
 from training.recipes import FieldRecipe
 
 SMALL = FieldRecipe(channels=(4, 4), pools=(4, 4), hidden=8, epochs=3, batch_size=16)
@@ -44,7 +44,7 @@ def same_weights(one: BloodCellNet, other: BloodCellNet) -> bool:
 
 
 def network() -> BloodCellNet:
-    return BloodCellNet(**SMALL.network())
+    return BloodCellNet(len(CLASSES), **SMALL.network())
 
 
 def test_evaluation_sees_what_the_service_sees() -> None:
@@ -161,7 +161,7 @@ def test_a_new_training_removes_the_old_measurements(
     goes.add("locator.onnx")
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
         (here / name).write_text("old")
-    made = BloodCellNet([1, 1], [4, 4], 1, [0, 0])
+    made = BloodCellNet(len(CLASSES), [1, 1], [4, 4], 1, [0, 0])
     version_files.write("9.0", version_files.Trained({"network": made}, {}, {"rows": []}))
     assert {path.name for path in here.iterdir()} == stays
     assert (here / "model-config.yaml").read_text() == "old"

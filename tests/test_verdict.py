@@ -11,12 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from handler.contract import CLASSES
 from handler.preprocessing import Box
 from handler.verdict import Answer, Cell, Prediction, answer, other_probability
+from training.protocol import CLASSES
 
 CARD: dict[str, Any] = {
     "version": "9.0",
+    "classes": CLASSES,
     "finds_cells": True,
     "temperature": 1.0,
     "thresholds": {"stain": 0.2, "foreign": 0.5, "confident": 0.8},
@@ -32,7 +33,7 @@ def logits(*shares: float) -> list[float]:
 
 SURE = logits(0.01, 0.02, 0.07, 0.9)
 UNSURE = logits(0.3, 0.4, 0.2, 0.1)
-# Like the first two, but seven to three, or three to seven, that it is none of the four.
+# Like the first two, but seven to three, or three to seven, that it is none of the classes.
 FOREIGN = [*SURE, math.log(7 / 3)]
 OWN = [*SURE, math.log(3 / 7)]
 
@@ -92,7 +93,7 @@ def test_the_label_is_the_likeliest_class(label: str) -> None:
     ],
 )
 def test_a_cell_alone_is_the_answer(cell: list[float], stain: float, verdict: str) -> None:
-    """The probabilities are those of the four classes, whatever share OTHER has."""
+    """The probabilities are those of the classes, whatever share OTHER has."""
     said, [each] = say([cell], stain)
     assert said["verdict"] == verdict
     for name in ("label", "verdict", "probabilities"):
@@ -116,7 +117,7 @@ def test_the_stain_may_be_as_low_as_its_threshold(stain: float, rejected: bool) 
 
 @pytest.mark.parametrize("above", [-1e-4, 0, 1e-4])
 def test_other_and_label_may_be_as_probable_as_their_thresholds(above: float) -> None:
-    foreign = other_probability(FOREIGN, 1.0)
+    foreign = other_probability(CARD, FOREIGN)
     assert foreign == pytest.approx(0.7)
     limits = CARD["thresholds"] | {"foreign": foreign + above, "confident": 0.5 + above}
     assert is_rejected(say([FOREIGN], thresholds=limits)[0]) == (above < 0)
@@ -125,8 +126,8 @@ def test_other_and_label_may_be_as_probable_as_their_thresholds(above: float) ->
     assert said["verdict"] == ("confident" if above <= 0 else "uncertain")
 
 
-def test_a_version_of_four_classes_rejects_no_cell() -> None:
-    assert other_probability(SURE, 1.0) == 0
+def test_a_version_without_other_outputs_rejects_no_cell() -> None:
+    assert other_probability(CARD, SURE) == 0
     assert not is_rejected(say([SURE], thresholds=CARD["thresholds"] | {"foreign": 0.0})[0])
 
 
@@ -154,7 +155,7 @@ def test_the_temperature_of_the_card_decides() -> None:
     """Of the label and of OTHER."""
     verdicts = [say([SURE], temperature=each)[0]["verdict"] for each in (1.0, 4.0)]
     assert verdicts == ["confident", "uncertain"]
-    assert other_probability(FOREIGN, 100.0) == pytest.approx(0.2, abs=0.01)
+    assert other_probability(CARD | {"temperature": 100.0}, FOREIGN) == pytest.approx(0.2, abs=0.01)
     assert not is_rejected(say([FOREIGN], temperature=100.0)[0])
 
 

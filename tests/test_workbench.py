@@ -17,9 +17,9 @@ from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
 from frontend import samples
-from handler.contract import CLASSES
 from training.data import OTHER
 from training.laboratories import read_folder
+from training.protocol import CLASSES
 
 DRAWN = [sample.path for sample in samples.drawn()]
 ONE_CELL = [sample.path for sample in samples.drawn() if sample.label]
@@ -42,7 +42,7 @@ def page(open_address: Open, drawings: tuple[str, DrawingsStandIn]) -> Page:
 def stand_in(drawings: tuple[str, DrawingsStandIn]) -> Iterator[DrawingsStandIn]:
     """Return the service behind the page; a test may break it."""
     yield drawings[1]
-    drawings[1].error = None
+    drawings[1].error, drawings[1].classes = None, CLASSES
 
 
 def choose_and_wait(page: Page, *images: Path) -> None:
@@ -81,7 +81,7 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".tile:not(.failed) canvas[data-drawn]")).to_have_count(CELLS)
     assert counts(page) == {"Eosinophil": 3, "Lymphocyte": 2, "Monocyte": 2, "Neutrophil": 2}
     assert page.locator("#counted").inner_text() == "9"
-    # Uncertain, none of the four, failed: not counted.
+    # Uncertain, none of the classes, failed: not counted.
     assert page.locator("[data-apart]").all_inner_texts() == ["1", "1", "1"]
     expect(page.locator(".differential tbody tr").first).to_contain_text("33.3%")
     expect(page.locator(".differential .interval").first).to_have_text(
@@ -99,7 +99,7 @@ def test_filter_sort_and_confirm(page: Page) -> None:
     page.locator(".filters button", has_text="Monocyte").click()
     assert labels(page) == ["Monocyte"] * 2
     expect(page.locator("#verdict")).to_have_text("Monocyte")
-    page.locator("[data-filter=all]").click()
+    page.locator(".filters [data-key=all]").click()
     assert labels(page) == everything
     page.locator("#sort").select_option("class")
     by_class = [label for label in labels(page) if label in counts(page)]
@@ -111,7 +111,7 @@ def test_filter_sort_and_confirm(page: Page) -> None:
     assert shares[0] < shares[-1]
     # All shown are confirmed at once.
     before = counts(page)
-    page.locator("[data-filter=EOSINOPHIL]").click()
+    page.locator(".filters [data-key=EOSINOPHIL]").click()
     page.locator("[data-do=confirm]").click()
     assert labels(page) == ["✓ Eosinophil"] * 3
     expect(page.locator("[data-do=confirm]")).to_be_hidden()
@@ -141,6 +141,33 @@ def test_label_by_key_and_click(page: Page) -> None:
     expect(first).to_contain_text("✓ Neutrophil")
     button.click()
     assert counts(page) == before
+
+
+def test_the_classes_are_those_of_the_answers(page: Page, stand_in: DrawingsStandIn) -> None:
+    """Also classes that the page has no name for."""
+    choose_and_wait(page, DRAWN[0])
+    assert len(counts(page)) == 4
+    stand_in.classes = (*CLASSES, "BASOPHIL", "BLAST")
+    choose_and_wait(page, DRAWN[1])
+    assert list(counts(page))[3:] == ["Neutrophil", "Basophil", "BLAST"]
+    page.locator(".tile").last.click()
+    expect(page.locator(".viewer tbody tr")).to_have_count(6)
+    page.keyboard.press("6")
+    expect(page.locator(".tile").last).to_contain_text("✓ BLAST")
+    expect(page.locator(".filters [data-key=BLAST]")).to_have_text(re.compile("BLAST 1"))
+    page.keyboard.press("7")
+    expect(page.locator(".tile").last).to_contain_text("✓ None of the classes")
+    with page.expect_download() as download:
+        page.locator("[data-do=csv]").click()
+    with Path(download.value.path()).open(newline="", encoding="utf-8-sig") as file:
+        first, second = csv.DictReader(file)
+    assert first["blast"] == ""
+    assert float(second["blast"]) > 0
+    # The next count begins with no classes.
+    page.locator("[data-do=clear]").click()
+    stand_in.classes = CLASSES
+    choose_and_wait(page, DRAWN[0])
+    assert len(counts(page)) == 4
 
 
 def test_heat_map(page: Page) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from handler.contract import CLASSES
 from handler.networks import CellNet, Locator, load_networks
 from training import data, version_files
 from training.calibrate import choose
@@ -27,7 +26,7 @@ from training.laboratories import pbc, read_folder, require
 from training.metrics import confusion_by_photograph, summarize
 from training.out_of_fold import OutOfFold
 from training.predict import write_golden
-from training.protocol import HELD_OUT, INNER_FOLDS
+from training.protocol import CLASSES, HELD_OUT, INNER_FOLDS
 from training.recipes import RECIPES, CellRecipe
 from training.version_files import Card, Trained
 
@@ -157,17 +156,17 @@ def train_on(
 
 
 def some(cells: CellSet, count: int) -> CellSet:
-    """Return `count` random cells of each of the four classes."""
+    """Return `count` random cells of each class."""
     order = np.random.default_rng(0).permutation(len(cells.labels))
     chosen = [order[cells.labels[order] == label][:count] for label in range(len(CLASSES))]
     return cells.take(np.concatenate(chosen))
 
 
 def measure(network: CellNet, cells: CellSet) -> dict[str, Any]:
-    """Summarize a network's answers to cells of the four classes."""
-    four = cells.take(cells.labels < OTHER)
-    predicted = predict_cells(network, list(four.cutouts))[:, :OTHER].argmax(1).numpy()
-    return summarize(confusion_by_photograph(four.labels, predicted, four.groups.tolist()))
+    """Summarize a network's answers to cells of the classes."""
+    known = cells.take(cells.labels < OTHER)
+    predicted = predict_cells(network, list(known.cutouts))[:, :OTHER].argmax(1).numpy()
+    return summarize(confusion_by_photograph(known.labels, predicted, known.groups.tolist()))
 
 
 def _samples(cells: CellSet) -> list[Sample]:

@@ -18,14 +18,13 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from handler import gate
-from handler.contract import CLASSES
 from handler.preprocessing import decode, squashed, within_field
 from training import data, version_files
 from training.export import in_torch
 from training.gate import Gate
 from training.metrics import balanced
 from training.out_of_fold import OutOfFold
-from training.protocol import BINS, KEPT, RIGHT
+from training.protocol import BINS, CLASSES, KEPT, RIGHT
 
 
 def calibrate(version: str) -> None:
@@ -47,14 +46,14 @@ def for_choosing(rows: OutOfFold, root: Path) -> OutOfFold:
 def choose(rows: OutOfFold) -> dict[str, Any]:
     """Return the temperature and the thresholds for these predictions."""
     logits, labels = torch.from_numpy(rows.logits).double(), torch.from_numpy(rows.labels)
-    four = rows.labels < len(CLASSES)
-    weights = balanced(rows.laboratories[four], rows.labels[four])
-    chosen = temperature(logits[four, : len(CLASSES)], labels[four], torch.from_numpy(weights))
+    known = rows.labels < len(CLASSES)
+    weights = balanced(rows.laboratories[known], rows.labels[known])
+    chosen = temperature(logits[known, : len(CLASSES)], labels[known], torch.from_numpy(weights))
     top, predicted = (logits[:, : len(CLASSES)] / chosen).softmax(1).max(1)
-    right = (predicted == labels)[four].numpy()
-    thresholds = {"foreign": 1.0, "confident": confident_from(top[four].numpy(), right, weights)}
+    right = (predicted == labels)[known].numpy()
+    thresholds = {"foreign": 1.0, "confident": confident_from(top[known].numpy(), right, weights)}
     if logits.shape[1] > len(CLASSES):
-        others = (logits[four] / chosen).softmax(1)[:, len(CLASSES) :].sum(1).numpy()
+        others = (logits[known] / chosen).softmax(1)[:, len(CLASSES) :].sum(1).numpy()
         thresholds["foreign"] = _up(-lowest(-others, weights, KEPT["foreign"]))
     return {"temperature": chosen, "thresholds": thresholds}
 
@@ -76,7 +75,7 @@ def stain_from(root: Path, finds_cells: bool) -> float:
 def temperature(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:
     """Return the temperature that minimises the weighted NLL (Guo et al. 2017).
 
-    Logits (N, 4), labels (N,), weights (N,).
+    Logits (N, classes), labels (N,), weights (N,).
     """
 
     def loss(log_temperature: float) -> float:
@@ -87,7 +86,7 @@ def temperature(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tenso
 
 
 def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
-    """Return the ECE, NLL and Brier score of probabilities (N, 4), and the bins of a plot."""
+    """Return the ECE, NLL and Brier score of probabilities (N, classes), and the bins of a plot."""
     top, predicted = probabilities.max(1)
     right = (predicted == labels).double()
     place = (top * BINS).long().clamp_max(BINS - 1)

@@ -31,6 +31,7 @@ from training.laboratories import pbc
 from training.locate import Field, train_locator
 from training.metrics import balanced
 from training.optimizer import Optimizer
+from training.protocol import CLASSES
 from training.recipes import LOCATOR, CellRecipe
 from training.version_files import Trained
 
@@ -57,7 +58,7 @@ def train_cells(
     """Train a network from a seed, or from a copy of `start`."""
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    network = CellNet(recipe.channels, recipe.dropout)
+    network = CellNet(len(CLASSES), recipe.channels, recipe.dropout)
     if start is not None:
         network.load_state_dict(start.state_dict())
     # Faster convolutions.
@@ -190,6 +191,6 @@ def train_network(
     samples = [sample.path.name for sample in (*known, *others)]
     weights = [parameter.sum().item() for parameter in locator.parameters()]
     state = Checkpoint(checkpoint, (recipe, seed, samples, weights), CODE).once(train)
-    network = CellNet(recipe.channels, recipe.dropout)
+    network = CellNet(len(CLASSES), recipe.channels, recipe.dropout)
     network.load_state_dict(state["network"])
     return network.eval(), state["history"]

@@ -16,7 +16,6 @@ import numpy as np
 from tqdm import tqdm
 
 from handler import gate
-from handler.contract import CLASSES
 from handler.locator import locate
 from handler.networks import CellNet, Locator
 from handler.pipelines import CellByCell
@@ -31,7 +30,7 @@ from training.gate import Gate
 from training.laboratories import pbc
 from training.locate import measure_locator
 from training.out_of_fold import OutOfFold
-from training.protocol import FOLDS
+from training.protocol import CLASSES, FOLDS
 from training.recipes import RECIPES, CellRecipe, FieldRecipe
 
 BATCH = 16
@@ -104,8 +103,8 @@ def predict(
     locator: Locator, network: CellNet, samples: Sequence[data.Sample], laboratory: str, fold: int
 ) -> OutOfFold:
     """Predict images as the service does."""
-    look = in_torch(Gate(gate.SIZE))
-    version = CellByCell(look, in_torch(locator), in_torch(network), lambda: network, BATCH)
+    networks = in_torch(Gate(gate.SIZE)), in_torch(locator), in_torch(network)
+    version = CellByCell(*networks, lambda: network, BATCH, len(CLASSES))
     predictions: list[Prediction] = []
     title = f"predicting {laboratory}"
     for start in tqdm(range(0, len(samples), BATCH), desc=title, mininterval=1):

@@ -19,8 +19,8 @@ import numpy as np
 from sklearn.model_selection import StratifiedGroupKFold
 from tqdm import tqdm
 
-from handler.contract import CLASSES
 from handler.preprocessing import Box, Pixels, decode
+from training.protocol import CLASSES
 
 HERE = Path(__file__).resolve().parent
 LINK = HERE.parent / "data"

@@ -19,7 +19,6 @@ from cleanlab.filter import find_label_issues
 from PIL import Image, ImageOps
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from handler.contract import CLASSES
 from handler.verdict import Answer
 from training import data
 from training.calibrate import calibration, for_choosing
@@ -29,6 +28,7 @@ from training.metrics import confusion_by_photograph, summarize
 from training.out_of_distribution import far_images
 from training.out_of_fold import OutOfFold
 from training.predict import Answers, TrainedVersion, write_golden
+from training.protocol import CLASSES
 from training.robustness import CHANGES, light_of
 from training.version_files import Card, folder, write_json
 
@@ -137,9 +137,9 @@ def label_doubts(own: OutOfFold, temperature: float) -> list[Json]:
 
 def on_laboratories(version: TrainedVersion, rows: OutOfFold, second: Sequence[Sample]) -> Json:
     """Measure on PBC's test images, and what one laboratory teaches about the other."""
-    four = [sample for sample in second if sample.label < OTHER]
-    labels = np.array([sample.label for sample in four])
-    paths = [sample.path for sample in four]
+    known = [sample for sample in second if sample.label < OTHER]
+    labels = np.array([sample.label for sample in known])
+    paths = [sample.path for sample in known]
     names = np.array([path.name for path in paths])
     result: Json = {"split": "training/pbc.csv"}
     for how, change in (("as_uploaded", None), ("scale_matched", to_proportions)):
@@ -155,14 +155,14 @@ def on_laboratories(version: TrainedVersion, rows: OutOfFold, second: Sequence[S
 
 
 def on_other_images(version: TrainedVersion, root: Path, second: Sequence[Sample]) -> Json:
-    """Measure how well cells of the four classes are separated from other images.
+    """Measure how well cells of the classes are separated from other images.
 
-    The cells are TEST's photographs and PBC's of the four classes. Near are PBC's other cells, far
+    The cells are TEST's photographs and PBC's of the classes. Near are PBC's other cells, far
     are images that show no smear (training/out_of_distribution.py).
     """
-    four = [*data.photographs(root, "TEST"), *(each for each in second if each.label < OTHER)]
+    known = [*data.photographs(root, "TEST"), *(each for each in second if each.label < OTHER)]
     near = [sample for sample in second if sample.label == OTHER]
-    cells = version.ask_files([each.path for each in four], "cells of the four classes")
+    cells = version.ask_files([each.path for each in known], "cells of the classes")
     others = version.ask_files([each.path for each in near], "other cells")
     kinds = np.array([sample.kind for sample in near])
     far = {

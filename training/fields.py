@@ -21,7 +21,7 @@ from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training import data
 from training.checkpoints import Checkpoint
 from training.optimizer import Optimizer
-from training.protocol import INNER_FOLDS
+from training.protocol import CLASSES, INNER_FOLDS
 from training.recipes import FieldRecipe
 from training.torchvision_cpu import v2
 from training.version_files import Trained
@@ -74,7 +74,7 @@ class Run:
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.train, self.held_out = recipe, train, held_out
-        self.network = BloodCellNet(**recipe.network()).to(train.labels.device)
+        self.network = BloodCellNet(len(CLASSES), **recipe.network()).to(train.labels.device)
         self.steps = len(train.labels) // recipe.batch_size
         self.optimizer = Optimizer(self.network, recipe, self.steps * recipe.epochs)
         self.augment = augmentation()
@@ -149,8 +149,8 @@ def predict(network: BloodCellNet, images: torch.Tensor, batch_size: int = 256) 
 def cross_predict(
     recipe: FieldRecipe, everything: Batch, folds: data.Folds, scratch: Path, title: str
 ) -> tuple[np.ndarray, BloodCellNet]:
-    """Return the logits (N, 4) of each image by the network of its fold, and the last network."""
-    logits = np.zeros((len(everything.labels), 4), np.float32)
+    """Return each image's logits (N, classes) by the network of its fold, and the last network."""
+    logits = np.zeros((len(everything.labels), len(CLASSES)), np.float32)
     for fold, (train, held_out) in enumerate(folds):
         run = Run(recipe, everything.take(train), None, fold, scratch / f"fold-{fold}.pt")
         network = run.fit(f"{title}fold {fold}")

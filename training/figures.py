@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from handler.contract import CLASSES
 from serving.settings import ROOT
 from training.measured import ALONE, Json, Measured, find
 
@@ -108,9 +107,9 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
 def class_table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
     """Return rows of class, whose figures, precision, recall and F1."""
     rows = []
-    for name in CLASSES:
+    for name, figures in original["classes"].items():
         count = versions[0].metrics["test"]["classes"][name]["photographs"]
-        theirs = (f"{value:.0%}" for value in original["classes"][name].values())
+        theirs = (f"{value:.0%}" for value in figures.values())
         rows.append([f"{name.lower()} ({count} photographs)", "original project", *theirs])
         for each in versions:
             ours = each.metrics["test"]["classes"][name]

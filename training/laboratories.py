@@ -17,9 +17,9 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from handler.contract import CLASSES, SUFFIXES
+from handler.contract import SUFFIXES
 from training.data import HERE, OTHER, DataError, Sample
-from training.protocol import MIN_CELLS
+from training.protocol import CLASSES, MIN_CELLS
 
 
 def read_folder(root: Path) -> list[Sample]:
@@ -45,7 +45,7 @@ def read_folder(root: Path) -> list[Sample]:
 
 
 def require(labels: Sequence[int]) -> None:
-    """Raise DataError unless there are enough cells of each of the four classes."""
+    """Raise DataError unless there are enough cells of each class."""
     for label, name in enumerate(CLASSES):
         if (count := list(labels).count(label)) < MIN_CELLS:
             raise DataError(f"{name} has {count} cells; each class needs at least {MIN_CELLS}.")

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from handler.contract import CLASSES
-from training.protocol import RESAMPLES
+from training.protocol import CLASSES, RESAMPLES
 
 Array = npt.NDArray[np.float64]
 

@@ -8,9 +8,9 @@ from typing import Self
 
 import numpy as np
 
-from handler.contract import CLASSES
 from training import version_files
 from training.data import DataError
+from training.protocol import CLASSES
 from training.table import Table
 
 
@@ -33,7 +33,7 @@ class OutOfFold(Table):
 
     @property
     def predicted(self) -> np.ndarray:
-        """Return the most probable of the four classes."""
+        """Return the most probable class."""
         classes: np.ndarray = self.logits[:, : len(CLASSES)].argmax(1)
         return classes
 

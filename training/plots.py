@@ -11,8 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from handler.contract import CLASSES
-
 mpl.rcParams.update(
     {
         "font.size": 10,
@@ -80,9 +78,9 @@ def _by_step(axes: Any, history: Mapping[str, Any], what: str) -> None:
     axes.set(xlabel=f"step (means of {history['steps_a_row']})", xlim=(0, None))
 
 
-def confusion(counts: Sequence[Sequence[int]], path: Path) -> None:
+def confusion(measured: Mapping[str, Any], path: Path) -> None:
     """Draw a confusion matrix: the shares of each true class, with counts below."""
-    matrix = np.array(counts)
+    matrix = np.array(measured["confusion"])
     shares = matrix / matrix.sum(1, keepdims=True)
     figure = Figure(figsize=(6.2, 4.8), layout="constrained")
     axes = figure.subplots()
@@ -96,7 +94,7 @@ def confusion(counts: Sequence[Sequence[int]], path: Path) -> None:
             va="center",
             color="white" if share > 0.5 else "#333",
         )
-    names = [name.capitalize() for name in CLASSES]
+    names = [name.capitalize() for name in measured["classes"]]
     axes.set_xticks(range(len(names)), names)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted class", ylabel="label")
@@ -200,7 +198,7 @@ def _verdict_bar(axes: Any, place: float, verdicts: Mapping[str, float]) -> None
         left += share
 
 
-def laboratories(recalls: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+def laboratories(recalls: Mapping[str, Mapping[str, Any]], chance: float, path: Path) -> None:
     """Draw macro recall with its interval: a row for each set of cells."""
     figure = Figure(figsize=(9, 1.1 + 0.5 * len(recalls)), layout="constrained")
     axes = figure.subplots()
@@ -209,7 +207,6 @@ def laboratories(recalls: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.plot([low, high], [row, row], color=TRAIN_COLOUR, linewidth=2.5)
         axes.plot(value, row, color=TRAIN_COLOUR, marker="o", markersize=7)
         _annotate(axes, f"{value:.1%}", (value, row), 8, fontsize=9)
-    chance = 1 / len(CLASSES)
     axes.axvline(chance, color=QUIET, linestyle="--", linewidth=1)
     axes.text(chance, -0.75, " chance", color="#666", fontsize=9, va="center")
     axes.set_yticks(range(len(recalls)), list(recalls))

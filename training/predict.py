@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from handler.contract import CLASSES
 from handler.preprocessing import DecodedImage, Pixels, decode
 from handler.verdict import Answer, Cell, Prediction, answer, other_probability, probabilities
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
+from training.protocol import CLASSES
 from training.table import Table
 from training.version_files import folder, load, write_json
 
@@ -28,8 +28,9 @@ class Answers(Table):
     """The answers to N pictures.
 
     `predicted` is the most probable class, also of a rejected picture. `ood` is the
-    out-of-distribution score that rejects: from 0 to 1 the probability of none of the four (or, of
-    a version without that class, of a wrong answer); 2 without a cell, more without a stain.
+    out-of-distribution score that rejects: from 0 to 1 the probability of none of the classes
+    (or, of a version without that output, of a wrong answer); 2 without a cell, more without a
+    stain.
     """
 
     predicted: np.ndarray
@@ -59,9 +60,8 @@ class TrainedVersion:
     def ask(self, pictures: Iterable[DecodedImage], title: str) -> Answers:
         predictions = self.predict(pictures, title)
         answers = [self.answer(each) for each in predictions]
-        shares = [[each["probabilities"][name] for name in CLASSES] for each in answers]
         return Answers(
-            np.array(shares).argmax(1),
+            np.array([most_probable(each) for each in answers]),
             np.array([each["verdict"] for each in answers]),
             np.array([self._ood(each) for each in predictions]),
         )
@@ -90,10 +90,15 @@ class TrainedVersion:
         return min(map(self._cell_ood, prediction.cells), default=2.0)
 
     def _cell_ood(self, cell: Cell) -> float:
-        temperature: float = self.card["temperature"]
-        if len(cell.logits) > len(CLASSES):
-            return other_probability(cell.logits, temperature)
-        return 1 - max(probabilities(cell.logits, temperature))
+        if len(cell.logits) > len(self.card["classes"]):
+            return other_probability(self.card, cell.logits)
+        return 1 - max(probabilities(cell.logits, self.card["temperature"]))
+
+
+def most_probable(answer: Answer) -> int:
+    """Return the index in CLASSES of an answer's most probable class, even if it is rejected."""
+    shares = answer["probabilities"]
+    return CLASSES.index(max(shares, key=shares.__getitem__))
 
 
 def write_golden(name: str) -> Answer:

@@ -1,7 +1,9 @@
-"""How versions are calibrated and measured: the constants that code and model cards share."""
+"""How versions are trained and measured: the constants that code and model cards share."""
 
 from __future__ import annotations
 
+# The classes that versions are trained on: each writes them to its card, in this order.
+CLASSES = ("EOSINOPHIL", "LYMPHOCYTE", "MONOCYTE", "NEUTROPHIL")
 # Folds of the cross-validation over all photographs, and of the smaller ones within the training
 # data, which choose a seed, a network or a temperature.
 FOLDS, INNER_FOLDS = 5, 3

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from handler.contract import CLASSES
 from serving.deployment.known_answers import TOLERANCE
 from training import data, plots
 from training.figures import accuracy, figures, seeds, text, write_readme
@@ -48,7 +47,7 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
     """Return the plots of a version, by name."""
     metrics = measured.metrics
     found: dict[str, Callable[[Path], None]] = {
-        "confusion": partial(plots.confusion, metrics["test"]["confusion"]),
+        "confusion": partial(plots.confusion, metrics["test"]),
         "training": partial(plots.training_curves, measured.history),
     }
     if "calibration" in metrics:
@@ -62,7 +61,7 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
             f"{label}\n({size(part, _clusters(label))})": part["macro_recall"]
             for label, part in measured.recalls.items()
         }
-        found["laboratories"] = partial(plots.laboratories, rows)
+        found["laboratories"] = partial(plots.laboratories, rows, 1 / len(measured.card["classes"]))
     if measured.sweep:
         found["trade_off"] = partial(plots.trade_off, measured.sweep["networks"])
     if measured.adaptation:
@@ -72,7 +71,7 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
 
 def verdicts(rejection: Json) -> dict[str, dict[str, dict[str, float]]]:
     """Return the shares of the verdicts for each kind of image, by groups of kinds."""
-    groups = {"cells of the four classes": {"TEST and PBC": rejection["verdicts_of_cells"]}}
+    groups = {"cells of the classes": {"TEST and PBC": rejection["verdicts_of_cells"]}}
     for part, title in (("near", "other cells"), ("far", "no smear")):
         groups[title] = {
             f"{kind.replace('_', ' ')} ({each['images']})": each["verdicts"]
@@ -116,7 +115,6 @@ def card(measured: Measured) -> str:
         sweep=measured.sweep,
         served=measured.served,
         adaptation=measured.adaptation,
-        classes=CLASSES,
         photographs=photograph_counts(),
         images=data.IMAGES_PER_CLASS,
         shared_cells=len(data.CELLS_ALSO_IN_TRAIN),

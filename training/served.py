@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from handler.contract import CLASSES
 from handler.preprocessing import decode
 from handler.verdict import Answer, answer
 from serving.client import InferenceClient
 from serving.deployment.known_answers import agree
 from serving.settings import MODEL, Settings
 from training import data, version_files
+from training.predict import most_probable
 
 Ask = Callable[[bytes], Answer]
 WARM_UP = 20
@@ -53,11 +53,11 @@ def measure(
         not agree(one["probabilities"], other["probabilities"])
         for (one, _), (other, _) in zip(here, there, strict=True)
     )
-    shares = [[said["probabilities"][name] for name in CLASSES] for said, _ in there]
+    predicted = np.array([most_probable(said) for said, _ in there])
     return {
         "images": len(files),
         "cores": os.cpu_count(),
-        "image_accuracy": round(float((np.argmax(shares, 1) == labels).mean()), 4),
+        "image_accuracy": round(float((predicted == labels).mean()), 4),
         "answers_that_differ": differ,
         "milliseconds": {
             "one_core": _spread([seconds for _, seconds in here]),

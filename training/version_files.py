@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from handler import gate, pipelines
-from handler.contract import CLASSES
 from handler.preprocessing import HEIGHT, WIDTH
 from serving.settings import ROOT
 from training.data import DataError
 from training.export import Served, to_onnx
 from training.gate import Gate
+from training.protocol import CLASSES
 
 SCRATCH = ROOT / ".train"
 # Measurements of the previous weights.
@@ -66,7 +66,7 @@ def write(version: str, trained: Trained) -> None:
     torch.save({name: network.state_dict() for name, network in parts}, here / "weights.pt")
     card = {
         "version": version,
-        "labels": list(CLASSES),
+        "classes": list(CLASSES),
         **trained.card,
         "parameters": sum(each.numel() for _, network in parts for each in network.parameters()),
         **write_onnx(here, trained.networks),

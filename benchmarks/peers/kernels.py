@@ -57,8 +57,8 @@ class Plain:
         return {
             "model": "bloodcells",
             "version": self._card["version"],
-            "label": self._card["labels"][shares.index(max(shares))],
-            "probabilities": dict(zip(self._card["labels"], shares, strict=True)),
+            "label": self._card["classes"][shares.index(max(shares))],
+            "probabilities": dict(zip(self._card["classes"], shares, strict=True)),
         }
 
 

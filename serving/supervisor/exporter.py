@@ -304,12 +304,10 @@ def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
     doubts = {}
     for version in wanted.versions:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            folder = models / version
-            labels = json.loads((folder / "card.json").read_text())["labels"]
-            measured = json.loads((folder / "metrics.json").read_text())
-            said = [sum(column) for column in zip(*measured["test"]["confusion"], strict=True)]
-            verdicts = measured["test_verdicts"]
-            for label, count in zip(labels, said, strict=True):
+            measured = json.loads((models / version / "metrics.json").read_text())
+            test, verdicts = measured["test"], measured["test_verdicts"]
+            said = [sum(column) for column in zip(*test["confusion"], strict=True)]
+            for label, count in zip(test["classes"], said, strict=True):
                 share.add_metric([version, label], count / sum(said))
             doubts[version] = verdicts["uncertain"] + verdicts["rejected"]
     yield share

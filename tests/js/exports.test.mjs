@@ -20,13 +20,16 @@ test("a row per cell, and one per image without an answer", () => {
     image, index: 0, box: [1, 2, 3.25, 4], label: "B", verdict: "confident", own: "A",
     probabilities: { A: 0.25, B: 0.75 },
   };
+  // Of a version that knows another class.
+  const other = { ...cell, index: 2, probabilities: { A: 0, B: 0.75, C: 0.25 } };
   const rejected = { ...cell, index: 1, box: null, label: null, verdict: "rejected", own: null };
   const failed = { name: "b.png", cells: [], state: "failed", problem: "CorruptImage" };
-  assert.deepEqual(toTable([cell, rejected, failed], ["A", "B"]).split("\r\n"), [
-    "file,cell,left,top,right,bottom,version,label,verdict,a,b,your_label,problem",
-    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,A,",
-    "a.png,2,,,,,2.0,,rejected,0.250000,0.750000,,",
-    "b.png,,,,,,,,,,,,CorruptImage",
+  assert.deepEqual(toTable([cell, rejected, other, failed]).split("\r\n"), [
+    "file,cell,left,top,right,bottom,version,label,verdict,a,b,c,your_label,problem",
+    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,,A,",
+    "a.png,2,,,,,2.0,,rejected,0.250000,0.750000,,,",
+    "a.png,3,1.0,2.0,3.3,4.0,2.0,B,confident,0.000000,0.750000,0.250000,A,",
+    "b.png,,,,,,,,,,,,,CorruptImage",
     "",
   ]);
 });

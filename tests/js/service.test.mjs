@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { afterEach, beforeEach, test } from "node:test";
 
-import { problemOf } from "../../frontend/static/js/gallery.js";
+import { problemOf } from "../../frontend/static/js/texts.js";
 import { predict } from "../../frontend/static/js/service.js";
 import { Clock } from "./clock.mjs";
 

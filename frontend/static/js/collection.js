@@ -184,6 +184,14 @@ export class Collection extends EventTarget {
 export const isCell = (entry) => "image" in entry;
 
 /**
+ * Return all classes that the answers name. Versions may know different ones.
+ * @param {Entry[]} entries
+ */
+export const classesOf = (entries) => [...new Set(
+  entries.flatMap((entry) => (isCell(entry) ? Object.keys(entry.probabilities) : [])),
+)];
+
+/**
  * Return the group that shows and counts an entry. The visitor's label overrides the model's.
  * @param {Entry} entry
  */

@@ -1,9 +1,11 @@
 // The differential count: the number of cells of each class and their shares.
 
-import { groupOf } from "./collection.js";
-import { find, findAll } from "./dom.js";
+import { classesOf, groupOf } from "./collection.js";
+import { find, findAll, repeat } from "./dom.js";
+import { labelName } from "./texts.js";
 
 /** @import { Entry } from "./collection.js" */
+/** @import { Texts } from "./texts.js" */
 
 const Z = 1.959964;
 
@@ -32,17 +34,19 @@ export function countGroups(entries) {
 /**
  * Return a function that shows the counts of entries.
  * @param {HTMLElement} section
+ * @param {Texts} texts
  * @param {(share: number) => string} percent
  */
-export function mountDifferential(section, percent) {
-  const rows = findAll(section, "[data-label]");
+export function mountDifferential(section, texts, percent) {
   /** @param {Entry[]} entries */
   return (entries) => {
     const groups = countGroups(entries);
-    const counts = rows.map((row) => groups[row.dataset.label ?? ""] ?? 0);
+    const classes = classesOf(entries);
+    const counts = classes.map((label) => groups[label] ?? 0);
     const total = counts.reduce((sum, count) => sum + count, 0);
-    for (const [index, row] of rows.entries()) {
+    for (const [index, row] of repeat(find(section, "tbody"), classes).entries()) {
       const count = counts[index];
+      find(row, "th").textContent = labelName(classes[index], texts);
       const [number, share] = findAll(row, ".number-cell");
       const [low, high] = wilson(count, total);
       number.textContent = String(count);

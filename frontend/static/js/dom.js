@@ -28,6 +28,26 @@ export const findAll = (root, selector) => [...root.querySelectorAll(selector)].
   /** @type {HTMLElement} */ (element));
 
 /**
+ * Return an element for each key, in their order: copies of the list's template, made or removed as
+ * the keys require.
+ * @param {Element} list
+ * @param {string[]} keys
+ */
+export function repeat(list, keys) {
+  const template = find(list, "template", HTMLTemplateElement);
+  const copies = new Map(findAll(list, "[data-key]").map((copy) => [copy.dataset.key, copy]));
+  for (const [key, copy] of copies) if (!keys.includes(key ?? "")) copy.remove();
+  return keys.map((key) => {
+    const known = copies.get(key);
+    if (known) return known;
+    const copy = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
+    copy.dataset.key = key;
+    template.before(copy);
+    return copy;
+  });
+}
+
+/**
  * Fetch a page of this server; throw if it is not available.
  * @param {string} address
  * @param {Clock} [clock]

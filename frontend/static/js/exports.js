@@ -1,15 +1,15 @@
 // The downloads: a table of all cells, and the labelled cells in folders for `make train CELLS=...`.
 
-import { isCell } from "./collection.js";
+import { classesOf, isCell } from "./collection.js";
 import { toTrainingImage } from "./pictures.js";
 import { zip } from "./zip.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
 
-/** @param {Entry[]} entries @param {string[]} classes */
-export function saveTable(entries, classes) {
+/** @param {Entry[]} entries */
+export function saveTable(entries) {
   // With the byte order mark, spreadsheets read UTF-8.
-  save(new Blob(["\ufeff", toTable(entries, classes)], { type: "text/csv" }), "cells.csv");
+  save(new Blob(["\ufeff", toTable(entries)], { type: "text/csv" }), "cells.csv");
 }
 
 /**
@@ -34,9 +34,9 @@ export async function saveLabelled(cells, suffixes) {
 /**
  * Return the table of all cells as CSV.
  * @param {Entry[]} entries
- * @param {string[]} classes
  */
-export function toTable(entries, classes) {
+export function toTable(entries) {
+  const classes = classesOf(entries);
   const columns = [
     "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
     ...classes.map((label) => label.toLowerCase()), "your_label", "problem",
@@ -46,7 +46,7 @@ export function toTable(entries, classes) {
       return [entry.name, ...Array(columns.length - 2).fill(""), entry.problem ?? entry.state];
     }
     const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
-    const shares = classes.map((label) => entry.probabilities[label].toFixed(6));
+    const shares = classes.map((label) => entry.probabilities[label]?.toFixed(6) ?? "");
     return [
       entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
       entry.verdict, ...shares, entry.own ?? "", "",

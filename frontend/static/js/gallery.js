@@ -1,16 +1,15 @@
 // All cells as tiles: sorted, filtered by group, one of them chosen. The tiles are a listbox: the
 // arrow keys move between them.
 
-import { groupOf, isCell } from "./collection.js";
+import { classesOf, groupOf, isCell } from "./collection.js";
 import { countGroups } from "./differential.js";
-import { find, findAll } from "./dom.js";
+import { find, findAll, repeat } from "./dom.js";
 import { drawTile } from "./pictures.js";
+import { labelName, problemOf } from "./texts.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
-/**
- * @typedef {{ filter: string, sort: string, chosen: string | null }} View
- * @typedef {any} Texts The texts of frontend/texts.py.
- */
+/** @import { Texts } from "./texts.js" */
+/** @typedef {{ filter: string, sort: string, chosen: string | null }} View */
 
 /** @type {Record<string, number>} */
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
@@ -36,7 +35,7 @@ const ORDERS = {
  */
 export function mountGallery(section, template, texts, percent, view, onChange) {
   const list = find(section, ".tiles");
-  const filters = findAll(section, "[data-filter]");
+  const filters = find(section, ".filters"), classFilters = find(filters, ".classes");
   const sort = find(section, "#sort", HTMLSelectElement);
   /** @type {Map<string, HTMLElement>} */
   const tiles = new Map();
@@ -52,14 +51,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
 
   /** @param {Entry[]} entries */
   const show = (entries) => {
-    const counts = countGroups(entries);
-    for (const button of filters) {
-      const filter = button.dataset.filter ?? "all";
-      const count = filter === "all" ? entries.length : (counts[filter] ?? 0);
-      find(button, "span").textContent = String(count);
-      button.setAttribute("aria-pressed", String(filter === view.filter));
-      button.hidden = filter === "open" && !count && view.filter !== "open";
-    }
+    showFilters(entries);
     sort.value = view.sort;
     const before = shown.findIndex((entry) => entry.id === view.chosen);
     shown = entries
@@ -74,6 +66,21 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     find(section, ".nothing").hidden = Boolean(shown.length);
     find(section, "[data-do=confirm]").hidden = !confirmable().length;
     return shown.find((entry) => entry.id === view.chosen) ?? null;
+  };
+
+  /** @param {Entry[]} entries */
+  const showFilters = (entries) => {
+    const counts = countGroups(entries);
+    for (const button of repeat(classFilters, classesOf(entries))) {
+      find(button, ".name").textContent = labelName(button.dataset.key ?? "", texts);
+    }
+    for (const button of findAll(filters, "button")) {
+      const filter = button.dataset.key ?? "all";
+      const count = filter === "all" ? entries.length : (counts[filter] ?? 0);
+      find(button, ".count").textContent = String(count);
+      button.setAttribute("aria-pressed", String(filter === view.filter));
+      button.hidden = filter === "open" && !count && view.filter !== "open";
+    }
   };
 
   // If the chosen cell left the group, its neighbour is next. An image with an answer is replaced
@@ -149,12 +156,12 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     const from = shown.findIndex((entry) => entry.id === view.chosen);
     choose(shown[Math.min(Math.max(from + step, 0), shown.length - 1)]);
   });
-  for (const button of filters) {
-    button.addEventListener("click", () => {
-      view.filter = button.dataset.filter ?? "all";
-      onChange(false);
-    });
-  }
+  filters.addEventListener("click", (event) => {
+    const button = /** @type {HTMLElement} */ (event.target).closest("button");
+    if (!button) return;
+    view.filter = button.dataset.key ?? "all";
+    onChange(false);
+  });
   sort.addEventListener("change", () => {
     view.sort = sort.value;
     onChange(false);
@@ -171,13 +178,6 @@ export function nameOf(entry, texts) {
 }
 
 /**
- * Return the texts about a problem. The edge has kinds that the page does not know.
- * @param {string} kind
- * @param {Texts} texts
- */
-export const problemOf = (kind, texts) => texts.problems[kind] ?? texts.problems.ServiceError;
-
-/**
  * Return the label and the note of a tile.
  * @param {Entry} entry
  * @param {Texts} texts
@@ -189,10 +189,10 @@ function describe(entry, texts, percent) {
     if (entry.problem) return [texts.notRead, problemOf(entry.problem, texts).title];
     return [texts[entry.state], ""];
   }
-  const label = entry.label ? texts.cells[entry.label] : entry.found ? texts.cells.OTHER : texts.nothing;
+  const label = entry.found ? labelName(entry.label ?? "OTHER", texts) : texts.nothing;
   if (entry.own) {
     const same = entry.own === (entry.label ?? "OTHER");
-    return [`✓ ${texts.cells[entry.own]}`, same ? percent(entry.confidence) : texts.model.replace("{}", label)];
+    return [`✓ ${labelName(entry.own, texts)}`, same ? percent(entry.confidence) : texts.model.replace("{}", label)];
   }
   if (entry.verdict === "rejected") return [label, texts.verdicts.rejected.badge];
   return [entry.verdict === "confident" ? label : `${label}?`, percent(entry.confidence)];

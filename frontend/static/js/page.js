@@ -4,8 +4,9 @@ import { Collection, isCell } from "./collection.js";
 import { mountDifferential } from "./differential.js";
 import { fetchPage, find, findAll } from "./dom.js";
 import { saveLabelled, saveTable } from "./exports.js";
-import { mountGallery, problemOf } from "./gallery.js";
+import { mountGallery } from "./gallery.js";
 import { mountIntake } from "./intake.js";
+import { problemOf } from "./texts.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
 const collection = new Collection();
@@ -30,7 +31,6 @@ function mount() {
   const chooser = find(form, "#image", HTMLInputElement);
   const version = /** @type {HTMLSelectElement | null} */ (form.querySelector("#version"));
   const bench = part(".workbench"), announcement = part("#announcement"), note = part("#export-note");
-  const classes = bench.dataset.classes?.split(" ") ?? [];
   const suffixes = chooser.accept.split(",").filter((kind) => kind.startsWith("."));
   // Shown for as long as the images that were added with it.
   let leftOut = "";
@@ -48,7 +48,7 @@ function mount() {
   /** @param {string} text */
   const announce = (text) => { announcement.textContent = text; };
 
-  const differential = mountDifferential(part(".differential"), percent);
+  const differential = mountDifferential(part(".differential"), texts, percent);
   const template = find(document, "#tile", HTMLTemplateElement);
   const gallery = mountGallery(part(".gallery"), template, texts, percent, view, (chosen) => {
     show();
@@ -119,7 +119,7 @@ function mount() {
       chooser.focus();
     },
     confirm: () => collection.label(gallery.confirmable(), (cell) => cell.label),
-    csv: () => saveTable(collection.entries, classes),
+    csv: () => saveTable(collection.entries),
     print: () => window.print(),
     zip: () => {
       const { labelled } = collection;

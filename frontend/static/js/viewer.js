@@ -1,13 +1,14 @@
 // One cell in detail: its picture with outlines, the answer, the heat map and the visitor's label.
 
-import { isCell } from "./collection.js";
-import { find, findAll } from "./dom.js";
-import { nameOf, problemOf } from "./gallery.js";
+import { classesOf, isCell } from "./collection.js";
+import { find, findAll, repeat } from "./dom.js";
+import { nameOf } from "./gallery.js";
 import { addressOf } from "./pictures.js";
 import { Problem, explain } from "./service.js";
+import { labelName, problemOf } from "./texts.js";
 
 /** @import { Cell, Collection, Entry, Upload } from "./collection.js" */
-/** @import { Texts } from "./gallery.js" */
+/** @import { Texts } from "./texts.js" */
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -26,8 +27,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   const opacity = find(card, "input[type=range]", HTMLInputElement);
   const explainButton = find(card, "[data-do=explain]", HTMLButtonElement);
   const note = find(card, ".looked .hint");
-  const rows = findAll(card, "tbody tr");
-  const labels = findAll(card, "[data-label]");
+  const labels = find(card, ".labels");
   /** @type {Entry | null} */
   let shown = null;
 
@@ -105,15 +105,26 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     find(card, ".meaning").textContent = cell.found ? verdict.meaning : texts.nothingFound;
     find(card, ".bars").hidden = find(card, ".looked").hidden = !cell.found;
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
+    const rows = repeat(find(card, "tbody"), Object.keys(shares));
     for (const [index, [label, share]] of shares.entries()) {
-      find(rows[index], "th").textContent = texts.cells[label];
+      find(rows[index], "th").textContent = labelName(label, texts);
       find(rows[index], "rect", SVGElement).setAttribute("width", String(100 * share));
       find(rows[index], ".percent").textContent = percent(share);
     }
-    for (const button of labels) {
-      button.setAttribute("aria-pressed", String(button.dataset.label === cell.own));
-    }
+    showLabels(cell);
     find(card, ".by").textContent = texts.by.replace("{}", cell.image.version);
+  };
+
+  /** @param {Cell} cell */
+  const showLabels = (cell) => {
+    for (const button of repeat(find(labels, ".classes"), classesOf(collection.entries))) {
+      find(button, ".name").textContent = labelName(button.dataset.key ?? "", texts);
+    }
+    for (const [index, button] of findAll(labels, "button").entries()) {
+      find(button, "kbd").textContent = String(index + 1);
+      button.setAttribute("aria-keyshortcuts", String(index + 1));
+      button.setAttribute("aria-pressed", String(button.dataset.key === cell.own));
+    }
   };
 
   /** @param {Upload} image */
@@ -156,9 +167,9 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   const onKey = (event) => {
     const target = /** @type {HTMLElement} */ (event.target);
     if (event.altKey || event.ctrlKey || event.metaKey || target.matches("input, select")) return;
-    const button = labels[Number(event.key) - 1];
+    const button = findAll(labels, "button")[Number(event.key) - 1];
     if (event.key === "0") label(null);
-    else if (button) label(button.dataset.label);
+    else if (button) label(button.dataset.key);
   };
 
   picture.addEventListener("load", fitOutlines);
@@ -168,17 +179,15 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     const image = imageOf();
     if (image) collection.retry([image]);
   });
-  for (const button of labels) {
-    button.addEventListener("click", () => {
-      label(button.getAttribute("aria-pressed") === "true" ? null : button.dataset.label);
-    });
-  }
+  labels.addEventListener("click", (event) => {
+    const button = /** @type {HTMLElement} */ (event.target).closest("button");
+    if (button) label(button.getAttribute("aria-pressed") === "true" ? null : button.dataset.key);
+  });
   return { show, onKey };
 }
 
 /** @param {Cell} cell @param {Texts} texts @returns {string} */
 export function headingOf(cell, texts) {
   if (!cell.found) return texts.nothing;
-  if (!cell.label) return texts.none;
-  return `${texts.cells[cell.label]}${cell.verdict === "uncertain" ? "?" : ""}`;
+  return `${labelName(cell.label ?? "OTHER", texts)}${cell.verdict === "uncertain" ? "?" : ""}`;
 }

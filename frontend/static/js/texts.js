@@ -1,0 +1,18 @@
+// The texts of frontend/texts.py, where a name of the service chooses one.
+
+/** @typedef {any} Texts */
+
+/**
+ * Return the name of a class, or of OTHER. A version may know classes that the page has no name for.
+ * @param {string} label
+ * @param {Texts} texts
+ * @returns {string}
+ */
+export const labelName = (label, texts) => texts.cells[label] ?? label;
+
+/**
+ * Return the texts about a problem. The edge has kinds that the page does not know.
+ * @param {string} kind
+ * @param {Texts} texts
+ */
+export const problemOf = (kind, texts) => texts.problems[kind] ?? texts.problems.ServiceError;
