@@ -30,7 +30,6 @@ INPUT_ERRORS = (
     "BadRequest",
     "CorruptImage",
     "EmptyImage",
-    "ExplanationFailed",
     "ImageTooLarge",
     "TooManyCells",
     "TooManyImages",

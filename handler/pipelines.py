@@ -5,14 +5,14 @@ A version's card selects the pipeline (`finds_cells`) and configures its network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from handler.attribution import attribute
 from handler.cells import cut_out, to_amounts, window
 from handler.checked import read_checked
 from handler.contract import CLASSES
@@ -28,14 +28,10 @@ from handler.preprocessing import (
     Floats,
     Pixels,
     Size,
-    normalized,
     squashed,
     within_field,
 )
 from handler.verdict import Cell, Prediction
-
-if TYPE_CHECKING:
-    from handler.networks import BloodCellNet, CellNet
 
 T = TypeVar("T")
 
@@ -71,23 +67,10 @@ def load(
     def engine(name: str) -> Engine:
         return Engine(read_checked(folder, card, name), threads, gpu, batch_size)
 
-    @cache
-    def torch_network() -> BloodCellNet | CellNet:
-        # Takes seconds and 250 MB: loaded at the first explanation.
-        import torch
-
-        from handler.networks import load_networks
-
-        torch.set_num_threads(threads)
-        network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
-        # Torch may be a CPU build where ONNX Runtime has a GPU.
-        return network.to("cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}")
-
-    read_checked(folder, card, "weights.pt")
     if card["finds_cells"]:
         engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
-        return CellByCell(*engines, torch_network, batch_size)
-    return WholeField(engine("gate.onnx"), engine("network.onnx"), torch_network, batch_size)
+        return CellByCell(*engines, batch_size)
+    return WholeField(engine("gate.onnx"), engine("network.onnx"), batch_size)
 
 
 class WholeField:
@@ -95,19 +78,9 @@ class WholeField:
 
     fit = staticmethod(squashed)
 
-    def __init__(
-        self,
-        gate: Network,
-        network: Network,
-        torch_network: Callable[[], BloodCellNet | CellNet],
-        batch_size: int,
-    ) -> None:
-        """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits (N, 4).
-
-        `torch_network` returns the network in torch, for explanations.
-        """
-        self.gate, self.network, self.torch_network = gate, network, torch_network
-        self.batch_size = batch_size
+    def __init__(self, gate: Network, network: Network, batch_size: int) -> None:
+        """Take a gate and a network: from pixels (N, 60, 80, 3) to stains (N,), to logits (N, 4)."""
+        self.gate, self.network, self.batch_size = gate, network, batch_size
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [
@@ -118,9 +91,9 @@ class WholeField:
 
     def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
         [prediction] = self.predict([image])
+        [cell] = prediction.cells
+        heat = attribute(self.network, image.pixels, _label(cell), self.batch_size)
         size = (image.width, image.height)
-        inputs = normalized(image.pixels[None])
-        [heat] = _attribute(self.torch_network(), inputs, _labels(prediction.cells))
         return prediction, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
@@ -137,21 +110,14 @@ class CellByCell:
 
     fit = staticmethod(within_field)
 
-    def __init__(
-        self,
-        gate: Network,
-        locator: Network,
-        network: Network,
-        torch_network: Callable[[], BloodCellNet | CellNet],
-        batch_size: int,
-    ) -> None:
+    def __init__(self, gate: Network, locator: Network, network: Network, batch_size: int) -> None:
         """Take a gate, from pixels (N, 30, 40, 3) to stains (N,), a locator and a network.
 
         The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes, the network
-        amounts of dye (N, 3, 60, 80) to logits (N, 5). `torch_network` returns it in torch.
+        amounts of dye (N, 3, 60, 80) to logits (N, 5).
         """
         self.gate, self.locator, self.network = gate, locator, network
-        self.torch_network, self.batch_size = torch_network, batch_size
+        self.batch_size = batch_size
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [prediction for prediction, _dyes in self._read(images)]
@@ -160,13 +126,10 @@ class CellByCell:
         [(prediction, dyes)] = self._read([image])
         size = (image.width, image.height)
         heat = np.zeros(canvas_size(size)[::-1], np.float32)
-        pairs = list(zip(prediction.cells, dyes, strict=True))
-        for part in _parts(pairs, self.batch_size):
-            cells = [cell for cell, _ in part]
-            maps = self._maps(np.stack([amounts for _, amounts in part]), _labels(cells))
-            for cell, each in zip(cells, maps, strict=True):
-                assert cell.box
-                heat = np.maximum(heat, place(each, window(cell.box), size))
+        for cell, amounts in zip(prediction.cells, dyes, strict=True):
+            assert cell.box
+            own = attribute(self.network, amounts, _label(cell), self.batch_size)
+            heat = np.maximum(heat, place(own, window(cell.box), size))
         return prediction, heat
 
     def warm_up(self) -> None:
@@ -212,29 +175,15 @@ class CellByCell:
             for image, stain, cells, amounts in zip(images, stains, located, dyes, strict=True)
         ]
 
-    def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:
-        """Return heat maps (N, 60, 80), averaged over each cell and its half turn."""
-        both = np.concatenate([dyes, np.flip(dyes, (2, 3))])
-        upright, turned = np.split(_attribute(self.torch_network(), both, [*labels, *labels]), 2)
-        heat: Floats = (upright + np.flip(turned, (1, 2))) / np.float32(2)
-        return heat
-
-
-def _attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[int]) -> Floats:
-    # Imports torch and captum, which predictions don't need.
-    from handler.attribution import attribute
-
-    return attribute(network, inputs, labels)
-
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield batches of at most the size that the networks are warm for."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _labels(cells: Sequence[Cell]) -> list[int]:
-    """Return each cell's most probable class, even if it is rejected."""
-    return [int(np.argmax(cell.logits[: len(CLASSES)])) for cell in cells]
+def _label(cell: Cell) -> int:
+    """Return a cell's most probable class, even if it is rejected."""
+    return int(np.argmax(cell.logits[: len(CLASSES)]))
 
 
 def _upload_box(box: Box, image: DecodedImage) -> Box:

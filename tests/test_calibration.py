@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from PIL import Image
 
 from handler.contract import CLASSES
-from handler.networks import CellNet, Locator
 from handler.preprocessing import DecodedImage, within_field
 from handler.verdict import Cell, Prediction, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
@@ -30,6 +29,7 @@ from training.calibrate import (
 )
 from training.crossvalidate import predict
 from training.data import OTHER, Sample
+from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import KEPT
 

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from handler.attribution import heat_maps
 from handler.contract import CLASSES
 from handler.explanation import CANVAS, canvas_size, place, to_png
-from handler.networks import BloodCellNet, CellNet, to_input
 from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode
 from serving.settings import ROOT
+from training.networks import BloodCellNet, CellNet, to_input
 
 # Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.
 CUTS = [(0, 0), (160, 120)]

@@ -70,7 +70,7 @@ def test_page_shows_the_measured_figures(client: FlaskClient, version: str) -> N
     for row in found["test"]["confusion"]:
         for count in row:
             assert f">{count:,}<" in page
-    assert CARDS[version]["sha256"]["weights.pt"] in page
+    assert CARDS[version]["sha256"]["network.onnx"] in page
     assert page.count("<h1") == 1
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?!>)", page)
 

@@ -18,7 +18,6 @@ from tqdm import tqdm
 from handler import gate
 from handler.contract import CLASSES
 from handler.locator import locate
-from handler.networks import CellNet, Locator
 from handler.pipelines import CellByCell
 from handler.preprocessing import decode
 from handler.verdict import Prediction, probabilities
@@ -30,6 +29,7 @@ from training.fields import Batch, cross_predict
 from training.gate import Gate
 from training.laboratories import pbc
 from training.locate import measure_locator
+from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import FOLDS
 from training.recipes import RECIPES, CellRecipe, FieldRecipe
