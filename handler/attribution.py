@@ -14,32 +14,33 @@ from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
 
 # Patches across and down, and the standard deviation of each, a Gaussian, in pixels. More or
 # sharper patches find no more of the evidence (tests/test_explanation.py measures it).
-ACROSS, DOWN, RADIUS = 6, 5, 6.0
-# A smaller fall of the logit is rounding error.
-MIN_FALL = 1e-3
+ACROSS, DOWN, RADIUS = 5, 5, 6.0
+# The fall of the logit that is full heat, unless the largest is greater: slight evidence is pale.
+FULL = 0.5
 
 
 def attribute(network: Network, image: Pixels | Floats, label: int, batch_size: int) -> Floats:
-    """Return a heat map (60, 80) in [0, 1] for one of the network's inputs and a class.
-
-    Its maximum is 1, or it is 0 if there is no evidence for the class.
-    """
+    """Return a heat map (60, 80) in [0, 1] for one of the network's inputs and a class."""
     copies = np.concatenate([image[None], _covered(image)])
     parts = (copies[start : start + batch_size] for start in range(0, len(copies), batch_size))
     whole, *covered = np.concatenate([network(part)[:, label] for part in parts])
     falls = whole - np.array(covered)
     heat: Floats = np.maximum(np.tensordot(falls, PATCHES, 1) / PATCHES.sum(0), 0)
-    top = heat.max()
-    return heat / top if top > MIN_FALL else np.zeros_like(heat)
+    heat /= max(heat.max(), FULL)
+    return heat
 
 
 def _covered(image: Pixels | Floats) -> Pixels | Floats:
     """Return a copy of an image (60, 80, 3), or of planes (3, 60, 80), with each patch on it."""
     colours = 2 if len(image) == HEIGHT else 0
     places = tuple({0, 1, 2} - {colours})
-    mean = image.mean(places, np.float32, keepdims=True)
-    copies: Floats = image + np.expand_dims(PATCHES, colours + 1) * (mean - image)
-    return np.rint(copies).astype(np.uint8) if image.dtype == np.uint8 else copies
+    light = image.astype(np.float32)
+    copies: Floats = np.expand_dims(PATCHES, colours + 1) * (
+        light.mean(places, keepdims=True) - light
+    )
+    copies += light
+    # Rounds pixels, in a fifth of the time of np.rint.
+    return (copies + np.float32(0.5)).astype(np.uint8) if image.dtype == np.uint8 else copies
 
 
 def _bells(count: int, side: int) -> Floats:
@@ -50,7 +51,7 @@ def _bells(count: int, side: int) -> Floats:
     return bells
 
 
-# How much each patch covers of each pixel (30, 60, 80), in [0, 1].
+# How much each patch covers of each pixel (25, 60, 80), in [0, 1].
 PATCHES = (_bells(DOWN, HEIGHT)[:, None, :, None] * _bells(ACROSS, WIDTH)[:, None]).reshape(
     -1, HEIGHT, WIDTH
 )

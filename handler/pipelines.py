@@ -79,7 +79,7 @@ class WholeField:
     fit = staticmethod(squashed)
 
     def __init__(self, gate: Network, network: Network, batch_size: int) -> None:
-        """Take a gate and a network: from pixels (N, 60, 80, 3) to stains (N,), to logits (N, 4)."""
+        """Take a gate and a network: pixels (N, 60, 80, 3) to stains (N,), and to logits (N, 4)."""
         self.gate, self.network, self.batch_size = gate, network, batch_size
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:

@@ -105,7 +105,7 @@ def predict(
 ) -> OutOfFold:
     """Predict images as the service does."""
     look = in_torch(Gate(gate.SIZE))
-    version = CellByCell(look, in_torch(locator), in_torch(network), lambda: network, BATCH)
+    version = CellByCell(look, in_torch(locator), in_torch(network), BATCH)
     predictions: list[Prediction] = []
     title = f"predicting {laboratory}"
     for start in tqdm(range(0, len(samples), BATCH), desc=title, mininterval=1):
