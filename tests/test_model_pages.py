@@ -26,7 +26,7 @@ def models(app: Flask, tmp_path: Path) -> Path:
     for version in VERSIONS:
         (tmp_path / version).mkdir()
         for path in (ROOT / "models" / version).glob("*"):
-            if path.suffix in (".json", ".pt"):
+            if path.suffix in (".json", ".onnx"):
                 shutil.copy(path, tmp_path / version)
     app.config["MODELS_DIR"] = tmp_path
     return tmp_path
