@@ -88,7 +88,7 @@ def with_device(archive: Path, store: Path, device: str) -> None:
 
 
 def explanation(asked: Running) -> dict[str, Any]:
-    """Return the label and the seconds of a first explanation, which loads torch."""
+    """Return the label and the seconds of a first explanation."""
     image = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
     explaining = replace(asked, url=asked.url.replace("predictions", "explanations"))
     answer = explaining.post("application/octet-stream", image)

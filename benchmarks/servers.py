@@ -26,7 +26,6 @@ import psutil
 import requests
 
 from benchmarks.peers.kernels import FOLDER, WORKERS
-from handler.networks import load_networks
 from serving.deployment import Deployment, VersionSpec, known_answers
 from serving.edge.keys import KeyFile
 from serving.edge.settings import keys_path
@@ -36,6 +35,7 @@ from serving.torchserve.tokens import Tokens
 from testing import processes
 from testing.connections import in_form
 from testing.service import free_ports, free_settings, run_edge, run_service
+from training.networks import load_networks
 
 PEERS = ROOT / "benchmarks" / "peers"
 ENVIRONMENTS = ROOT / ".build" / "peers"

@@ -95,7 +95,8 @@ def _read(folder: Path) -> Model | None:
         for name in OPTIONAL:
             path = folder / f"{name}.json"
             files[name] = _load(path) if path.exists() else {}
-        return Model(folder, (folder / "weights.pt").stat().st_size, **files)
+        weights_bytes = sum((folder / name).stat().st_size for name in files["card"]["sha256"])
+        return Model(folder, weights_bytes, **files)
     except (OSError, ValueError) as error:
         logger.warning("version %s is not listed: %s", folder.name, error)
         return None

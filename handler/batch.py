@@ -28,7 +28,7 @@ EXPENSIVE = 50_000_000
 # unless they are alone in their batch. So fewer than one in a hundred other requests wait for one.
 REST = 20
 # A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
-MAX_CELLS, EXPLAINED = 512, 16
+MAX_CELLS, EXPLAINED = 512, 20
 # Images for the networks at once.
 PART = 16
 

@@ -1,6 +1,6 @@
 """Locate white cells: decode the locator network's centres and sizes to boxes.
 
-The network (networks.Locator) gets the field scaled into 128x128, the canvas.
+The network (training/networks.py) gets the field scaled into 128x128, the canvas.
 """
 
 from __future__ import annotations

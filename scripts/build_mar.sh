@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 model="models/$version"
 python=${PYTHON:-python3}
 
-for file in weights.pt card.json golden.json model-config.yaml; do
+for file in card.json golden.json model-config.yaml; do
     [ -f "$model/$file" ] || {
         echo "$model/$file is missing: run \`make train VERSION=$version\`, then \`make evaluate VERSION=$version\`." >&2
         exit 1
@@ -24,7 +24,7 @@ from handler.checked import read_checked
 folder = pathlib.Path(sys.argv[1])
 card = json.loads((folder / "card.json").read_text())
 try:
-    for name in {"weights.pt", *card.get("sha256", {}), *(path.name for path in folder.glob("*.onnx"))}:
+    for name in {*card.get("sha256", {}), *(path.name for path in folder.glob("*.onnx"))}:
         read_checked(folder, card, name)
 except RuntimeError as error:
     sys.exit(str(error))
@@ -47,7 +47,6 @@ TMPDIR="$stage/tmp" "$python" -c "from model_archiver.model_packaging import gen
     --model-name bloodcells \
     --version "$version" \
     --handler handler/bloodcells_handler.py \
-    --serialized-file "$model/weights.pt" \
     --config-file "$model/model-config.yaml" \
     --extra-files "$stage/extra" \
     --export-path "$stage/out"

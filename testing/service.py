@@ -37,7 +37,7 @@ def machine() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
-        "torch": importlib.metadata.version("torch"),
+        "onnxruntime": importlib.metadata.version("onnxruntime"),
     }
 
 

@@ -17,7 +17,6 @@ from PIL import Image
 from handler import pipelines
 from handler.cells import cut_out
 from handler.locator import Located
-from handler.networks import CellNet, Locator
 from handler.preprocessing import decode
 from handler.verdict import answer
 from scripts.draw_cells import draw_cell
@@ -28,6 +27,7 @@ from training.__main__ import main
 from training.calibrate import choose
 from training.cell_set import PATCH, CellSet, middle, surest
 from training.data import OTHER, Sample
+from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES
 from training.recipes import RECIPES, CellRecipe

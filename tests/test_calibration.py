@@ -14,7 +14,6 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from handler.networks import CellNet, Locator
 from handler.preprocessing import DecodedImage, within_field
 from handler.verdict import Cell, Prediction, answer, other_probability
 from training import calibrate, crossvalidate, data, version_files
@@ -29,6 +28,7 @@ from training.calibrate import (
 )
 from training.crossvalidate import predict
 from training.data import OTHER, Sample
+from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, KEPT
 

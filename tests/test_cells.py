@@ -13,13 +13,13 @@ from PIL import Image
 
 from handler.cells import ZOOM, Cutout, cut_out, to_amounts
 from handler.locator import Located
-from handler.networks import CellNet, Locator, flip_averaged_logits
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, within_field
 from training import cell_set, checkpoints
 from training import cells as training
 from training.cell_set import MARGIN, PATCH, CellSet, collect, middle, surest
 from training.cells import augment, predict_cells, train_cells, train_network
 from training.data import OTHER, Sample
+from training.networks import CellNet, Locator, flip_averaged_logits
 from training.protocol import CLASSES
 from training.recipes import CellRecipe
 

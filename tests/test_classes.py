@@ -23,8 +23,8 @@ from werkzeug.datastructures import FileStorage
 from handler import metrics, pipelines
 from handler.bloodcells_handler import BloodCellHandler
 from handler.locator import Located
-from handler.networks import BloodCellNet, CellNet, Locator
 from serving.settings import ROOT
+from training.networks import BloodCellNet, CellNet, Locator
 from training.version_files import write_onnx
 
 CLASSES = ["BLAST", "BASOPHIL", "NEUTROPHIL", "MONOCYTE", "LYMPHOCYTE", "EOSINOPHIL"]

@@ -16,10 +16,10 @@ from conftest import CARDS, VERSIONS
 from handler import engine
 from handler.bloodcells_handler import BloodCellHandler
 from handler.engine import Engine
-from handler.networks import load_networks
 from serving.settings import ROOT
 from training.export import in_torch
 from training.gate import Gate
+from training.networks import load_networks
 
 GRAPHS = [
     (version, name.removesuffix(".onnx"))
@@ -118,8 +118,8 @@ for folder in map(Path, sys.argv[1:]):
     version = load(folder, json.loads((folder / "card.json").read_text()), 2)
     version.warm_up()
     width, height = version.fit((640, 480))
-    version.predict([DecodedImage(np.full((height, width, 3), 200, np.uint8), 640, 480)])
-print(sorted({"torch", "captum", "matplotlib"} & set(sys.modules)))
+    version.explain(DecodedImage(np.full((height, width, 3), 200, np.uint8), 640, 480))
+print(sorted({"torch", "matplotlib"} & set(sys.modules)))
 """
 
 

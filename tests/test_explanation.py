@@ -1,188 +1,235 @@
-"""Heat maps: properties of any network's, and agreement of version 1.0's with occlusion.
+"""Heat maps: where made-up networks look, and the evidence that the shipped versions use.
 
-The reference is captum's Occlusion, which measures how covering a part of the image changes the
-answer. The images are the drawn cells, cut so that the cell is at the lower right or the upper
-left: if all cells were in the middle, any image's map would agree.
+A map is right if the network needs what it marks: hiding the hottest fifth of an input must lower
+the label's probability more than hiding as much elsewhere.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import json
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
-from captum.attr import Occlusion
+from conftest import CARDS, VERSIONS
 from PIL import Image
-from scipy.stats import spearmanr
-from torch.nn import functional as F
 
-from handler.attribution import heat_maps
+from handler import pipelines
+from handler.attribution import attribute
+from handler.cells import cut_out, to_amounts
 from handler.explanation import CANVAS, canvas_size, place, to_png
-from handler.networks import BloodCellNet, CellNet, to_input
-from handler.preprocessing import HEIGHT, WIDTH, Box, Size, decode
+from handler.locator import locate
+from handler.pipelines import CellByCell, Pipeline, WholeField
+from handler.preprocessing import HEIGHT, WIDTH, Box, Floats, Pixels, Size, decode
+from handler.verdict import probabilities
 from serving.settings import ROOT
+from training import data
 from training.protocol import CLASSES
 
-# Corners of the cuts, 480x360 of 640x480, and where the cell's centre then is in 80x60.
+BATCH_SIZE = 8
+# Of the photographs with one cell, so many of each class are explained.
+PHOTOGRAPHS = 10
+# The share of an input that is hidden.
+HIDDEN = 0.2
+# Corners of the cuts of the drawings, 480x360 of 640x480: the cell is at the lower right or the
+# upper left. If all cells were in the middle, any image's map would do.
 CUTS = [(0, 0), (160, 120)]
-CENTRES = [((320 - left) / 6, (240 - top) / 6) for left, top in CUTS]
 
-FOLDER = ROOT / "models" / "1.0"
-
-Network = BloodCellNet | CellNet
+Mask = npt.NDArray[np.bool_]
 
 
-def untrained() -> BloodCellNet:
-    torch.manual_seed(0)
-    card = json.loads((FOLDER / "card.json").read_text())
-    return BloodCellNet(len(card["classes"]), **card["network"]).eval()
+class Looking:
+    """A network whose first logit is the brightness of a window, and the second its darkness."""
+
+    window = slice(5, 20), slice(50, 75)
+
+    def __init__(self, planes: bool) -> None:
+        self.planes, self.sizes = planes, list[int]()
+
+    def __call__(self, inputs: Pixels | Floats) -> Floats:
+        self.sizes.append(len(inputs))
+        colours = inputs if self.planes else inputs.transpose(0, 3, 1, 2)
+        light = colours[:, :, *self.window].mean((1, 2, 3), np.float32)
+        return np.stack([light, -light], 1)
+
+    def image(self, inside: int, outside: int) -> Pixels | Floats:
+        pixels = np.full((HEIGHT, WIDTH, 3), outside, np.uint8)
+        pixels[self.window] = inside
+        return pixels.transpose(2, 0, 1).astype(np.float32) if self.planes else pixels
+
+
+@pytest.fixture(params=[False, True], ids=["pixels", "planes"])
+def looking(request: pytest.FixtureRequest) -> Looking:
+    return Looking(request.param)
+
+
+def test_the_heat_is_where_the_network_looks(looking: Looking) -> None:
+    heat = attribute(looking, looking.image(200, 100), 0, BATCH_SIZE)
+    assert (heat.shape, heat.dtype) == ((HEIGHT, WIDTH), np.float32)
+    assert 0 <= heat.min() <= heat.max() == 1
+    down, across = np.unravel_index(heat.argmax(), heat.shape)
+    assert 5 <= down < 20
+    assert 50 <= across < 75
+    assert heat[:, :30].max() < 0.1
+    assert heat[40:].max() < 0.1
+
+
+def test_slight_evidence_is_pale(looking: Looking) -> None:
+    heat = attribute(looking, looking.image(101, 100), 0, BATCH_SIZE)
+    assert 0 < heat.max() < 1
+
+
+def test_evidence_against_a_class_is_not_marked(looking: Looking) -> None:
+    assert not attribute(looking, looking.image(200, 100), 1, BATCH_SIZE).any()
+    assert attribute(looking, looking.image(100, 200), 1, BATCH_SIZE).any()
+
+
+def test_the_network_gets_batches_that_it_is_warm_for(looking: Looking) -> None:
+    image = looking.image(200, 100)
+    before = image.copy()
+    maps = [attribute(looking, image, 0, size) for size in (1, BATCH_SIZE, 100)]
+    assert max(looking.sizes[:-1]) == BATCH_SIZE
+    assert np.array_equal(image, before)
+    for each in maps:
+        assert each == pytest.approx(maps[0], abs=1e-4)
+
+
+class Case(NamedTuple):
+    """An upload, the input of the network that classifies it, and the likeliest class."""
+
+    upload: bytes
+    image: Pixels | Floats
+    label: int
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> Pipeline:
+    name = request.param
+    return pipelines.load(ROOT / "models" / name, CARDS[name], BATCH_SIZE)
+
+
+def network_of(version: Pipeline) -> pipelines.Network:
+    assert isinstance(version, WholeField | CellByCell)
+    return version.network
+
+
+def case(version: Pipeline, upload: bytes) -> Case:
+    """Prepare an upload as the version does; of several cells, take the first."""
+    image: Pixels | Floats = decode(upload, version.fit).pixels
+    if isinstance(version, CellByCell):
+        [found] = locate(version.locator, [image])
+        [image] = to_amounts(cut_out(image, found[:1]))
+    [logits] = network_of(version)(image[None])
+    return Case(upload, image, int(logits[: len(CLASSES)].argmax()))
 
 
 @pytest.fixture(scope="module")
-def shipped() -> BloodCellNet:
-    network = untrained()
-    network.load_state_dict(torch.load(FOLDER / "weights.pt", weights_only=True)["network"])
-    return network
-
-
-@pytest.fixture(params=["1.0", "2.0"])
-def network(request: pytest.FixtureRequest, shipped: BloodCellNet) -> Network:
-    """Return the network of 1.0 as shipped, that of 2.0 untrained: maps work for any weights."""
-    if request.param == "1.0":
-        return shipped
-    torch.manual_seed(0)
-    return CellNet(len(CLASSES), (8, 16, 32), 0.1).eval()
-
-
-@pytest.fixture(scope="module")
-def inputs() -> torch.Tensor:
-    """Return the drawn cells, class by class, in each cut."""
-    cuts = []
+def drawn(version: Pipeline) -> list[Case]:
+    """Return the drawn cells in each cut."""
+    cases = []
     for name in CLASSES:
         with Image.open(ROOT / "serving" / "samples" / f"{name.lower()}.png") as picture:
             for left, top in CUTS:
                 file = io.BytesIO()
                 picture.crop((left, top, left + 480, top + 360)).save(file, "PNG")
-                cuts.append(decode(file.getvalue()).pixels)
-    return to_input(cuts)
+                cases.append(case(version, file.getvalue()))
+    return cases
 
 
 @pytest.fixture(scope="module")
-def targets(shipped: BloodCellNet, inputs: torch.Tensor) -> torch.Tensor:
-    with torch.no_grad():
-        return shipped(inputs).argmax(1)
+def boxed(blood_cells: Path) -> list[tuple[Path, Box]]:
+    """Return photographs of one cell, as many of each class, and the cell's box."""
+    labels = {each.path: each.label for each in data.photographs(blood_cells, "TRAIN", "TEST")}
+    found = data.located_photographs(blood_cells)
+    single = [(path, boxes[0]) for path, _split, _group, boxes in found if len(boxes) == 1]
+    chosen = []
+    for label in range(len(CLASSES)):
+        every = [each for each in single if labels.get(each[0]) == label]
+        chosen += [every[at] for at in np.linspace(0, len(every) - 1, PHOTOGRAPHS, dtype=int)]
+    return chosen
 
 
-def maps(network: Network, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return heat_maps(network, network.last_convolution, inputs, targets)
+@pytest.fixture(scope="module")
+def photographs(version: Pipeline, boxed: list[tuple[Path, Box]]) -> list[Case]:
+    return [case(version, path.read_bytes()) for path, _box in boxed]
 
 
-def test_a_map_is_the_same_alone_and_in_a_batch(network: Network, inputs: torch.Tensor) -> None:
-    """Of the input's size, with a maximum of 1."""
-    targets = torch.arange(4)
-    heat = maps(network, inputs[:4], targets)
-    assert (heat.shape, heat.dtype) == ((4, HEIGHT, WIDTH), torch.float32)
-    assert heat.min() >= 0
-    assert heat.amax((1, 2)).tolist() == pytest.approx([1] * 4)
-    alone = [maps(network, inputs[[at]], targets[[at]]) for at in range(4)]
-    torch.testing.assert_close(torch.cat(alone), heat, atol=1e-4, rtol=0)
+def hottest(heat: Floats) -> Mask:
+    return heat >= np.quantile(heat, 1 - HIDDEN)
 
 
-@pytest.mark.parametrize("colour", [0.0, 1.0], ids=["black", "white"])
-def test_nothing_is_marked_in_a_blank_picture(network: Network, colour: float) -> None:
-    blank = torch.full((1, 3, HEIGHT, WIDTH), colour)
-    blank[:, 0] *= 0.7
-    assert not maps(network, blank, torch.tensor([0])).any()
+def elsewhere(mask: Mask, count: int = 10) -> list[Mask]:
+    """Shift a mask at random, over the edges: as much is hidden, in the same shape."""
+    random = np.random.default_rng(0)
+    return [
+        np.roll(mask, (int(random.integers(HEIGHT)), int(random.integers(WIDTH))), (0, 1))
+        for _ in range(count)
+    ]
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["free", "frozen"])
-def test_the_network_is_left_unchanged(
-    network: Network, inputs: torch.Tensor, targets: torch.Tensor, frozen: bool
+def without(network: pipelines.Network, case: Case, mask: Mask) -> float:
+    """Return the label's probability when the mean colour hides a part of the input."""
+    colours = 2 if case.image.shape[-1] == 3 else 0
+    mean = case.image.mean(tuple({0, 1, 2} - {colours}), keepdims=True)
+    hidden = np.where(np.expand_dims(mask, colours), mean, case.image).astype(case.image.dtype)
+    [logits] = network(hidden[None])
+    return probabilities(logits.tolist(), 1.0)[case.label]
+
+
+def deletions(version: Pipeline, cases: list[Case]) -> npt.NDArray[np.float64]:
+    """Return the label's probability (N, 2): without the hottest part, and without others."""
+    network, found = network_of(version), []
+    for each in cases:
+        mask = hottest(attribute(network, each.image, each.label, BATCH_SIZE))
+        others = [without(network, each, other) for other in elsewhere(mask)]
+        found.append((without(network, each, mask), float(np.mean(others))))
+    right = np.array(found)
+    print(f"without the hottest fifth {right[:, 0].mean():.2f}, others {right[:, 1].mean():.2f}")
+    return right
+
+
+def test_the_answer_needs_the_hottest_part_of_a_drawing(
+    version: Pipeline, drawn: list[Case]
 ) -> None:
-    """Also by an error, and in a service that takes no gradients."""
-    given = inputs[:2].clone()
-    weights = [parameter.clone() for parameter in network.parameters()]
-    network.requires_grad_(not frozen)
-    try:
-        heat = maps(network, given, targets[:2])
-        assert not heat.requires_grad
-        with torch.no_grad():
-            torch.testing.assert_close(maps(network, given, targets[:2]), heat)
-            assert not torch.is_grad_enabled()
-        with pytest.raises(RuntimeError):
-            maps(network, given[:, :2], targets[:2])
-        assert not any(module._forward_hooks for module in network.modules())
-        assert not any(module._forward_pre_hooks for module in network.modules())
-        for before, after in zip(weights, network.parameters(), strict=True):
-            assert after.grad is None
-            assert after.requires_grad != frozen
-            assert torch.equal(before, after)
-        assert torch.equal(given, inputs[:2])
-    finally:
-        network.requires_grad_(True)
+    marked, others = deletions(version, drawn).T
+    assert marked.mean() < others.mean() - 0.2
 
 
-def grid(heat: torch.Tensor) -> np.ndarray:
-    """Average over 4x4 pixels: (N, 300)."""
-    return F.avg_pool2d(heat[:, None], 4).flatten(1).numpy()
-
-
-@pytest.fixture(scope="module")
-def heat(shipped: BloodCellNet, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return maps(shipped, inputs, targets)
-
-
-@pytest.fixture(scope="module")
-def occlusion(shipped: BloodCellNet, inputs: torch.Tensor, targets: torch.Tensor) -> np.ndarray:
-    """Return by how much the logit falls where a picture's own mean colour covers 12x12 pixels."""
-    with torch.no_grad():
-        falls = [
-            Occlusion(shipped).attribute(
-                image[None],
-                sliding_window_shapes=(3, 12, 12),
-                strides=(3, 4, 4),
-                baselines=image.mean((1, 2), keepdim=True).expand_as(image)[None],
-                target=target,
-                perturbations_per_eval=60,
-            )
-            for image, target in zip(inputs, targets.tolist(), strict=True)
-        ]
-    return grid(torch.cat(falls).mean(1).clamp(min=0))
-
-
-def agreement(some: np.ndarray, others: np.ndarray) -> float:
-    """Return the rank correlation of two maps, in the mean over pictures."""
-    pairs = zip(some, others, strict=True)
-    return float(np.mean([spearmanr(one, other).statistic for one, other in pairs]))
-
-
-def test_a_map_agrees_with_occlusion(heat: torch.Tensor, occlusion: np.ndarray) -> None:
-    found = agreement(grid(heat), occlusion)
-    print(f"rank correlation {found:.2f}")
-    assert found >= 0.35
-
-
-def test_a_wrong_map_does_not(
-    shipped: BloodCellNet, inputs: torch.Tensor, heat: torch.Tensor, occlusion: np.ndarray
+def test_the_answer_needs_the_hottest_part_of_a_photograph(
+    version: Pipeline, photographs: list[Case]
 ) -> None:
-    """That of another picture, turned, shuffled, or of the class that it is least."""
-    right = grid(heat)
-    shuffled = np.random.default_rng(0).permuted(right, axis=1)
-    for wrong in (np.roll(right, 1, 0), right[:, ::-1], shuffled):
-        assert agreement(wrong, occlusion) <= 0.2
-    with torch.no_grad():
-        least = shipped(inputs).argmin(1)
-    assert agreement(grid(maps(shipped, inputs, least)), occlusion) <= 0
+    marked, others = deletions(version, photographs).T
+    assert marked.mean() < others.mean() - 0.3
+    assert (marked < others).mean() >= 0.8
 
 
-def test_the_hottest_place_is_in_the_cell(heat: torch.Tensor) -> None:
-    """Within 18 pixels of its centre: the largest cell's radius, a fifth of the picture's area."""
-    for each, (right, down) in zip(heat.flatten(1).argmax(1), CENTRES * len(CLASSES), strict=True):
-        y, x = divmod(int(each), WIDTH)
-        assert np.hypot(x + 0.5 - right, y + 0.5 - down) <= 18
+def test_the_heat_of_a_photograph_is_in_the_cell(
+    version: Pipeline, photographs: list[Case], boxed: list[tuple[Path, Box]]
+) -> None:
+    """The cells' boxes cover an eighth of the photographs."""
+    shares = []
+    for each, (_path, box) in zip(photographs, boxed, strict=True):
+        _prediction, heat = version.explain(decode(each.upload, version.fit))
+        left, top, right, bottom = map(int, box)
+        shares.append(heat[top:bottom, left:right].sum() / heat.sum())
+    print(f"{np.mean(shares):.2f} of the heat is in the cell")
+    assert np.mean(shares) >= 0.4
+
+
+@pytest.mark.parametrize("colour", [0, 255], ids=["black", "white"])
+def test_nothing_is_marked_in_a_blank_picture(version: Pipeline, colour: int) -> None:
+    size = version.fit((640, 480))[::-1]
+    picture = decode(_png(np.full((*size, 3), colour, np.uint8)), version.fit)
+    assert version.explain(picture)[1].max() < 0.01
+
+
+def _png(pixels: Pixels) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 ONES = np.ones((HEIGHT, WIDTH), np.float32)
@@ -239,9 +286,8 @@ def test_heat_decides_the_transparency() -> None:
     assert 150 <= alpha[-1] < 255
 
 
-def test_a_png_is_small(heat: torch.Tensor) -> None:
-    sizes = [
-        len(to_png(place(each.numpy(), (0, 0, 640, 480), (640, 480)))) * 3 // 4 for each in heat
-    ]
+def test_a_png_is_small(version: Pipeline, drawn: list[Case]) -> None:
+    pictures = [decode(each.upload, version.fit) for each in drawn]
+    sizes = [len(to_png(version.explain(each)[1])) * 3 // 4 for each in pictures]
     print(f"at most {max(sizes)} bytes")
     assert max(sizes) <= 16_000

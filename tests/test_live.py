@@ -394,7 +394,7 @@ class TestFailingStart:
         assert failing.process.returncode == 1
         last = failing.printed.read_text().rstrip().splitlines()[-1]
         assert last.startswith("error: A worker can't start:")
-        assert "weights.pt does not match its SHA-256 in card.json" in last
+        assert "network.onnx does not match its SHA-256 in card.json" in last
         assert_gone(children, settings)
 
 
@@ -403,6 +403,6 @@ def damage(archive: Path, target: Path) -> None:
     with zipfile.ZipFile(archive) as old, zipfile.ZipFile(target, "w") as new:
         for entry in old.infolist():
             content = old.read(entry)
-            if entry.filename == "weights.pt":
+            if entry.filename == "network.onnx":
                 content = content[:-1] + bytes([content[-1] ^ 1])
             new.writestr(entry, content)

@@ -22,7 +22,6 @@ from handler.locator import (
     to_canvas,
 )
 from handler.locator import _within as within
-from handler.networks import Locator
 from handler.preprocessing import Box, Floats
 from training import locate as training
 from training.augment import warp
@@ -36,6 +35,7 @@ from training.locate import (
     measure_locator,
     train_locator,
 )
+from training.networks import Locator
 from training.recipes import LOCATOR, LocatorRecipe
 
 PLACES = CANVAS // STRIDE

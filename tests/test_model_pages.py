@@ -26,7 +26,7 @@ def models(app: Flask, tmp_path: Path) -> Path:
     for version in VERSIONS:
         (tmp_path / version).mkdir()
         for path in (ROOT / "models" / version).glob("*"):
-            if path.suffix in (".json", ".pt"):
+            if path.suffix in (".json", ".onnx"):
                 shutil.copy(path, tmp_path / version)
     app.config["MODELS_DIR"] = tmp_path
     return tmp_path
@@ -70,7 +70,7 @@ def test_page_shows_the_measured_figures(client: FlaskClient, version: str) -> N
     for row in found["test"]["confusion"]:
         for count in row:
             assert f">{count:,}<" in page
-    assert CARDS[version]["sha256"]["weights.pt"] in page
+    assert CARDS[version]["sha256"]["network.onnx"] in page
     assert page.count("<h1") == 1
     assert not re.search(r"<style|\sstyle=|\son\w+=|<script(?!>)", page)
 

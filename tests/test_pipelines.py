@@ -12,13 +12,13 @@ from conftest import CARDS
 
 from handler import gate, pipelines
 from handler.locator import Located
-from handler.networks import BloodCellNet, CellNet, Locator
 from handler.pipelines import CellByCell, Pipeline, WholeField
 from handler.preprocessing import HEIGHT, WIDTH, DecodedImage
 from scripts.draw_cells import draw_cell
 from serving.settings import ROOT
 from training.export import in_torch
 from training.gate import Gate
+from training.networks import BloodCellNet, CellNet, Locator
 from training.version_files import write_onnx
 
 CLASSES = 5
@@ -46,8 +46,8 @@ def places(monkeypatch: pytest.MonkeyPatch) -> list[Located]:
 def cells(places: list[Located]) -> CellByCell:
     torch.manual_seed(0)
     network = CellNet(CLASSES, **CELL)
-    networks = in_torch(Gate(gate.SIZE)), in_torch(Locator()), in_torch(network)
-    return CellByCell(*networks, lambda: network, 2, CLASSES)
+    look = in_torch(Gate(gate.SIZE))
+    return CellByCell(look, in_torch(Locator()), in_torch(network), 2, CLASSES)
 
 
 @pytest.fixture(params=["field", "cells"])
@@ -56,7 +56,7 @@ def version(request: pytest.FixtureRequest, cells: CellByCell) -> Pipeline:
         return cells
     network = BloodCellNet(CLASSES, **FIELD)
     look = in_torch(Gate((WIDTH, HEIGHT)))
-    return WholeField(look, in_torch(network), lambda: network, 2, CLASSES)
+    return WholeField(look, in_torch(network), 2, CLASSES)
 
 
 def test_pictures_are_examined_in_their_order(version: Pipeline) -> None:
@@ -112,16 +112,13 @@ def test_a_version_is_loaded_as_its_card_says(tmp_path: Path, finds_cells: bool)
     parts: dict[str, Any] = {"network": BloodCellNet(CLASSES, **FIELD)}
     if finds_cells:
         parts = {"locator": Locator(), "network": CellNet(CLASSES, **CELL)}
-    torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "weights.pt")
     card = {
         "classes": ["A", "B", "C", "D", "E"],
         "finds_cells": finds_cells,
         "network": CELL if finds_cells else FIELD,
         **write_onnx(tmp_path, parts),
     }
-    assert [*card["sha256"]] == sorted(
-        ["weights.pt", "gate.onnx", *(f"{name}.onnx" for name in parts)]
-    )
+    assert [*card["sha256"]] == sorted(["gate.onnx", *(f"{name}.onnx" for name in parts)])
     version = pipelines.load(tmp_path, card, 2)
     assert isinstance(version, CellByCell if finds_cells else WholeField)
     version.warm_up()

@@ -33,7 +33,6 @@ from handler.bounds import (
     InputError,
     Reads,
 )
-from handler.networks import to_input
 from handler.preprocessing import (
     HEIGHT,
     WIDTH,
@@ -48,6 +47,7 @@ from handler.preprocessing import (
     within_field,
 )
 from testing import formats
+from training.networks import to_input
 
 Array = npt.NDArray[Any]
 

@@ -74,7 +74,10 @@ def make(root: Path, name: str, of: str, without: tuple[str, ...] = ()) -> Path:
             document = {key: part for key, part in document.items() if key not in without}
         if path.name != "locator.json":
             write_json(folder / path.name, document)
-    (folder / "weights.pt").write_bytes(bytes(1_234_567))
+    network, *others = json.loads((folder / "card.json").read_text())["sha256"]
+    (folder / network).write_bytes(bytes(1_234_567))
+    for graph in others:
+        (folder / graph).write_bytes(b"")
     (root / "docs").mkdir(exist_ok=True)
     for page, content in PAGES.items():
         (root / page).write_text(content)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.utils import canonicalize_name
 
+from scripts import audit
 from serving.settings import ROOT
 
 # From the bottom to the top: a package imports from itself and from those before it.
@@ -37,7 +41,7 @@ def imported_modules(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # `from serving import edge` imports serving.edge.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
@@ -74,6 +78,20 @@ def test_each_module_of_serving_has_its_place() -> None:
     modules = {path.stem for path in (ROOT / "serving").glob("*.py")} - {"__init__"}
     packages = {path.parent.name for path in (ROOT / "serving").glob("*/__init__.py")}
     assert modules | packages <= set(SERVING)
+
+
+@pytest.mark.parametrize("folder", ["handler", "serving", "frontend"])
+def test_the_service_imports_only_its_requirements(folder: str) -> None:
+    """Not what training installs beside them, such as torch."""
+    served = audit.packages().keys()
+    installed = {
+        module
+        for module, packages in packages_distributions().items()
+        if served & set(map(canonicalize_name, packages))
+    }
+    for path in (ROOT / folder).rglob("*.py"):
+        needed = {module.split(".")[0] for module in imported_modules(path)}
+        assert needed <= installed | sys.stdlib_module_names | set(FOLDERS), path
 
 
 def test_handler_imports_nothing_of_the_project() -> None:

@@ -15,11 +15,11 @@ import pytest
 import torch
 from conftest import VERSIONS
 
-from handler.networks import BloodCellNet, to_input, to_planes
 from serving.settings import ROOT
 from training import sweep, version_files
 from training.fields import Batch, Run, predict
 from training.metrics import balanced, confusion_by_photograph, summarize
+from training.networks import BloodCellNet, to_input, to_planes
 from training.protocol import CLASSES
 from training.recipes import FieldRecipe
 
@@ -155,8 +155,8 @@ def test_a_new_training_removes_the_old_measurements(
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     here = version_files.folder("9.0")
     (here / "plots").mkdir(parents=True)
-    networks = {"gate.onnx", "network.onnx", "weights.pt"}
-    stays = {"model-config.yaml", "card.json", "history.json", *networks}
+    networks = {"gate.onnx", "network.onnx"}
+    stays = {"model-config.yaml", "card.json", "history.json", "weights.pt", *networks}
     goes = {"metrics.json", "golden.json", "served.json", "adaptation.json", "out_of_fold.npz"}
     goes.add("locator.onnx")
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
@@ -202,7 +202,7 @@ ORDER = re.findall(
     r"\w+",
     """
     protocol recipes table metrics data laboratories augment robustness out_of_distribution
-    torchvision_cpu gate export optimizer checkpoints version_files
+    torchvision_cpu networks gate export optimizer checkpoints version_files
     locate cell_set cells fields
     out_of_fold crossvalidate calibrate predict evaluate served
     plots sweep adapt measured figures report __main__

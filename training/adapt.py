@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from handler.networks import CellNet, Locator, load_networks
 from training import data, version_files
 from training.calibrate import choose
 from training.cell_set import CellSet, Choose, collect, middle, surest
@@ -24,6 +23,7 @@ from training.data import OTHER, DataError, Sample
 from training.export import Served
 from training.laboratories import pbc, read_folder, require
 from training.metrics import confusion_by_photograph, summarize
+from training.networks import CellNet, Locator, load_networks
 from training.out_of_fold import OutOfFold
 from training.predict import write_golden
 from training.protocol import CLASSES, HELD_OUT, INNER_FOLDS

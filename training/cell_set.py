@@ -12,10 +12,10 @@ from tqdm import tqdm
 from handler.bounds import InputError
 from handler.cells import ZOOM, Cutout, cut_out, window
 from handler.locator import Located, locate
-from handler.networks import Locator
 from handler.preprocessing import Box, Pixels, cut, decode, within_field
 from training.data import DataError, Sample
 from training.export import in_torch
+from training.networks import Locator
 from training.table import Table
 
 # Training keeps a square around each cell, so much larger than the window's height.

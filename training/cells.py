@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from handler.cells import ZOOM, Cutout, to_amounts
-from handler.networks import CellNet, Locator, to_input
 from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels
 from handler.stains import amounts
 from training.augment import cut_off, misjudge, refocus, restain, turns, warp
@@ -30,6 +29,7 @@ from training.export import in_torch
 from training.laboratories import pbc
 from training.locate import Field, train_locator
 from training.metrics import balanced
+from training.networks import CellNet, Locator, to_input
 from training.optimizer import Optimizer
 from training.protocol import CLASSES
 from training.recipes import LOCATOR, CellRecipe
@@ -42,7 +42,7 @@ LOCATOR_CODE = (
     "training/locate.py",
     "training/optimizer.py",
     "handler/locator.py",
-    "handler/networks.py",
+    "training/networks.py",
     "handler/preprocessing.py",
 )
 CODE = (*LOCATOR_CODE, "training/cells.py", "handler/cells.py", "handler/stains.py")

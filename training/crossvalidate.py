@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from handler import gate
 from handler.locator import locate
-from handler.networks import CellNet, Locator
 from handler.pipelines import CellByCell
 from handler.preprocessing import decode
 from handler.verdict import Prediction, probabilities
@@ -29,6 +28,7 @@ from training.fields import Batch, cross_predict
 from training.gate import Gate
 from training.laboratories import pbc
 from training.locate import measure_locator
+from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, FOLDS
 from training.recipes import RECIPES, CellRecipe, FieldRecipe
@@ -104,7 +104,7 @@ def predict(
 ) -> OutOfFold:
     """Predict images as the service does."""
     networks = in_torch(Gate(gate.SIZE)), in_torch(locator), in_torch(network)
-    version = CellByCell(*networks, lambda: network, BATCH, len(CLASSES))
+    version = CellByCell(*networks, BATCH, len(CLASSES))
     predictions: list[Prediction] = []
     title = f"predicting {laboratory}"
     for start in tqdm(range(0, len(samples), BATCH), desc=title, mininterval=1):

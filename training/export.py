@@ -13,9 +13,9 @@ from torch import nn
 
 from handler.engine import Network
 from handler.locator import CANVAS
-from handler.networks import BloodCellNet, CellNet, Locator, flip_averaged_logits, scale
 from handler.preprocessing import HEIGHT, WIDTH, Floats, Pixels
 from training.gate import Gate
+from training.networks import BloodCellNet, CellNet, Locator, flip_averaged_logits, scale
 
 OPSET = 18
 

@@ -16,10 +16,10 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from handler.networks import BloodCellNet, scale, to_planes
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training import data
 from training.checkpoints import Checkpoint
+from training.networks import BloodCellNet, scale, to_planes
 from training.optimizer import Optimizer
 from training.protocol import CLASSES, INNER_FOLDS
 from training.recipes import FieldRecipe
@@ -29,7 +29,7 @@ from training.version_files import Trained
 SEEDS = range(3)
 # Images that share one draw of the augmentation: several times as fast as a draw for each.
 SHARED_DRAW = 8
-CODE = ("training/fields.py", "training/optimizer.py", "handler/networks.py")
+CODE = ("training/fields.py", "training/optimizer.py", "training/networks.py")
 
 
 @dataclass

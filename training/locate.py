@@ -16,9 +16,9 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from handler.locator import CANVAS, STRIDE, UNIT, Located, overlap
-from handler.networks import Locator, to_input
 from handler.preprocessing import Box, Pixels
 from training.augment import recolour, refocus, warp
+from training.networks import Locator, to_input
 from training.optimizer import Optimizer
 from training.recipes import LocatorRecipe
 

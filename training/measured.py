@@ -47,7 +47,7 @@ class Measured:
 
     @property
     def weights_bytes(self) -> int:
-        return (self.folder / "weights.pt").stat().st_size
+        return sum((self.folder / name).stat().st_size for name in self.card["sha256"])
 
     @property
     def recalls(self) -> dict[str, Json]:

@@ -20,11 +20,11 @@ import torch
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 from torch.utils.flop_counter import FlopCounterMode
 
-from handler.networks import BloodCellNet
 from handler.preprocessing import HEIGHT, WIDTH
 from training import data, plots
 from training.fields import Batch, cross_predict
 from training.metrics import Array, accuracy, confusion_by_photograph, resamples, summarize
+from training.networks import BloodCellNet
 from training.protocol import INNER_FOLDS
 from training.recipes import FieldRecipe
 from training.version_files import folder, scratch, write_json

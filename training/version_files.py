@@ -78,10 +78,10 @@ def write(version: str, trained: Trained) -> None:
 
 
 def write_onnx(here: Path, networks: Mapping[str, Served]) -> Card:
-    """Write the networks and the gate in ONNX; return the digests of these and of weights.pt."""
+    """Write the networks and the gate in ONNX; return their digests."""
     # The gate reads what is decoded; where cells are cut from the field, a smaller picture.
     size = gate.SIZE if "locator" in networks else (WIDTH, HEIGHT)
-    files = [here / "weights.pt"]
+    files = []
     for name, network in (*networks.items(), ("gate", Gate(size))):
         files.append(here / f"{name}.onnx")
         to_onnx(network, files[-1])

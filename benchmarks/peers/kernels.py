@@ -35,7 +35,7 @@ class Plain:
         import torch
         from PIL import Image
 
-        from handler.networks import load_networks
+        from training.networks import load_networks
 
         self._np, self._torch, self._image = np, torch, Image
         torch.set_num_threads(1)

@@ -105,7 +105,6 @@ def read_json(archive: Path, name: str) -> Any:
         with zipfile.ZipFile(archive) as file:
             return json.loads(file.read(name))
     except (*DAMAGED, KeyError) as error:
-        # A truncated archive may also look like a valid zip file: that of its weights.
         raise BadArchive(
             f"The archive {archive} is damaged or has no {name}: run `make mar`."
         ) from error

@@ -1,7 +1,6 @@
 """The networks in torch: the classifiers of fields and of cells, and the locator of cells.
 
-The service runs their ONNX exports (training/export.py, handler/engine.py) and imports this module
-only for explanations, which need gradients.
+The service runs their ONNX exports (training/export.py, handler/engine.py).
 """
 
 from __future__ import annotations
@@ -57,11 +56,6 @@ class BloodCellNet(nn.Module):
             nn.Dropout(dropout[1]),
             nn.Linear(hidden, classes),
         )
-
-    @property
-    def last_convolution(self) -> nn.Module:
-        """Return the layer that heat maps are computed at."""
-        return self.features[3]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Without the mean colour, lamp, exposure and white balance matter less.
@@ -121,11 +115,6 @@ class CellNet(nn.Module):
         self.features = nn.Sequential(*blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * channels[-1], classes + 1)
-
-    @property
-    def last_convolution(self) -> nn.Module:
-        """Return the layer that heat maps are computed at."""
-        return self.features[-1]
 
     def forward(self, dyes: torch.Tensor) -> torch.Tensor:
         features = self.features(self.stem(2 * dyes - 0.5))
