@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from handler.preprocessing import Box
+from serving.settings import ROOT
 from training import data, laboratories
 from training.data import OTHER, DataError
 from training.laboratories import pbc, read_folder, require
@@ -95,6 +97,7 @@ def made_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Return a folder of made-up files with a list of its own."""
     here, root = tmp_path / "training", make(tmp_path / "cells", *FILES)
     here.mkdir()
+    shutil.copy(laboratories.HERE / "laboratories.yaml", here)
     rows = [f"{name},{'test' if at % 3 == 0 else 'train'}" for at, name in enumerate(FILES[:-1])]
     (here / "pbc.csv").write_text("\n".join(["file,part", *rows]) + "\n")
     monkeypatch.setattr(laboratories, "HERE", here)
@@ -198,3 +201,75 @@ def test_photographs_with_boxes_are_listed_whatever_their_split(photographs: Pat
         ("P2", "TEST", "G2", [CELL]),
         ("P4", "unused", "G4", [SECOND]),
     ]
+
+
+BOXES = "image,label,x_center,y_center,width,height (share of frame)\n"
+
+
+def test_an_image_with_boxes_has_several_cells(tmp_path: Path) -> None:
+    """Bands are neutrophils, and the labels of the boxes count, not the image's folder."""
+    make(tmp_path, "NEUTROPHIL/a.jpg", "OTHER/blast/b.jpg", "NEUTROPHIL/without.jpg")
+    rows = "a.jpg,band,0.5,0.5,0.2,0.4\na.jpg,blast,0.1,0.1,0.2,0.2\nb.jpg,Monocyte,0.5,0.5,1,1\n"
+    (tmp_path / "boxes.csv").write_text(BOXES + rows)
+    samples = read_folder(tmp_path)
+    assert [(each.path.name, each.label, each.kind, each.group) for each in samples] == [
+        ("a.jpg", CLASSES.index("NEUTROPHIL"), "NEUTROPHIL", "NEUTROPHIL/a.jpg"),
+        ("a.jpg", OTHER, "blast", "NEUTROPHIL/a.jpg"),
+        ("b.jpg", CLASSES.index("MONOCYTE"), "MONOCYTE", "OTHER/blast/b.jpg"),
+    ]
+    assert samples[0].box == pytest.approx((0.4, 0.3, 0.6, 0.7))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("image,label\na.jpg,band\n", "should have the columns image,label,x_center"),
+        (f"{BOXES}b.jpg,band,0.5,0.5,1,1\n", r"boxes\.csv lists a missing file: b\.jpg"),
+    ],
+)
+def test_wrong_boxes_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    make(tmp_path, "NEUTROPHIL/a.jpg")
+    (tmp_path / "boxes.csv").write_text(text)
+    with pytest.raises(DataError, match=said):
+        read_folder(tmp_path)
+
+
+def test_a_slide_is_a_group(tmp_path: Path) -> None:
+    names = "95-8-27-1_17_4.jpg", "95-8-27-1_3_1.jpg", "95-8-27-10_1.jpg", "other.jpg"
+    make(tmp_path, *(f"NEUTROPHIL/{name}" for name in names))
+    samples = read_folder(tmp_path, laboratories.laboratories()["raabin"].slide)
+    groups = {sample.path.name: sample.group for sample in samples}
+    assert groups[names[0]] == groups[names[1]] == "95-8-27-1"
+    assert groups[names[2]] == "95-8-27-10"
+    assert groups["other.jpg"] == "NEUTROPHIL/other.jpg"
+
+
+def test_a_laboratory_is_found_by_its_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rvpbs = laboratories.laboratories()["rvpbs"]
+    monkeypatch.setenv("LABORATORIES_DATA", str(tmp_path))
+    with pytest.raises(DataError, match=r"Set LABORATORIES_DATA .* the folder rvpbs: https://"):
+        rvpbs.samples()
+    make(tmp_path / "rvpbs", "NEUTROPHIL/a.jpg")
+    assert [sample.kind for sample in rvpbs.samples()] == ["NEUTROPHIL"]
+
+
+def test_the_docs_list_every_laboratory() -> None:
+    """`make data` writes the table."""
+    text = (ROOT / "docs" / "training.md").read_text()
+    listed = text.split("<!-- laboratories:")[1].split("<!-- end of laboratories")[0]
+    for each in laboratories.laboratories().values():
+        for fact in (each.title, each.stain, each.camera, each.licence, each.source, each.use):
+            assert fact in listed
+
+
+@pytest.mark.usefixtures("blood_cells")
+def test_the_docs_count_the_cells() -> None:
+    cells = {}
+    for name, each in laboratories.laboratories().items():
+        try:
+            cells[name] = Counter(sample.kind for sample in each.samples())
+        except DataError as error:
+            pytest.skip(str(error))
+    assert laboratories.as_table(cells) in (ROOT / "docs" / "training.md").read_text()

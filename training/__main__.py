@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import click
 
 from serving.client import ServiceError
+from serving.settings import ROOT
 from training import data, report, version_files
 from training.adapt import adapt, draw_curve
 from training.calibrate import calibrate
@@ -16,6 +18,8 @@ from training.crossvalidate import cross_validate
 from training.data import DataError, fetch_and_check
 from training.evaluate import evaluate
 from training.fields import train_fields
+from training.figures import write_readme
+from training.laboratories import as_table, counts, laboratories
 from training.measured import read
 from training.recipes import RECIPES, FieldRecipe
 from training.served import measure_served
@@ -33,6 +37,23 @@ class Group(click.Group):
             return super().invoke(context)
         except (DataError, ServiceError) as error:
             raise click.ClickException(str(error)) from error
+
+
+def get_data() -> None:
+    """Download the photographs, check them, and list the cells of all laboratories.
+
+    Writes the table of docs/training.md if no laboratory is missing.
+    """
+    fetch_and_check()
+    cells = {}
+    for name, laboratory in laboratories().items():
+        try:
+            cells[name] = Counter(sample.kind for sample in laboratory.samples())
+            print(f"{name}: {counts(cells[name])}")
+        except DataError as error:
+            print(f"{name} is missing. {error}")
+    if len(cells) == len(laboratories()):
+        write_readme({"laboratories": as_table(cells)}, ROOT / "docs" / "training.md")
 
 
 def train(version: str) -> None:
@@ -76,7 +97,7 @@ main = Group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 for name, function, *options in (
-    ("data", fetch_and_check),
+    ("data", get_data),
     ("sweep", sweep, epochs),
     ("train", train, own_version),
     ("crossvalidate", cross_validate, own_version),

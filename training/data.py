@@ -67,12 +67,16 @@ class Image:
 
 @dataclass(frozen=True)
 class Sample:
-    """A labelled image: an index of CLASSES, or OTHER, the kind of cell, and its group."""
+    """A labelled cell: an index of CLASSES, or OTHER, its kind, and the group of its image.
+
+    The box is in shares of the image's sides; without one, the cell is in the middle.
+    """
 
     path: Path
     label: int
     kind: str
     group: str
+    box: Box | None = None
 
 
 def data_root() -> Path:

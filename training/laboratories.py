@@ -1,46 +1,146 @@
-"""Labelled cells of a laboratory: a folder for each class, an image for each cell.
+"""The laboratories that train and measure versions, and how a folder of labelled cells is read.
+
+laboratories.yaml describes each. A laboratory is a folder:
 
     EOSINOPHIL/ LYMPHOCYTE/ MONOCYTE/ NEUTROPHIL/    one white cell in the middle of each image
-    OTHER/ or OTHER/<kind>/                          other cells
+    OTHER/ or OTHER/<kind>/                          other cells, or fields without a white cell
+    boxes.csv                                        optional: each cell of images with several
     groups.csv                                       optional: file,group (a slide, a patient)
 
 Splits never divide a group. Without groups.csv each image is a group of its own.
-
-PBC, the second laboratory, is such a folder (PBC_DATA): a random part of the set of Acevedo et al.
-2020, doi 10.17632/snkd93bnjr.1. pbc.csv lists which of its images train and which only test.
 """
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
+import yaml
+
 from handler.contract import SUFFIXES
+from training import data
 from training.data import HERE, OTHER, DataError, Sample
 from training.protocol import CLASSES, MIN_CELLS
 
+# The columns of boxes.csv: the centre and the size of a box are shares of the image's sides.
+BOX_COLUMNS = ["image", "label", "x_center", "y_center", "width", "height"]
+# Labels of boxes.csv for stages of a class.
+STAGES = {"BAND": "NEUTROPHIL"}
 
-def read_folder(root: Path) -> list[Sample]:
-    """List a laboratory's images; raise DataError if the folder is not laid out as above."""
+
+@dataclass(frozen=True)
+class Laboratory:
+    """A source of cells: its stain, microscope and camera."""
+
+    name: str
+    title: str
+    stain: str
+    camera: str
+    licence: str
+    source: str
+    use: str
+    # The environment variable that names its folder; otherwise that is in LABORATORIES_DATA.
+    variable: str = ""
+    # Files whose names begin with the same match of this regular expression are a group.
+    slide: str = ""
+
+    @property
+    def root(self) -> Path:
+        """Return its folder; raise DataError if it is missing."""
+        variable = self.variable or "LABORATORIES_DATA"
+        root = Path(os.environ.get(variable) or "nowhere") / ("" if self.variable else self.name)
+        if not root.is_dir():
+            folder = "the folder" if self.variable else "a folder that holds the folder"
+            raise DataError(f"Set {variable} to {folder} {self.name}: {self.source}")
+        return root
+
+    def samples(self) -> list[Sample]:
+        """List its cells; raise DataError if they are missing."""
+        if self.name == "photographs":
+            return data.photographs(data.data_root(), "TRAIN", "TEST")
+        return read_folder(self.root, self.slide)
+
+
+@cache
+def laboratories() -> dict[str, Laboratory]:
+    """Return the laboratories of laboratories.yaml by their names."""
+    listed = yaml.safe_load((HERE / "laboratories.yaml").read_text(encoding="utf-8"))
+    return {name: Laboratory(name, **facts) for name, facts in listed.items()}
+
+
+def as_table(cells: Mapping[str, Counter[str]]) -> str:
+    """Return the laboratories as Markdown; `cells` has the number of each kind."""
+    rows = [
+        "| laboratory | stain | camera | cells | used | licence |",
+        "|---|---|---|---|---|---|",
+    ]
+    for each in laboratories().values():
+        title = f"[{each.title}]({each.source})"
+        facts = (title, each.stain, each.camera, counts(cells[each.name]), each.use, each.licence)
+        rows.append(f"| {' | '.join(facts)} |")
+    return "\n".join(rows)
+
+
+def counts(cells: Counter[str]) -> str:
+    """Return the numbers of cells, those of the classes first."""
+    named = [f"{cells[name]:,} {name.lower()}" for name in CLASSES if cells[name]]
+    others = sorted(kind for kind in cells if kind not in CLASSES)
+    return ", ".join(named + [f"{cells[kind]:,} {kind.replace('_', ' ')}" for kind in others])
+
+
+def read_folder(root: Path, slide: str = "") -> list[Sample]:
+    """List a laboratory's cells; raise DataError if the folder is not laid out as above."""
     if not root.is_dir():
         raise DataError(f"{root} is not a folder.")
     folders = sorted(path for path in root.iterdir() if path.is_dir() and _shown(path))
     if unknown := [path.name for path in folders if path.name not in (*CLASSES, "OTHER")]:
         expected = ", ".join((*CLASSES, "OTHER"))
         raise DataError(f"{root} has folders of unknown classes: {unknown}. Known: {expected}.")
-    groups = _groups(root / "groups.csv")
-    samples = []
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and _shown(path) and path.is_file():
-                name = path.relative_to(root).as_posix()
-                label = CLASSES.index(folder.name) if folder.name in CLASSES else OTHER
-                kind = path.parent.name
-                samples.append(Sample(path, label, kind, groups.get(name, name)))
-    if groups and (unknown := sorted(set(groups) - {_name(root, each) for each in samples})):
+    paths = [
+        path
+        for folder in folders
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES and _shown(path) and path.is_file()
+    ]
+    groups, names = _groups(root / "groups.csv"), {path: _name(root, path) for path in paths}
+    if unknown := sorted(set(groups) - set(names.values())):
         raise DataError(f"groups.csv lists missing files: {', '.join(unknown[:5])}")
+    grouped = {
+        path: groups.get(name) or _slide(path, slide) or name for path, name in names.items()
+    }
+    if (root / "boxes.csv").exists():
+        return _boxed(root / "boxes.csv", grouped)
+    return [_sample(path, names[path].split("/")[0], grouped[path]) for path in paths]
+
+
+def _sample(path: Path, name: str, group: str) -> Sample:
+    label = CLASSES.index(name) if name in CLASSES else OTHER
+    return Sample(path, label, path.parent.name, group)
+
+
+def _slide(path: Path, pattern: str) -> str | None:
+    found = re.match(pattern, path.name) if pattern else None
+    return found and found.group()
+
+
+def _boxed(table: Path, groups: Mapping[Path, str]) -> list[Sample]:
+    """List the cells of boxes.csv, several of which may be in one image."""
+    paths = {path.name: path for path in groups}
+    samples = []
+    for image, kind, *numbers in _rows(table, BOX_COLUMNS):
+        if image not in paths:
+            raise DataError(f"{table.name} lists a missing file: {image}")
+        name = STAGES.get(kind.upper(), kind.upper())
+        label, kind = (CLASSES.index(name), name) if name in CLASSES else (OTHER, kind)
+        x, y, width, height = map(float, numbers)
+        box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+        samples.append(Sample(paths[image], label, kind, groups[paths[image]], box))
     return samples
 
 
@@ -53,38 +153,37 @@ def require(labels: Sequence[int]) -> None:
 
 def pbc(part: str | None = None) -> list[Sample]:
     """List PBC's images: those that train (`train`), those that only test (`test`), or all."""
-    root = Path(os.environ.get("PBC_DATA") or "")
-    if not os.environ.get("PBC_DATA") or not root.is_dir():
-        raise DataError(
-            "Set PBC_DATA to a folder of the PBC images: doi 10.17632/snkd93bnjr.1, a folder for "
-            "each class, the rest in OTHER/<kind>/."
-        )
+    root = laboratories()["pbc"].root
     with (HERE / "pbc.csv").open(newline="") as file:
         parts = {row["file"]: row["part"] for row in csv.DictReader(file)}
-    samples = [each for each in read_folder(root) if _name(root, each) in parts]
+    samples = [each for each in read_folder(root) if _name(root, each.path) in parts]
     if len(samples) != len(parts):
         raise DataError(f"{root} lacks {len(parts) - len(samples)} of the images in pbc.csv.")
-    return [each for each in samples if part in (None, parts[_name(root, each)])]
+    return [each for each in samples if part in (None, parts[_name(root, each.path)])]
 
 
 def _shown(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def _name(root: Path, sample: Sample) -> str:
-    return sample.path.relative_to(root).as_posix()
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix()
 
 
 def _groups(path: Path) -> dict[str, str]:
-    if not path.exists():
-        return {}
+    return dict(_rows(path, ["file", "group"])) if path.exists() else {}
+
+
+def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """Read a table, its columns in this order; raise DataError if it has others."""
     try:
         # Spreadsheets write a byte order mark.
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, *rows = csv.reader(file)
     except (UnicodeDecodeError, ValueError) as error:
-        raise DataError(f"{path} is not a UTF-8 table with the columns file,group.") from error
-    if sorted(header) != ["file", "group"] or any(len(row) != len(header) for row in rows):
-        raise DataError(f"{path} should have the columns file,group.")
-    file_column, group_column = header.index("file"), header.index("group")
-    return {row[file_column]: row[group_column] for row in rows}
+        raise DataError(f"{path} is not a UTF-8 table of {', '.join(columns)}.") from error
+    header = [name.split(" ")[0] for name in header]
+    if sorted(header) != sorted(columns) or any(len(row) != len(header) for row in rows):
+        raise DataError(f"{path} should have the columns {','.join(columns)}.")
+    places = [header.index(name) for name in columns]
+    return [[row[place] for place in places] for row in rows]
