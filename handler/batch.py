@@ -22,8 +22,9 @@ from handler.preprocessing import DecodedImage, OpenedImage
 PREDICTION_COST, EXPLANATION_COST = 4_000_000, 25_000_000
 # A batch takes little longer than a second, and decoding a seventh of that.
 MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
-# A request is expensive if its decoding costs this much more than a quarter of the rest.
-EXPENSIVE = 50_000_000
+# A request is expensive if its decoding costs this much more than a quarter of the rest, or if it
+# costs MANY in all. An explanation always is.
+EXPENSIVE, MANY = 50_000_000, 200_000_000
 # After an expensive request, a worker puts off further ones for this many times its duration,
 # unless they are alone in their batch. So fewer than one in a hundred other requests wait for one.
 REST = 20
@@ -58,7 +59,10 @@ class Request:
 
     @property
     def is_expensive(self) -> bool:
-        return self.decoding - (self.cost - self.decoding) / 4 > EXPENSIVE
+        rest = self.cost - self.decoding
+        return (
+            self.decoding - rest / 4 > EXPENSIVE or self.cost > MANY or (self.explain and rest > 0)
+        )
 
     def put_off(self) -> None:
         """Let the client send the request again."""

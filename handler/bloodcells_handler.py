@@ -76,11 +76,11 @@ class BloodCellHandler:
                 # In place, which frees what Pillow has loaded.
                 for place, image in enumerate(request.images):
                     request.images[place] = decode_opened(image, self.pipeline.fit)
+            self.metrics.decoded(len(data), perf_counter() - started)
+            self._predict(requests)
+            self._explain(requests)
         finally:
             self.turn.give()
-        self.metrics.decoded(len(data), perf_counter() - started)
-        self._predict(requests)
-        self._explain(requests)
         self.metrics.answered(
             chain.from_iterable(
                 request.images

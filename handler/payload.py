@@ -1,12 +1,14 @@
 """Parse one request body, as TorchServe passes it, into images.
 
 A body is the bytes of one image, multipart with an image in each field, or KServe v1 JSON:
-`{"instances": [{"b64": "..."}, ...]}`.
+`{"instances": [{"b64": "..."}, ...]}`. The edge passes multipart on as plain bytes, because Java
+takes minutes to parse a hostile form.
 """
 
 from __future__ import annotations
 
 import binascii
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,12 @@ from handler.bounds import InputError, empty, too_large, unsupported
 from handler.contract import MAX_BYTES
 
 MAX_IMAGES = 128
+# The parts of a form, and the bytes of the headers of one.
+MAX_PARTS, MAX_PART_HEADERS = 256, 1024
+# The type of a form that is passed on as plain bytes.
+FORM_TYPE = "X-Form-Type"
+_BOUNDARY = re.compile(r';\s*boundary=(?:"([^"]{1,70})"|([^\s";]{1,70}))', re.IGNORECASE)
+_FILE = re.compile(rb";\s*filename\*?=", re.IGNORECASE)
 
 
 @dataclass
@@ -33,9 +41,12 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
 
     A row is `{"body": value}` for a plain body and `{field: value, ...}` for multipart; a value is
     bytes, str for text, or parsed JSON. `header` has the type of each field:
-    `{field: {"content-type": type}}`.
+    `{field: {"content-type": type}}`, and the headers of the request.
     """
     body = row.get("body")
+    if FORM_TYPE in header and isinstance(body, (bytes, bytearray)):
+        files = _files(body, header[FORM_TYPE])
+        return Payload([*files], many=len(files) > 1)
     if isinstance(body, dict) or header.get("body") == {"content-type": "application/json"}:
         return Payload([_instance(each) for each in _instances(body)], many=True)
     # Form fields that are not files have no content type.
@@ -48,6 +59,30 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
         raise unsupported() if row else empty()
     _check_count(len(values))
     return Payload([_image(value) for value in values], many=len(values) > 1)
+
+
+def _files(form: bytes | bytearray, kind: str) -> list[bytes]:
+    """Return the files of a form (RFC 7578); its other fields are ignored."""
+    boundary = _BOUNDARY.search(kind)
+    if not boundary:
+        raise _bad_request("The form has no boundary.")
+    delimiter = f"\r\n--{boundary[1] or boundary[2]}".encode()
+    _preamble, *parts = (b"\r\n" + form).split(delimiter, MAX_PARTS + 1)
+    if len(parts) > MAX_PARTS:
+        raise InputError(413, "TooManyImages", f"A form may have {MAX_PARTS} parts.")
+    if not parts or not parts.pop().startswith(b"--"):
+        raise _bad_request("The form has no final boundary.")
+    files = []
+    for part in parts:
+        headers, separator, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
+        if not separator or len(headers) > MAX_PART_HEADERS:
+            raise _bad_request("The headers of a part of the form cannot be read.")
+        if _FILE.search(headers):
+            files.append(content)
+    if not files:
+        raise unsupported()
+    _check_count(len(files))
+    return files
 
 
 def _instances(body: Any) -> list[Any]:

@@ -30,7 +30,6 @@ RETIRED = error(404, "ModelVersionNotFoundException")
 # The second one is renewed while it is refused.
 BAD_TOKEN = error(400, "InvalidKeyException")
 OLD_TOKEN = error(400, "InvalidKeyException", ("X-Renewed", "true"))
-BAD_FORM = error(500, "ErrorDataDecoderException")
 
 
 def disconnect(request: BaseHTTPRequestHandler) -> None:
@@ -95,7 +94,6 @@ RULES = [
     # The client is at fault.
     Rule("a bad image", [BAD_IMAGE], ["2.0"], [GOOD_CANARY], "UnsupportedImage", 415),
     Rule("too many bytes", [error(413, "")], ["2.0"], [GOOD_CANARY], "ImageTooLarge", 413),
-    Rule("a bad form", [BAD_FORM], ["2.0"], [GOOD_CANARY], "BadRequest", 400, only=EDGE),
     # A named version is not replaced.
     Rule("named, fails", [FAILED], ["2.0"], [BAD_CANARY], *UNAVAILABLE, named="2.0"),
     Rule("named, busy", [FULL], ["2.0"], [], "ServiceBusy", 429, named="2.0"),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from handler.batch import (
     EXPENSIVE,
+    MANY,
     MAX_BATCH_COST,
     MAX_CELLS,
     PREDICTION_COST,
@@ -20,8 +24,11 @@ from handler.batch import (
     decoded_images,
     split,
 )
+from handler.bloodcells_handler import BloodCellHandler
 from handler.bounds import MAX_COST, InputError
-from handler.preprocessing import DecodedImage, OpenedImage
+from handler.preprocessing import DecodedImage, OpenedImage, within_field
+from handler.verdict import Prediction
+from testing.formats import encoded
 
 IMAGE = DecodedImage(np.zeros((60, 80, 3), np.uint8), 80, 60)
 
@@ -76,11 +83,19 @@ def test_requests_of_large_images_are_put_off(
 
 
 def test_requests_of_many_images_are_put_off(turn: Turn) -> None:
-    most = MAX_BATCH_COST // PREDICTION_COST
-    requests = [request(*[0] * (most - 1)), request(0, 0), request(0)]
-    assert put_off(requests, turn) == [True, False, False]
-    # One alone is answered, whatever it costs.
-    assert put_off([request(*[0] * (most + 1))], turn) == [False]
+    images = [0] * (MANY // PREDICTION_COST)
+    requests = [request(*images) for _ in range(MAX_BATCH_COST // MANY)]
+    assert put_off([*requests, request(0)], turn) == [False] * (len(requests) - 1) + [True, False]
+
+
+def test_requests_of_more_images_or_heat_maps_are_expensive(turn: Turn) -> None:
+    many = [0] * (MANY // PREDICTION_COST + 1)
+    assert put_off([request(*many), request(0), request(*many)], turn) == [False, False, True]
+    turn.give()
+    explained = [request(0), request(0), Request([InputError(400, "EmptyImage", "")], True, True)]
+    for each in explained:
+        each.explain = True
+    assert put_off([*explained, request(0)], turn) == [False, True, False, False]
 
 
 def test_an_error_costs_nothing(turn: Turn) -> None:
@@ -143,3 +158,24 @@ def test_a_request_after_too_many_cells_is_put_off() -> None:
     # Explanations are made after all predictions.
     assert list(decoded_images(requests, explain=True)) == []
     assert kinds(third) == ["ServiceBusy"]
+
+
+def test_an_expensive_request_has_the_turn_until_it_is_answered(tmp_path: Path) -> None:
+    other, taken = Turn(tmp_path / "lock"), []
+
+    def predict(images: Sequence[DecodedImage]) -> list[Prediction]:
+        taken.append(other.take(alone=True))
+        return [Prediction(0.0, []) for _ in images]
+
+    handler, context = BloodCellHandler(), MagicMock()
+    handler.model_name, handler.turn, handler.metrics = "m", Turn(tmp_path / "lock"), MagicMock()
+    handler.card = {"version": "1.0", "classes": ["A"], "finds_cells": True}
+    handler.card["thresholds"] = {"stain": 0.0}
+    handler.pipeline = MagicMock(predict=predict, fit=within_field)
+    context.get_all_request_header.return_value = {}
+    image = {"b64": base64.b64encode(encoded(Image.new("RGB", (8, 8)), "PNG")).decode()}
+    images = [image] * (MANY // PREDICTION_COST + 1)
+    handler.handle([{"body": {"instances": images}}], context)
+    assert taken
+    assert not any(taken)
+    assert other.take(alone=True)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from edges import Asker, Configured, problem_of, wait
+from edges import Asker, Configured, wait
 from stand_in import StandIn, write_keys
 
 from serving.torchserve.tokens import KEY_FILE
@@ -40,13 +40,7 @@ class TestSizes:
         for request in (by_length, edge.head("Transfer-Encoding: chunked") + 13 * chunk):
             assert edge.raw(request).startswith(b"HTTP/1.1 413 ")
         assert json.loads(edge.raw(by_length).partition(b"\r\n\r\n")[2])["type"] == "ImageTooLarge"
-        form = {"Content-Type": "multipart/form-data; boundary=b"}
-        part = b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n1\r\n'
         assert stand_in.requests == []
-        assert edge.ask(body=256 * part + b"--b--\r\n", headers=form).status_code == 200
-        response = edge.ask(body=257 * part + b"--b--\r\n", headers=form)
-        assert problem_of(response) == (413, "TooManyImages")
-        assert len(stand_in.requests) == 1
 
     @pytest.mark.long
     def test_a_slow_sender_is_cut_off(self, edge: Asker) -> None:
@@ -90,7 +84,12 @@ class TestSlowBodies:
     def test_a_program_has_a_share(self, edge: Asker, uploads: Uploads) -> None:
         assert [uploads.begin() for _ in range(11)] == 10 * [b"100"] + [b"429"]
         assert uploads.begin("Transfer-Encoding: chunked") == b"429"
+        # A body of several images is large from 100 kB.
+        several = "Content-Length: 100000", "Content-Type: application/json"
+        assert uploads.begin(*several) == b"429"
         assert edge.ask(body=bytes(999_999)).status_code == 200
+        some = {"Content-Type": "application/json"}
+        assert edge.ask(body=bytes(99_999), headers=some).status_code == 200
         keys = [edge.keys.add(name) for name in ("second", "third")]
         assert [uploads.begin(key=keys[0]) for _ in range(11)] == 10 * [b"100"] + [b"429"]
         # All programs together may send 28.
@@ -126,6 +125,20 @@ class TestConnections:
                 assert b" 429 " in edge.raw(request, "127.0.0.2")
             assert edge.get("/healthz").status_code == 200
             release.set()
+
+    def test_a_program_has_a_share_of_the_queue(self, edge: Asker, stand_in: StandIn) -> None:
+        """A request counts until TorchServe answers, also if its client has left."""
+        release = threading.Event()
+        stand_in.answer = lambda *_: (200, b"{}") if release.wait(60) else (503, b"")
+        with contextlib.ExitStack() as left:
+            for number in range(64):
+                connection = left.enter_context(edge.connect())
+                connection.sendall(edge.head("Content-Length: 1") + b"x")
+                wait(lambda number=number: len(stand_in.requests) > number)
+        assert edge.ask().status_code == 429
+        other = edge.keys.add("other")
+        release.set()
+        assert edge.ask(key=other).status_code == 200
 
     def test_an_upload_counts_until_the_page_answers(self, edge: Asker, stand_in: StandIn) -> None:
         release = threading.Event()

@@ -485,15 +485,14 @@ def heat_map(document: Any) -> Image.Image:
 
 
 @ONE_VERSION
-def test_only_a_request_for_an_explanation_gets_one(worker: Worker, expected: list[Answer]) -> None:
+def test_only_a_request_for_an_explanation_gets_one(reload: Any, expected: list[Answer]) -> None:
     """With the proportions of the upload."""
-    wide = picture(1, size=(1280, 960))
-    plain, explained, after, larger = worker.answers(
-        body(PICTURES[0]),
-        body(PICTURES[1], explain="True"),
-        body(PICTURES[2]),
-        body(wide, explain="True"),
+    # A worker that has just answered an explanation puts off the next one beside others.
+    worker = reload()
+    plain, explained, after = worker.answers(
+        body(PICTURES[0]), body(PICTURES[1], explain="True"), body(PICTURES[2])
     )
+    larger = worker.answer(body(picture(1, size=(1280, 960)), explain="True"))
     assert heat_map(explained.json).size == (320, 240)
     assert heat_map(larger.json).size == (640, 480)
     documents = plain.json, explained.json, after.json

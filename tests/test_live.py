@@ -123,14 +123,16 @@ class TestInference:
 
     @pytest.mark.parametrize("version", SERVED)
     def test_an_explanation_leaves_its_neighbours_alone(
-        self, send: Send, sample_image: Path, version: str
+        self, service: Service, sample_image: Path, version: str
     ) -> None:
+        """The client sends explanations again, of which one at a time is answered."""
         image = sample_image.read_bytes()
-        kinds = ["explanations", "predictions"] * 3
-        with ThreadPoolExecutor(len(kinds)) as pool:
-            answers = list(
-                pool.map(lambda kind: send(image, f"/{kind}/bloodcells/{version}").json(), kinds)
-            )
+        with (
+            contextlib.closing(InferenceClient(service.settings)) as client,
+            ThreadPoolExecutor(6) as pool,
+        ):
+            asks = [client.explain, client.predict] * 3
+            answers = list(pool.map(lambda ask: ask(image, version), asks))
         assert ["heat_map" in answer for answer in answers] == [True, False] * 3
         assert {answer["version"] for answer in answers} == {version}
         assert len({answer["label"] for answer in answers}) == 1

@@ -16,8 +16,6 @@ const RETRY_INTERVAL = 20;
 const LONG_RETRY_INTERVAL = 500;
 // In seconds, as in serving/deployment/routing.py.
 const LONGEST_PAUSE = 15;
-// Twice the images that a request may have.
-const MAX_PARTS = 256;
 
 const PERMISSIONS = { predictions: 'predict', explanations: 'explain' };
 const CLIENT_NAME = /^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$/;
@@ -50,7 +48,7 @@ function access(r) {
 async function ask(r) {
     let answer;
     try {
-        answer = refusalOfForm(r) || await askTorchServe(r);
+        answer = await askTorchServe(r);
     } catch (error) {
         r.variables.edge_fault = String(error.message);
         answer = common.problem(500, 'EdgeError', 'The edge failed.');
@@ -210,29 +208,6 @@ function report(attempts) {
             // A full disk costs no answer.
         }
     });
-}
-
-// Return a refusal if the body is a form that TorchServe should not get.
-function refusalOfForm(r) {
-    const type = r.headersIn['Content-Type'] || '';
-    const body = r.requestBuffer;
-    if (!/^multipart\//i.test(type) || !body) {
-        return null;
-    }
-    // TorchServe takes seconds to parse a form of 100,000 parts, in one of its few threads.
-    let parts = 0;
-    for (let at = body.indexOf('\n--'); at >= 0; at = body.indexOf('\n--', at + 3)) {
-        parts += 1;
-        if (parts > MAX_PARTS) {
-            return common.problem(413, 'TooManyImages', `A form may have ${MAX_PARTS} parts.`);
-        }
-    }
-    // TorchServe answers for the parts that came before a form was cut off.
-    const boundary = /;\s*boundary=(?:"([^"]+)"|([^\s";]+))/i.exec(type);
-    if (!boundary || body.lastIndexOf(`--${boundary[1] || boundary[2]}--`) < 0) {
-        return common.problem(400, 'BadRequest', 'The form has no final boundary.');
-    }
-    return null;
 }
 
 function endpoint(r) {

@@ -5,8 +5,6 @@ import common from 'common.js';
 // In milliseconds.
 const RENEWAL_PATIENCE = 2000;
 const RETRY_INTERVAL = 20;
-// How TorchServe reports a form that it cannot parse.
-const BAD_FORM = /^(ErrorDataDecoder|\w*IndexOutOfBounds|IllegalArgument)Exception$/;
 
 // Send with TorchServe's token, and again whenever the token was renewed meanwhile.
 async function send(r, target) {
@@ -65,9 +63,7 @@ function interpret(reply) {
         return common.problem(413, 'ImageTooLarge', 'The request is too large.');
     case 500:
     case 507:
-        return BAD_FORM.test(type)
-            ? common.problem(400, 'BadRequest', 'The form cannot be read.')
-            : workerDied();
+        return workerDied();
     case 503:
         // TorchServe reports a full queue and a version without workers alike.
         return type === 'ServiceUnavailableException'
