@@ -25,6 +25,7 @@ from edges import DAMAGED, Asker, Configured, edge_over_stand_in, problem_of, wa
 from page_stand_in import token
 from stand_in import StandIn
 
+from serving import restarts
 from serving.edge import certificates, log, process, status
 from serving.settings import ROOT
 from serving.torchserve import StartError
@@ -395,7 +396,7 @@ class TestEnd:
             return printed.count("Restarting ...") == count and look(own).answers
 
         parent = psutil.Process(own.edge.process.pid)
-        for number in range(process.EXITS):
+        for number in range(restarts.EXITS):
             wait(partial(restarted, number))
             [nginx] = parent.children()
             nginx.kill()

@@ -24,6 +24,7 @@ SERVING = [
     "http",
     "deployment",
     "torchserve",
+    "restarts",
     "errors",
     "client",
     "predict",

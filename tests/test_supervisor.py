@@ -18,7 +18,7 @@ import pytest
 from conftest import free_settings
 from stand_in import World, write_keys
 
-from serving import deployment
+from serving import deployment, restarts
 from serving.client import ServiceError
 from serving.deployment import Canary, History
 from serving.deployment.canary import note
@@ -205,7 +205,7 @@ class TestExits:
 
         def start() -> None:
             starts.append(1)
-            if len(starts) == 2 * supervisor.EXITS:
+            if len(starts) == 2 * restarts.EXITS:
                 raise supervisor.Stopped
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 

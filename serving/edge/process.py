@@ -10,7 +10,6 @@ import os
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from serving.edge.configuration import bracketed
 from serving.edge.nginx import Nginx
 from serving.edge.settings import EdgeSettings, keys_path
 from serving.files import Locked, lock
+from serving.restarts import Exits, say
 from serving.settings import HOST, Settings
 from serving.torchserve import StartError
 from serving.torchserve.ports import why_closed
@@ -26,8 +26,6 @@ from serving.torchserve.ports import why_closed
 START_TIMEOUT = 60.0
 # Seconds between checks of the certificate and of the log.
 CHECK_INTERVAL = 1.0
-# Give up after EXITS exits within WITHIN seconds, like the supervisor.
-EXITS, WITHIN = 4, 120.0
 
 
 def run(settings: Settings) -> None:
@@ -61,13 +59,13 @@ def _serve(settings: Settings, own: EdgeSettings, program: str, folder: Path) ->
     finally:
         server.end_workers(signal.SIGKILL)
     settings.edge_note.unlink(missing_ok=True)
-    _say("the edge is closed")
+    say("the edge is closed")
 
 
 def _run(server: Nginx, settings: Settings, own: EdgeSettings, files: Sequence[Path]) -> None:
     """Run nginx until it is closed; raise StartError if it does not start or exits too often."""
     host, port = _reachable(own.host), settings.edge_port
-    exits: deque[float] = deque(maxlen=EXITS)
+    exits = Exits()
     opened = False
     while True:
         known = _contents(files)
@@ -75,17 +73,14 @@ def _run(server: Nginx, settings: Settings, own: EdgeSettings, files: Sequence[P
         if _listens(server, host, port) and not opened:
             opened = True
             status.note(settings.edge_note, host, port, keys_path(settings))
-            _say(f"the edge is open: https://{bracketed(own.host)}:{port}\nCtrl-C closes it.")
+            say(f"the edge is open: https://{bracketed(own.host)}:{port}\nCtrl-C closes it.")
         code = _watch(server, files, known, settings.run_dir / "logs" / "edge.log")
         if code == 0 or (server.closing and code == -signal.SIGQUIT):
             return
         why = _why_exited(code)
-        exits.append(time.monotonic())
         if server.closing or not opened:
             raise StartError(why)
-        if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
-            raise StartError(f"{why} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
-        _say(f"{why} Restarting ...")
+        exits.add(why)
         # They answer the open requests, and no longer listen.
         server.end_workers(signal.SIGQUIT)
 
@@ -112,7 +107,7 @@ def _watch(server: Nginx, files: Sequence[Path], known: bytes | None, written: P
     while (code := server.exit_code(CHECK_INTERVAL)) is None:
         now = _contents(files)
         if now and known and now != known:
-            _say("the certificate changed: reloading")
+            say("the certificate changed: reloading")
             server.signal(signal.SIGHUP)
         known = now or known
         # What can't be renamed now may be later.
@@ -152,9 +147,3 @@ def _reachable(host: str) -> str:
     """Return the address at which this machine reaches what listens on a host."""
     plain = host.strip("[]")
     return {"0.0.0.0": HOST, "::": "::1"}.get(plain, plain)
-
-
-def _say(message: str) -> None:
-    """Print a line and flush it; ignore errors, such as a full disk."""
-    with contextlib.suppress(OSError):
-        print(message, flush=True)

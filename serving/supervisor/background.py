@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import traceback
 from collections.abc import Callable, Mapping
+
+from serving.restarts import say
 
 
 def repeat(
@@ -25,12 +26,6 @@ def repeat(
                 if name not in failing:
                     say(f"{name} failed, retrying: {_describe(error)}")
                 failing.add(name)
-
-
-def say(message: str) -> None:
-    """Print a line and flush it; ignore errors, such as a full disk."""
-    with contextlib.suppress(OSError):
-        print(message, flush=True)
 
 
 def _describe(error: Exception) -> str:

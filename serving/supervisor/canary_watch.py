@@ -18,9 +18,9 @@ from serving.deployment.history import LOCK
 from serving.deployment.routing import Routing, RoutingFile
 from serving.deployment.spec import to_document
 from serving.files import lock
+from serving.restarts import say
 from serving.rollout.changes import NotRunning, Refused, Rollout
 from serving.settings import Settings
-from serving.supervisor.background import say
 
 # Seconds between tries to roll a canary back while TorchServe does not answer.
 RETRY_INTERVAL = 10.0

@@ -11,7 +11,7 @@ import shutil
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,10 +22,11 @@ from serving.deployment.archives import BadArchive
 from serving.deployment.history import LOCK
 from serving.deployment.routing import RoutingFile
 from serving.files import Locked, lock, lock_holder
+from serving.restarts import Exits, say
 from serving.rollout.readiness import NeverReady, WorkerLog, wait_until_ready
 from serving.settings import MODEL, Settings
 from serving.supervisor import Ended, exporter
-from serving.supervisor.background import repeat, say
+from serving.supervisor.background import repeat
 from serving.supervisor.canary_watch import CanaryWatch, routing_of
 from serving.supervisor.page import Page
 from serving.torchserve import StartError
@@ -42,8 +43,6 @@ from serving.torchserve.tokens import (
 )
 
 PATIENCE = 30.0
-# Give up after EXITS exits within WITHIN seconds.
-EXITS, WITHIN = 4, 120.0
 # Seconds between restarts that the system refuses.
 PAUSE = 5.0
 # Bytes that a start needs in RUN_DIR.
@@ -220,25 +219,23 @@ class Service:
 
     def _watch(self) -> None:
         """Restart what exits; raise StartError if that happens too often, Stopped on a signal."""
-        exits: deque[float] = deque(maxlen=EXITS)
+        exits = Exits()
         while True:
             time.sleep(0.2)
             exited = self._exited()
             if not exited:
                 continue
-            exits.append(time.monotonic())
-            if len(exits) == EXITS and exits[-1] - exits[0] < WITHIN:
-                raise StartError(f"{exited} Giving up after {EXITS} exits in {WITHIN:.0f} s.")
-            say(f"{exited} Restarting ...")
+            exits.add(exited)
+            started = time.monotonic()
             try:
                 self._restart()
-                say(f"ready again after {time.monotonic() - exits[-1]:.1f} s")
+                say(f"ready again after {time.monotonic() - started:.1f} s")
             except Ended:
                 # It exited during its start: the next iteration handles that.
                 pass
             except OSError as error:
                 # For example, the disk is full. This does not count as an exit.
-                exits.pop()
+                exits.forget_last()
                 say(f"the restart failed, trying again: {error}")
                 time.sleep(PAUSE)
 
