@@ -12,13 +12,15 @@ import contextlib
 import http.client
 import json
 import resource
+import selectors
 import socket
 import ssl
 import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from urllib3 import encode_multipart_formdata
@@ -220,3 +222,14 @@ async def _leave(call: Call, sent: int) -> str:
 async def _status(reader: asyncio.StreamReader) -> str:
     line = await reader.readline()
     return line.split()[1].decode() if line.startswith(b"HTTP/") else "closed"
+
+
+def readable(files: Iterable[Any], seconds: float) -> list[Any]:
+    """Wait until any of the files can be read; return those, none after so many seconds.
+
+    Unlike select.select, it takes files with descriptors above 1023.
+    """
+    with selectors.DefaultSelector() as selector:
+        for each in files:
+            selector.register(each, selectors.EVENT_READ)
+        return [key.fileobj for key, _ in selector.select(seconds)]

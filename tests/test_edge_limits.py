@@ -7,7 +7,6 @@ import ctypes
 import json
 import os
 import re
-import select
 import signal
 import ssl
 import threading
@@ -19,6 +18,7 @@ from edges import Asker, Configured, wait
 from stand_in import StandIn, write_keys
 
 from serving.torchserve.tokens import KEY_FILE
+from testing.connections import readable
 
 pytestmark = pytest.mark.live
 
@@ -232,7 +232,7 @@ class TestFullDisk:
             answer = pool.submit(edge.ask)
             try:
                 # The edge has read the half.
-                assert select.select([read], [], [], 60)[0]
+                assert readable([read], 60)
             finally:
                 path.write_text(complete)
             assert answer.result().status_code == 200
