@@ -43,9 +43,10 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
     bytes, str for text, or parsed JSON. `header` has the type of each field:
     `{field: {"content-type": type}}`, and the headers of the request.
     """
-    body = row.get("body")
-    if FORM_TYPE in header and isinstance(body, (bytes, bytearray)):
-        files = _files(body, header[FORM_TYPE])
+    body, form_type = row.get("body"), header.get(FORM_TYPE)
+    # Not a text, it is the type of a field of this name.
+    if isinstance(form_type, str) and isinstance(body, (bytes, bytearray)):
+        files = _files(body, form_type)
         return Payload([*files], many=len(files) > 1)
     if isinstance(body, dict) or header.get("body") == {"content-type": "application/json"}:
         return Payload([_instance(each) for each in _instances(body)], many=True)
@@ -67,11 +68,12 @@ def _files(form: bytes | bytearray, kind: str) -> list[bytes]:
     if not boundary:
         raise _bad_request("The form has no boundary.")
     delimiter = f"\r\n--{boundary[1] or boundary[2]}".encode()
-    _preamble, *parts = (b"\r\n" + form).split(delimiter, MAX_PARTS + 1)
-    if len(parts) > MAX_PARTS:
+    # One more than the parts and the final boundary.
+    _preamble, *parts = (b"\r\n" + form).split(delimiter, MAX_PARTS + 2)
+    if len(parts) > MAX_PARTS + 1:
         raise InputError(413, "TooManyImages", f"A form may have {MAX_PARTS} parts.")
     if not parts or not parts.pop().startswith(b"--"):
-        raise _bad_request("The form has no final boundary.")
+        raise _bad_request("The form has no final boundary, or its lines do not end with CRLF.")
     files = []
     for part in parts:
         headers, separator, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")

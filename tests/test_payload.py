@@ -54,6 +54,17 @@ def test_a_form_without_its_end_is_refused(cut_off: bytes) -> None:
     assert refusal(cut_off) == (400, "BadRequest")
 
 
+def test_a_form_of_lines_without_carriage_returns_is_refused() -> None:
+    assert refusal((part(b"1") + END).replace(b"\r", b"")) == (400, "BadRequest")
+
+
+def test_a_field_is_not_the_type_of_a_form() -> None:
+    """TorchServe passes fields and headers in one dictionary."""
+    fields = {name: {"content-type": "image/png"} for name in ("body", FORM_TYPE)}
+    row = {"body": bytearray(b"1"), FORM_TYPE: bytearray(b"2")}
+    assert parse(row, fields) == Payload([b"1", b"2"], True)
+
+
 @pytest.mark.parametrize("kind", ["multipart/form-data", "multipart/form-data; boundary="])
 def test_a_form_without_a_boundary_is_refused(kind: str) -> None:
     assert refusal(part(b"1") + END, kind) == (400, "BadRequest")
@@ -61,7 +72,7 @@ def test_a_form_without_a_boundary_is_refused(kind: str) -> None:
 
 def test_parts_and_their_headers_are_bounded() -> None:
     field = part(b"1", b'Content-Disposition: form-data; name="a"')
-    most = (MAX_PARTS - 2) * field + part(b"1") + END
+    most = (MAX_PARTS - 1) * field + part(b"1") + END
     assert parsed(most) == Payload([b"1"], False)
     assert refusal(field + most) == (413, "TooManyImages")
     assert refusal((MAX_IMAGES + 1) * part(b"1") + END) == (413, "TooManyImages")
