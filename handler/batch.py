@@ -18,8 +18,8 @@ from typing import Any
 from handler.bounds import InputError
 from handler.preprocessing import DecodedImage, OpenedImage
 
-# All costs are in the unit of bounds.MAX_COST. These are of an image besides its decoding.
-PREDICTION_COST, EXPLANATION_COST = 4_000_000, 25_000_000
+# All costs are in the unit of bounds.MAX_COST. This is of an image besides its decoding.
+PREDICTION_COST = 4_000_000
 # A batch takes little longer than a second, and decoding a seventh of that.
 MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
 # A request is expensive if its decoding costs this much more than a quarter of the rest, or if it
@@ -54,15 +54,13 @@ class Request:
     @property
     def cost(self) -> int:
         """The cost of decoding and answering all images."""
-        each = EXPLANATION_COST if self.explain else PREDICTION_COST
-        return self.decoding + each * sum(isinstance(one, OpenedImage) for one in self.images)
+        images = sum(isinstance(image, OpenedImage) for image in self.images)
+        return self.decoding + PREDICTION_COST * images
 
     @property
     def is_expensive(self) -> bool:
-        rest = self.cost - self.decoding
-        return (
-            self.decoding - rest / 4 > EXPENSIVE or self.cost > MANY or (self.explain and rest > 0)
-        )
+        rest, most = self.cost - self.decoding, 0 if self.explain else MANY
+        return self.cost > most or self.decoding - rest / 4 > EXPENSIVE
 
     def put_off(self) -> None:
         """Let the client send the request again."""
