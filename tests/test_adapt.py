@@ -293,8 +293,8 @@ def test_groups_are_never_divided(
     held_out = [each for each in laboratory.values() if each[0] not in trained]
     assert 0.15 * len(laboratory) < len(held_out) < 0.35 * len(laboratory)
     own = read(written / "metrics.json")["own_cells"]["after"]
-    four = [group for group, label in held_out if label < OTHER]
-    assert (own["images"], own["photographs"]) == (len(four), len(set(four)))
+    known = [group for group, label in held_out if label < OTHER]
+    assert (own["images"], own["photographs"]) == (len(known), len(set(known)))
     expected = [label for group, label in laboratory.values() if group in trained]
     assert sorted(last.cells.labels.tolist()) == sorted(expected)
     shipped = torch.load(written / "weights.pt", weights_only=True)
@@ -405,6 +405,7 @@ def test_unusable_cells_are_refused(tmp_path: Path, counts: tuple[int, ...], mes
         ("5.0", "3.0", "5.0 is not a trained version"),
         ("6.0", "3.0", "Version 6.0 is not calibrated"),
         ("1.0", "3.0", "1.0 classifies whole fields: start from one that finds cells"),
+        ("8.0", "3.0", "8.0 does not have the classes EOSINOPHIL, LYMPHOCYTE, MONOCYTE, NEUTRO"),
         ("2.0", "2.0", "2.0 exists already: choose another VERSION."),
         ("2.0", "1.0", "1.0 exists already"),
         ("4.0", "4.0", "4.0 exists already"),
@@ -418,6 +419,7 @@ def test_an_unusable_base_or_version_is_refused(
     for name in ("2.0", "4.0", "5.0", "6.0"):
         write_base(Locator(), untrained(), name)
     write_base(Locator(), untrained(), "1.0", finds_cells=False)
+    write_base(Locator(), untrained(), "8.0", classes=[*CLASSES[:3], "BASOPHIL"])
     (version_files.folder("5.0") / "weights.pt").unlink()
     card = read(version_files.folder("6.0") / "card.json")
     del card["thresholds"]

@@ -160,8 +160,8 @@ def test_laboratories_and_their_classes_have_the_same_weight() -> None:
     assert alone[0] < once["temperature"] < alone[1]
     more = OutOfFold.join([here, *[here.take(here.labels == 2)] * 5])
     assert numbers(choose(more)) == pytest.approx(numbers(choose(here)), abs=0.002)
-    four = here.take(here.labels < OTHER)
-    assert numbers(choose(four)) == numbers(choose(here))
+    known = here.take(here.labels < OTHER)
+    assert numbers(choose(known)) == numbers(choose(here))
 
 
 def test_a_version_without_other_outputs_rejects_no_cell() -> None:

@@ -187,6 +187,18 @@ def test_labelled_cells_are_cut_out_where_they_are_found(samples: list[Sample]) 
     assert (collect(samples, "here", Locator(), surest).patches != cells.patches).any()
 
 
+@pytest.mark.usefixtures("known_places")
+def test_a_cell_with_a_box_is_the_one_in_it(samples: list[Sample]) -> None:
+    """Several cells of an image may have labels; a box without a cell is skipped."""
+    centre = replace(samples[0], box=(3 / 8, 1 / 3, 5 / 8, 2 / 3))
+    corner = replace(centre, label=1, box=(0, 0, 1 / 8, 1 / 6))
+    missed = replace(centre, label=2, box=(1 / 2, 1 / 2, 1, 1))
+    cells = collect([centre, corner, missed], "here", Locator(), surest)
+    assert cells.labels.tolist() == [0, 1]
+    for one, choose in zip(cells.patches, (middle, surest), strict=True):
+        assert (one == collect(samples[:1], "here", Locator(), choose).patches[0]).all()
+
+
 def as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     def unturned(strength: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.eye(2).repeat(len(strength), 1, 1), torch.zeros(len(strength), 2)

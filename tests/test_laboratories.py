@@ -225,6 +225,7 @@ def test_an_image_with_boxes_has_several_cells(tmp_path: Path) -> None:
     [
         ("image,label\na.jpg,band\n", "should have the columns image,label,x_center"),
         (f"{BOXES}b.jpg,band,0.5,0.5,1,1\n", r"boxes\.csv lists a missing file: b\.jpg"),
+        (f"{BOXES}a.jpg,band,0.5,,1,1\n", r"boxes\.csv has a box of a\.jpg without numbers"),
     ],
 )
 def test_wrong_boxes_are_refused(tmp_path: Path, text: str, said: str) -> None:

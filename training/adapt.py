@@ -114,6 +114,8 @@ def load_base(version: str) -> tuple[Card, Locator, CellNet]:
     card = version_files.read_card(version)
     if not card["finds_cells"]:
         raise DataError(f"{version} classifies whole fields: start from one that finds cells.")
+    if card.get("classes") != list(CLASSES):
+        raise DataError(f"{version} does not have the classes {', '.join(CLASSES)}.")
     try:
         networks = load_networks(version_files.folder(version), card)
     except (OSError, RuntimeError) as error:

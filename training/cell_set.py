@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from handler.bounds import InputError
 from handler.cells import ZOOM, Cutout, cut_out, window
-from handler.locator import Located, locate
+from handler.locator import Located, locate, overlap
 from handler.preprocessing import Box, Pixels, cut, decode, within_field
 from training.data import DataError, Sample
 from training.export import in_torch
+from training.locate import RIGHT_OVERLAP
 from training.networks import Locator
 from training.table import Table
 
@@ -47,9 +48,9 @@ def read_field(path: Path) -> Pixels:
 def collect(
     samples: Sequence[Sample], laboratory: str, locator: Locator, choose: Choose
 ) -> CellSet:
-    """Find the labelled cell of each image and cut it out; skip images without one.
+    """Find the labelled cell of each sample and cut it out; skip samples whose cell is not found.
 
-    `choose` selects the labelled cell from those that the locator finds.
+    `choose` selects the labelled cell of a sample without a box from those that the locator finds.
     """
     rows: list[tuple[Cutout, Pixels, int, str, str]] = []
     finder = in_torch(locator)
@@ -58,7 +59,8 @@ def collect(
         part = samples[start : start + BATCH]
         fields = [read_field(sample.path) for sample in part]
         for sample, field, cells in zip(part, fields, locate(finder, fields), strict=True):
-            if cell := choose(cells, field):
+            cell = boxed(cells, field, sample.box) if sample.box else choose(cells, field)
+            if cell:
                 cutout = cut_out(field, cells)[cells.index(cell)]
                 patch = cut(field, window(cell.box, ZOOM * MARGIN, 1), (PATCH, PATCH))
                 rows.append((cutout, patch, sample.label, sample.group, laboratory))
@@ -82,6 +84,14 @@ def middle(cells: Sequence[Located], field: Pixels) -> Located | None:
         if cell.box[0] <= x <= cell.box[2] and cell.box[1] <= y <= cell.box[3]
     ]
     return surest(covering or cells, field)
+
+
+def boxed(cells: Sequence[Located], field: Pixels, box: Box) -> Located | None:
+    """Choose the cell in a box, which is in shares of the field's sides."""
+    height, width = field.shape[:2]
+    drawn = box[0] * width, box[1] * height, box[2] * width, box[3] * height
+    matching = [cell for cell in cells if overlap(cell.box, drawn) >= RIGHT_OVERLAP]
+    return surest(matching, field)
 
 
 def halved(box: Box) -> Box:

@@ -25,9 +25,9 @@ Served = BloodCellNet | Locator | CellNet | Gate
 class _AsServed(nn.Module):
     """A network with the steps around it.
 
-    A BloodCellNet maps pixels (N, 60, 80, 3) uint8 to logits (N, 4), a Locator canvases
+    A BloodCellNet maps pixels (N, 60, 80, 3) uint8 to logits, a Locator canvases
     (N, 128, 128, 3) uint8 to (N, 5, 32, 32), a CellNet amounts of dye (N, 3, 60, 80) to logits
-    (N, 5), averaged over each cell as it is and turned, a Gate pixels of its size to scores (N,).
+    averaged over each cell as it is and turned, a Gate pixels of its size to scores (N,).
     """
 
     def __init__(self, network: Served) -> None:

@@ -138,7 +138,10 @@ def _boxed(table: Path, groups: Mapping[Path, str]) -> list[Sample]:
             raise DataError(f"{table.name} lists a missing file: {image}")
         name = STAGES.get(kind.upper(), kind.upper())
         label, kind = (CLASSES.index(name), name) if name in CLASSES else (OTHER, kind)
-        x, y, width, height = map(float, numbers)
+        try:
+            x, y, width, height = map(float, numbers)
+        except ValueError as error:
+            raise DataError(f"{table.name} has a box of {image} without numbers.") from error
         box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
         samples.append(Sample(paths[image], label, kind, groups[paths[image]], box))
     return samples
