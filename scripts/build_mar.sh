@@ -23,6 +23,8 @@ import json, pathlib, sys
 from handler.checked import read_checked
 folder = pathlib.Path(sys.argv[1])
 card = json.loads((folder / "card.json").read_text())
+if "classes" not in card:
+    sys.exit(f'{folder}/card.json has no "classes".')
 try:
     for name in {*card.get("sha256", {}), *(path.name for path in folder.glob("*.onnx"))}:
         read_checked(folder, card, name)

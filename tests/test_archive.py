@@ -82,6 +82,14 @@ def test_files_that_do_not_match_the_card_are_refused(copy: Path, card_has_hashe
     assert not list((copy / "model_store").glob("*.mar"))
 
 
+def test_a_card_without_classes_is_refused(copy: Path) -> None:
+    path = copy / "models" / "1.0" / "card.json"
+    path.write_text(path.read_text().replace('"classes"', '"labels"'))
+    done = build("1.0", copy)
+    assert done.returncode == 1
+    assert 'models/1.0/card.json has no "classes".' in done.stderr
+
+
 @pytest.mark.live
 @pytest.mark.long
 def test_a_stock_torchserve_serves_it(tmp_path: Path) -> None:
