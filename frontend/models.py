@@ -97,7 +97,7 @@ def _read(folder: Path) -> Model | None:
             files[name] = _load(path) if path.exists() else {}
         weights_bytes = sum((folder / name).stat().st_size for name in files["card"]["sha256"])
         return Model(folder, weights_bytes, **files)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError) as error:
         logger.warning("version %s is not listed: %s", folder.name, error)
         return None
 

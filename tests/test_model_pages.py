@@ -121,8 +121,11 @@ def test_service_is_down(client: FlaskClient, stand_in: StandIn, path: str) -> N
     assert "Not available" in response.text
 
 
-def test_a_version_with_broken_files_is_left_out(client: FlaskClient, models: Path) -> None:
-    (models / "1.0" / "metrics.json").write_text("{")
+@pytest.mark.parametrize(("name", "content"), [("metrics.json", "{"), ("card.json", "{}")])
+def test_a_version_with_broken_files_is_left_out(
+    client: FlaskClient, models: Path, name: str, content: str
+) -> None:
+    (models / "1.0" / name).write_text(content)
     assert client.get("/models/1.0").status_code == 404
     assert re.findall(r'href="/models/([^"]+)"', client.get("/models").text) == ["2.0"]
 
