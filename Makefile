@@ -55,7 +55,7 @@ setup: .venv/run.stamp  ## create the virtual environment
 
 mar: $(VERSIONS:%=model_store/bloodcells-%.mar)  ## build the archive of each version
 
-data: .venv/dev.stamp  ## download the images from Kaggle and verify them
+data: .venv/dev.stamp  ## download the photographs from Kaggle, and list the cells of each laboratory
 	@$(BIN)/python -m training data
 
 train: .venv/dev.stamp  ## train VERSION; with FROM and CELLS: adapt FROM to the cells in a folder

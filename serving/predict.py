@@ -166,7 +166,8 @@ def write_table(results: Iterable[Result], stream: TextIO) -> None:
 def write_csv(results: Iterable[Result], stream: TextIO) -> None:
     """Write CSV for spreadsheets: quoted text, and numbers.
 
-    The first answer gives the columns of the classes, since a run uses one version.
+    The first answer gives the columns of the classes. One version answers a run, unless a canary
+    fails.
     """
     results = iter(results)
     first = _to_first_answer(results)
