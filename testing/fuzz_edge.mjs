@@ -71,10 +71,8 @@ async function run(scripts, fields) {
   let subrequests = 0;
   const r = {
     uri: `/${fields.uri}`, variables: { request_id: 'id', edge_client: fields.client },
-    headersIn: {
-      'Authorization': fields.authorization, 'X-API-Key': fields.key, 'Content-Type': fields.type,
-    },
-    headersOut: {}, requestBuffer: Buffer.from(fields.body, 'latin1'),
+    headersIn: { 'Authorization': fields.authorization, 'X-API-Key': fields.key },
+    headersOut: {},
     return: (...answer) => answers.push(answer),
     subrequest: async () => {
       subrequests += 1;

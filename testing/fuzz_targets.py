@@ -1,4 +1,4 @@
-"""What the fuzzer runs: the decoder, the payload parser, the worker's messages, and the edge."""
+"""What the fuzzer runs: the decoder, the payload parsers, the worker's messages, and the edge."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 from handler.bounds import MAX_COST, InputError
 from handler.contract import kind_of
-from handler.payload import parse
+from handler.payload import FORM_TYPE, parse
 from handler.preprocessing import (
     OpenedImage,
     decode_opened,
@@ -93,14 +93,27 @@ def _payload() -> Run:
     from serving.torchserve.worker import _decoded
 
     def run(body: bytes) -> tuple[str, None]:
-        images = _parsed({"body": _decoded(body, JSON)}, {"body": {"content-type": JSON}})
-        opened = open_all(images)
-        cost = sum(each.cost for each in opened if isinstance(each, OpenedImage))
-        assert cost <= MAX_COST
-        decoded = [decode_opened(each, squashed) for each in opened]
-        return f"{cost.bit_length()} {_kinds(decoded)}", None
+        row, headers = {"body": _decoded(body, JSON)}, {"body": {"content-type": JSON}}
+        return _all_decoded(_parsed(row, headers)), None
 
     return run
+
+
+def _form() -> Run:
+    headers = {FORM_TYPE: "multipart/form-data; boundary=b"}
+
+    def run(body: bytes) -> tuple[str, None]:
+        return _all_decoded(_parsed({"body": body}, headers)), None
+
+    return run
+
+
+def _all_decoded(images: list[bytes | InputError]) -> str:
+    opened = open_all(images)
+    cost = sum(each.cost for each in opened if isinstance(each, OpenedImage))
+    assert cost <= MAX_COST
+    decoded = [decode_opened(each, squashed) for each in opened]
+    return f"{cost.bit_length()} {_kinds(decoded)}"
 
 
 class _Escaped(BaseException):
@@ -183,6 +196,7 @@ TARGETS = {
     for target in (
         Target("decoder", _decoder, 600, 0.1, share=5),
         Target("payload", _payload, 600, 0.1, share=3, mutate=mutated_instances),
+        Target("form", _form, 600, 0.1),
         # Each message is served twice, and may have more requests than a batch.
         Target("worker", _worker, 50, 1),
         Target("edge", _edge, 200, 3, mutate=mutated_fields),
