@@ -17,6 +17,8 @@ BODY = b'--b\r\nContent-Disposition: form-data; name="a"; filename="a"\r\n\r\n1\
     [
         ("multipart/form-data; boundary=b", "multipart/form-data; boundary=b"),
         ('Multipart/Form-Data;Boundary="b"', 'Multipart/Form-Data;Boundary="b"'),
+        # The handler refuses a form without a boundary.
+        ("multipart/form-data", "multipart/form-data"),
         # No form: its bytes are no image.
         ("multipart/mixed; boundary=b", None),
         (f"multipart/form-data; boundary={'b' * 300}", None),
