@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -272,5 +273,7 @@ def test_the_docs_count_the_cells() -> None:
         try:
             cells[name] = Counter(sample.kind for sample in each.samples())
         except DataError as error:
+            if os.environ.get("CI"):
+                raise
             pytest.skip(str(error))
     assert laboratories.as_table(cells) in (ROOT / "docs" / "training.md").read_text()
