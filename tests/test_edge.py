@@ -29,6 +29,7 @@ from serving import restarts
 from serving.edge import certificates, log, process, status
 from serving.settings import ROOT
 from serving.torchserve import StartError
+from testing.connections import in_form
 from testing.service import free_ports
 
 pytestmark = pytest.mark.live
@@ -496,6 +497,12 @@ class TestService:
         largest = real_edge.ask(body=bytes(12 * 2**20))
         assert problem_of(largest)[0] in (413, 415)
         assert largest.headers["X-Model-Version"]
+
+    def test_a_form_has_several_images(self, real_edge: Asker, image: bytes) -> None:
+        kind, form = in_form([image, b"no image"])
+        response = real_edge.ask(body=form, headers={"Content-Type": kind})
+        good, bad = response.json()["predictions"]
+        assert (good["label"], bad["type"]) == ("NEUTROPHIL", "UnsupportedImage")
 
     def test_the_page_needs_no_key(self, real_edge: Asker, image: bytes) -> None:
         with requests.Session() as session:
