@@ -236,6 +236,14 @@ def test_wrong_boxes_are_refused(tmp_path: Path, text: str, said: str) -> None:
         read_folder(tmp_path)
 
 
+def test_images_with_boxes_need_different_names(tmp_path: Path) -> None:
+    """A box names its image without the folder."""
+    make(tmp_path, "NEUTROPHIL/a.jpg", "MONOCYTE/a.jpg")
+    (tmp_path / "boxes.csv").write_text(f"{BOXES}a.jpg,band,0.5,0.5,1,1\n")
+    with pytest.raises(DataError, match="each image needs a name of its own"):
+        read_folder(tmp_path)
+
+
 def test_a_slide_is_a_group(tmp_path: Path) -> None:
     names = "95-8-27-1_17_4.jpg", "95-8-27-1_3_1.jpg", "95-8-27-10_1.jpg", "other.jpg"
     make(tmp_path, *(f"NEUTROPHIL/{name}" for name in names))

@@ -132,6 +132,8 @@ def _slide(path: Path, pattern: str) -> str | None:
 def _boxed(table: Path, groups: Mapping[Path, str]) -> list[Sample]:
     """List the cells of boxes.csv, several of which may be in one image."""
     paths = {path.name: path for path in groups}
+    if len(paths) < len(groups):
+        raise DataError(f"With {table.name}, each image needs a name of its own.")
     samples = []
     for image, kind, *numbers in _rows(table, BOX_COLUMNS):
         if image not in paths:
