@@ -94,6 +94,10 @@ class Chaos(Rig):
         headers = {"Content-Type": upload.content_type, "X-API-Key": key or self.key}
         return Call(self.edge.url + path, upload.body, headers, self.edge.certificate, source)
 
+    def to_edge_as_attacker(self, upload: Upload, path: str = f"/predictions/{MODEL}") -> Call:
+        """Return a request to the edge with another key: each has limits of its own."""
+        return self.to_edge(upload, path, self.attacker_key)
+
     @contextlib.contextmanager
     def full(self, folder: Path) -> Iterator[None]:
         """Leave no byte free on a small disk during the block."""
@@ -166,12 +170,16 @@ def steps(quick: bool) -> list[Step]:
         *(
             Step(
                 f"{SLOW} slow clients of the edge ({name})",
-                partial(slow_clients, partial(Chaos.to_edge, upload=GOOD, path=path), edge_answers),
+                partial(
+                    slow_clients,
+                    partial(Chaos.to_edge_as_attacker, upload=GOOD, path=path),
+                    edge_answers,
+                ),
             )
             for name, path in (("API", f"/predictions/{MODEL}"), ("page", "/api/predictions"))
         ),
         *(
-            Step(f"{name}, of the edge", partial(leave, how, Chaos.to_edge))
+            Step(f"{name}, of the edge", partial(leave, how, Chaos.to_edge_as_attacker))
             for name, how in LEAVING.items()
         ),
         Step(f"{len(uploads)} hostile uploads to the edge", partial(send_all_to_edge, uploads)),
