@@ -128,7 +128,8 @@ class TestInference:
         """The client sends explanations again, of which one at a time is answered."""
         image = sample_image.read_bytes()
         with (
-            contextlib.closing(InferenceClient(service.settings)) as client,
+            # However slow the machine is.
+            contextlib.closing(InferenceClient(service.settings, patience=600)) as client,
             ThreadPoolExecutor(6) as pool,
         ):
             asks = [client.explain, client.predict] * 3
