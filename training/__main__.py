@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +12,31 @@ import click
 
 from serving.client import ServiceError
 from serving.settings import ROOT
-from training import data, report, version_files
-from training.adapt import adapt, draw_curve
-from training.calibrate import calibrate
-from training.cells import train_cell_by_cell
-from training.crossvalidate import cross_validate
-from training.data import DataError, fetch_and_check
-from training.evaluate import evaluate
-from training.fields import train_fields
-from training.figures import write_readme
+from training import data
+from training.data import DataError
 from training.laboratories import as_table, counts, laboratories
-from training.measured import read
 from training.recipes import RECIPES, FieldRecipe
-from training.served import measure_served
-from training.sweep import sweep
 
 
 class Group(click.Group):
-    """Commands in the order of a model's life, with one line for each error."""
+    """Commands in the order of a model's life, with one line for each error.
+
+    A command's module is imported only to run it or to print its help.
+    """
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        function, *options = COMMANDS[name]
+        if isinstance(function, str):
+            module, function = function.split(":")
+            function = getattr(import_module(f"training.{module}"), function)
+        for option in options:
+            function = option(function)
+        return click.command(name)(function)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -44,7 +50,9 @@ def get_data() -> None:
 
     Writes the table of docs/training.md if no laboratory is missing.
     """
-    fetch_and_check()
+    from training.figures import write_readme
+
+    data.fetch_and_check()
     cells = {}
     for name, laboratory in laboratories().items():
         try:
@@ -56,22 +64,28 @@ def get_data() -> None:
         write_readme({"laboratories": as_table(cells)}, ROOT / "docs" / "training.md")
 
 
-def train(version: str) -> None:
+def train(version: str, runs: Sequence[str]) -> None:
     """Train a version: weights.pt, card.json, history.json and the ONNX graphs.
 
-    TEST is never opened. An interrupted training continues: checkpoints are in .train/.
+    Version 3.0 also trains the networks that `crossvalidate` measures. TEST trains none that is
+    shipped. An interrupted training continues: checkpoints are in .train/.
     """
-    root, recipe, scratch = data.data_root(), RECIPES[version], version_files.scratch(version)
+    from training import fields, train, version_files
+
+    recipe = RECIPES[version]
     if isinstance(recipe, FieldRecipe):
-        trained = train_fields(root, recipe, scratch)
-    else:
-        trained = train_cell_by_cell(root, recipe, scratch)
-    version_files.write(version, trained)
+        scratch = version_files.scratch(version)
+        version_files.write(version, fields.train_fields(data.data_root(), recipe, scratch))
+    elif trained := train.train_version(version, runs):
+        version_files.write(version, trained)
 
 
 def served(version: str) -> None:
     """Measure a version through the running service: served.json."""
-    read(version)
+    from training import measured, report
+    from training.served import measure_served
+
+    measured.read(version)
     try:
         measure_served(version)
     except ServiceError as error:
@@ -81,36 +95,38 @@ def served(version: str) -> None:
 
 def evaluate_and_report(version: str) -> None:
     """Measure a version: metrics.json, its plots and its model card."""
+    from training import report
+    from training.evaluate import evaluate
+
     report.write(version, evaluate(version))
 
 
 any_version = click.option("--version", required=True, help="A folder of models/.")
 own_version = click.option("--version", required=True, type=click.Choice(list(RECIPES)))
+runs = click.option("--runs", multiple=True, help="Only these runs of 3.0 (runs.py).")
 epochs = click.option("--epochs", default=8, show_default=True)
 laboratory = (
     click.option("--from", "base", required=True, metavar="VERSION", help="Where to start."),
     click.option("--cells", "folder", required=True, type=click.Path(path_type=Path)),
-    click.option("--version", required=True, help="The version to write, for example 3.0."),
+    click.option("--version", required=True, help="The version to write, for example 4.0."),
 )
 main = Group(
     help="From images to a measured version in models/VERSION/.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for name, function, *options in (
-    ("data", get_data),
-    ("sweep", sweep, epochs),
-    ("train", train, own_version),
-    ("crossvalidate", cross_validate, own_version),
-    ("calibrate", calibrate, any_version),
-    ("evaluate", evaluate_and_report, any_version),
-    ("served", served, any_version),
-    ("report", report.write, any_version),
-    ("adapt", adapt, *laboratory),
-    ("curve", draw_curve, any_version),
-):
-    for option in options:
-        function = option(function)
-    main.command(name)(function)
+COMMANDS: dict[str, tuple[Any, ...]] = {
+    "data": (get_data,),
+    "sweep": ("sweep:sweep", epochs),
+    "train": (train, own_version, runs),
+    "crossvalidate": ("crossvalidate:cross_validate", own_version, runs),
+    "calibrate": ("calibrate:calibrate", any_version),
+    "evaluate": (evaluate_and_report, any_version),
+    "served": (served, any_version),
+    "report": ("report:write", any_version),
+    "adapt": ("adapt:adapt", *laboratory),
+    "few-cells": ("few_cells:measure_few_cells", any_version),
+    "curve": ("adapt:draw_curve", any_version),
+}
 
 if __name__ == "__main__":
     main(prog_name="python -m training")

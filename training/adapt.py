@@ -1,38 +1,51 @@
 """Adapt a version to a laboratory's own cells, and measure how many cells this needs.
 
 A quarter of the laboratory's groups (training/laboratories.py) is held out. The network of an older
-version is trained further on the other groups, and on the cells of its first training if they are
-available, so that it does not forget them. The locator does not change.
+version is trained further on the other groups, and on some cells of the laboratories of its first
+training that are available, so that it does not forget them. The locator does not change.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from handler.preprocessing import Pixels
 from training import data, version_files
-from training.calibrate import choose
-from training.cell_set import CellSet, Choose, collect, middle, surest
-from training.cells import predict_cells, train_cells, train_network
+from training.calibrate import choose, of_test
+from training.cells import predict_cells, train_cells
+from training.crops import NOT_LABELLED, CellSet, collect
 from training.data import OTHER, DataError, Sample
 from training.export import Served
-from training.laboratories import pbc, read_folder, require
+from training.few_cells import COUNTS, draw, recall
+from training.fitting import History
+from training.laboratories import laboratories, read_folder, require
 from training.metrics import confusion_by_photograph, summarize
 from training.networks import CellNet, Locator, load_networks
 from training.out_of_fold import OutOfFold
 from training.predict import write_golden
-from training.protocol import CLASSES, HELD_OUT, INNER_FOLDS
-from training.recipes import RECIPES, CellRecipe
+from training.protocol import CLASSES, FIELD_CLASSES, HELD_OUT, INNER_FOLDS, KEPT_OWN
+from training.recipes import RECIPES, CellRecipe, Fit
+from training.runs import all_runs
+from training.train import network_of, prepare
 from training.version_files import Card, Trained
+from training.views import NO_PARTNER
+from training.views import choose as choose_views
+from training.views import draw as draw_views
 
-STEPS = 400
-LEARNING_RATE = 1e-3
-CURVE = (0, 10, 30, 100, 300)
+FIT = Fit(400, 64, 1e-3, 0.05, decay=0.99, mean_from=0.3)
+# Views of the laboratory's cells, and as many of older ones.
+VIEWS = 3_000
+# Cells of each class, and other cells, of each older laboratory.
+OLD = 50
+BATCH = 64
+# What an adapted version has in common with its base.
+KEPT_FACTS = ("classes", "input", "finds_cells", "embedding", "network")
 
 
 def adapt(base: str, folder: Path, version: str) -> None:
@@ -44,20 +57,20 @@ def adapt(base: str, folder: Path, version: str) -> None:
     card, locator, network = load_base(base)
     samples = read_folder(folder)
     require([sample.label for sample in samples])
-    cells = collect(samples, "own", locator, middle)
+    cells = collect(samples, "own", locator)
     require(cells.labels.tolist())
     if lacking := len(samples) - len(cells.labels):
         print(f"{lacking} of {len(samples)} images show no white cell and are not used")
     train, held_out = split(cells)
     old = old_cells(locator)
+    old_views = views_of(old) if old else None
     logits = np.zeros((len(train.labels), len(CLASSES) + 1), np.float32)
     for fold, (rest, unseen) in enumerate(data.grouped_folds(_samples(train), INNER_FOLDS, 0)):
-        judge, _ = train_on(network, train.take(rest), old, card, fold, f"fold {fold}")
-        logits[unseen] = predict_cells(judge, list(train.take(unseen).cutouts)).numpy()
-    trained, rows = train_on(network, train, old, card, INNER_FOLDS, "all")
-    chosen = choose(_out_of_fold(train, logits))
-    chosen["thresholds"]["stain"] = card["thresholds"]["stain"]
-    kept = {name: card[name] for name in ("input", "finds_cells", "network")}
+        judge, _ = train_on(network, train.take(rest), old_views, card, fold, f"fold {fold}")
+        logits[unseen], _ = predict_cells(judge, train.take(unseen))
+    trained, rows = train_on(network, train, old_views, card, INNER_FOLDS, "all")
+    chosen = choose(_out_of_fold(train, logits), KEPT_OWN)
+    kept = {name: card[name] for name in KEPT_FACTS}
     networks: dict[str, Served] = {"locator": locator, "network": trained}
     history = {"adapted_from": base, "rows": rows}
     version_files.write(
@@ -83,29 +96,31 @@ def adapt(base: str, folder: Path, version: str) -> None:
 def draw_curve(version: str) -> None:
     """Measure how many cells a laboratory must label: adaptation.json.
 
-    A network that never saw PBC trains further on 0 to 300 of its cells of each class.
+    Networks that never saw a laboratory train further on 5, 10 and 25 of its cells of each class.
+    They are drawn once, as for few_cells.json.
     """
-    card, locator, _network = load_base(version)
-    recipe = RECIPES.get(version)
-    if not isinstance(recipe, CellRecipe):
+    card, _locator, _network = load_base(version)
+    if version not in RECIPES:
         raise DataError(f"{version} was adapted: the curve needs a version with a recipe.")
-    photographs = data.photographs(data.data_root(), "TRAIN", "TEST")
-    checkpoint = version_files.scratch(version) / "pbc-from-photographs.pt"
-    network, _ = train_network(locator, photographs, [], recipe, 0, checkpoint)
-    old = collect(photographs, "photographs", locator, surest)
-    known, unseen = (collect(pbc(part), "pbc", locator, middle) for part in ("train", "test"))
-    points = []
-    for count in CURVE:
-        trained = network
-        if count:
-            trained, _ = train_on(network, some(known, count), old, card, 0, f"{count} a class")
-        recalls = {
-            name: measure(trained, part)["macro_recall"]
-            for name, part in (("own", unseen), ("old", old))
-        }
-        points.append({"cells_a_class": count, **recalls})
+    made, curves = prepare(version), {}
+    for run in all_runs():
+        if run.laboratory is None:
+            continue
+        network, _ = network_of(version, run)
+        own = made.cells.laboratories == run.laboratory
+        test = of_test(made.cells.names, made.cells.groups)
+        cells = made.cells.take(own & (made.cells.labels < OTHER) & ~test)
+        seen = np.random.default_rng(0).permutation(made.views.seen(run.sees(made.parts)))[:VIEWS]
+        old_views = made.views.pixels[np.sort(seen)], made.labels[np.sort(seen)]
+        points = [_point(network, cells, 0)]
+        for count in COUNTS:
+            labelled, unseen = draw(cells.labels, cells.groups, count, 0)
+            title = f"{run.laboratory}, {count} a class"
+            trained, _ = train_on(network, cells.take(labelled), old_views, card, 0, title)
+            points.append(_point(trained, cells.take(unseen), count))
+        curves[run.laboratory] = {"points": points}
     path = version_files.folder(version) / "adaptation.json"
-    version_files.write_json(path, {"steps": STEPS, "points": points})
+    version_files.write_json(path, {"steps": FIT.steps, "laboratories": curves})
     print(f"wrote {path}")
 
 
@@ -125,7 +140,7 @@ def load_base(version: str) -> tuple[Card, Locator, CellNet]:
 
 def split(cells: CellSet) -> tuple[CellSet, CellSet]:
     """Split into training and held-out cells by group; raise DataError if groups are few."""
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(FIELD_CLASSES):
         if (count := len(set(cells.groups[cells.labels == label]))) < HELD_OUT:
             raise DataError(f"{name} has {count} groups; each class needs at least {HELD_OUT}.")
     train, held_out = data.grouped_folds(_samples(cells), HELD_OUT, 0)[0]
@@ -133,42 +148,74 @@ def split(cells: CellSet) -> tuple[CellSet, CellSet]:
 
 
 def old_cells(locator: Locator) -> CellSet | None:
-    """Return the available cells that older versions were trained on, or None."""
-    sources: tuple[tuple[str, Callable[[], list[Sample]], Choose], ...] = (
-        ("photographs", lambda: data.photographs(data.data_root(), "TRAIN"), surest),
-        ("pbc", lambda: pbc("train"), middle),
-    )
+    """Return some cells of the available laboratories that train versions, or None."""
     parts = []
-    for name, read, by in sources:
+    for name, laboratory in laboratories().items():
+        if laboratory.use == "background":
+            continue
         try:
-            parts.append(collect(read(), name, locator, by))
+            labelled = [each for each in laboratory.samples() if each.kind != NOT_LABELLED]
+            parts.append(collect(some(labelled), name, locator))
         except DataError as error:
             print(f"the old cells of {name} are not used: {error}")
-    return CellSet.join(parts) if parts else None
+    if not parts:
+        return None
+    cells = CellSet.join(parts)
+    return cells.take(~of_test(cells.names, cells.groups))
+
+
+def some(samples: list[Sample]) -> list[Sample]:
+    """Return random samples, OLD of each label."""
+    order = np.random.default_rng(0).permutation(len(samples))
+    labels = np.array([sample.label for sample in samples])
+    chosen = [order[labels[order] == label][:OLD] for label in range(OTHER + 1)]
+    return [samples[index] for index in np.concatenate(chosen)]
+
+
+def views_of(cells: CellSet) -> tuple[Pixels, np.ndarray]:
+    """Draw augmented views of cells: (VIEWS, 84, 112, 3), and their labels."""
+    torch.manual_seed(0)
+    chosen, partners = choose_views(cells, VIEWS, np.random.default_rng(0))
+    views = [
+        draw_views(
+            cells.patches[chosen[at : at + BATCH]],
+            [
+                None if partner == NO_PARTNER else cells.patches[partner]
+                for partner in partners[at : at + BATCH]
+            ],
+        )
+        for at in range(0, VIEWS, BATCH)
+    ]
+    return np.concatenate(views), cells.labels[chosen]
 
 
 def train_on(
-    network: CellNet, own: CellSet, old: CellSet | None, card: Card, seed: int, title: str
-) -> tuple[CellNet, list[dict[str, float]]]:
-    """Train a copy of a network on a laboratory's cells and the old ones."""
-    channels, dropout = tuple(card["network"]["channels"]), card["network"]["dropout"]
-    recipe = CellRecipe(channels, dropout, steps=STEPS, learning_rate=LEARNING_RATE)
-    cells = CellSet.join([own, old]) if old is not None else own
-    return train_cells(cells, recipe, seed, title, start=network)
-
-
-def some(cells: CellSet, count: int) -> CellSet:
-    """Return `count` random cells of each class."""
-    order = np.random.default_rng(0).permutation(len(cells.labels))
-    chosen = [order[cells.labels[order] == label][:count] for label in range(len(CLASSES))]
-    return cells.take(np.concatenate(chosen))
+    network: CellNet,
+    own: CellSet,
+    old_views: tuple[Pixels, np.ndarray] | None,
+    card: Card,
+    seed: int,
+    title: str,
+) -> tuple[CellNet, History]:
+    """Train a copy of a network on views of a laboratory's cells and of older ones."""
+    recipe = CellRecipe(tuple(card["network"]["channels"]), card["network"]["dropout"], FIT)
+    parts = [views_of(own)] + ([old_views] if old_views else [])
+    views, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return train_cells(views, labels, np.arange(len(labels)), recipe, seed, title, start=network)
 
 
 def measure(network: CellNet, cells: CellSet) -> dict[str, Any]:
     """Summarize a network's answers to cells of the classes."""
     known = cells.take(cells.labels < OTHER)
-    predicted = predict_cells(network, list(known.cutouts))[:, :OTHER].argmax(1).numpy()
+    logits, _ = predict_cells(network, known)
+    predicted = logits[:, :OTHER].argmax(1)
     return summarize(confusion_by_photograph(known.labels, predicted, known.groups.tolist()))
+
+
+def _point(network: CellNet, cells: CellSet, count: int) -> dict[str, Any]:
+    logits, _ = predict_cells(network, cells)
+    value = recall(cells.labels, logits[:, :OTHER])
+    return {"cells_a_class": count, "macro_recall": round(value, 4)}
 
 
 def _samples(cells: CellSet) -> list[Sample]:

@@ -1,7 +1,8 @@
 """Calibrate a version: the temperature of its softmax and the thresholds of its verdicts.
 
-Both are chosen on out-of-fold predictions, without TEST's photographs, and written to card.json.
-Every laboratory has the same weight, and every class within it.
+They are chosen on laboratories that the predicting networks never saw, so that they hold in another
+one (version 1.0 knows one laboratory: on photographs that its networks never saw), without TEST's
+photographs, and written to card.json. Every laboratory has the same weight, and every class in it.
 """
 
 from __future__ import annotations
@@ -15,13 +16,8 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
-from tqdm import tqdm
 
-from handler import gate
-from handler.preprocessing import decode, squashed, within_field
 from training import data, version_files
-from training.export import in_torch
-from training.gate import Gate
 from training.metrics import balanced
 from training.out_of_fold import OutOfFold
 from training.protocol import BINS, CLASSES, KEPT, RIGHT
@@ -29,47 +25,58 @@ from training.protocol import BINS, CLASSES, KEPT, RIGHT
 
 def calibrate(version: str) -> None:
     """Choose the temperature and the thresholds of the verdicts: card.json."""
-    root, folder = data.data_root(), version_files.folder(version)
     card = version_files.read_card(version, calibrated=False)
-    card |= choose(for_choosing(OutOfFold.of(version), root))
-    card["thresholds"]["stain"] = stain_from(root, card["finds_cells"])
-    version_files.write_json(folder / "card.json", card)
+    card |= choose(for_choosing(OutOfFold.of(version)))
+    version_files.write_json(version_files.folder(version) / "card.json", card)
     print(json.dumps({name: card[name] for name in ("temperature", "thresholds")}, indent=2))
 
 
-def for_choosing(rows: OutOfFold, root: Path) -> OutOfFold:
-    """Return the images that may be used: predicted by a fold, with a cell found, not of TEST."""
-    test = sorted(sample.path.stem for sample in data.photographs(root, "TEST"))
-    return rows.take((rows.folds >= 0) & rows.found & ~np.isin(rows.groups, test))
+def for_choosing(rows: OutOfFold) -> OutOfFold:
+    """Return the images that may be used: of laboratories left out if there are any, not TEST's."""
+    left_out = rows.folds < 0
+    return rows.take(
+        (left_out if left_out.any() else ~left_out) & ~of_test(rows.names, rows.groups)
+    )
 
 
-def choose(rows: OutOfFold) -> dict[str, Any]:
-    """Return the temperature and the thresholds for these predictions."""
-    logits, labels = torch.from_numpy(rows.logits).double(), torch.from_numpy(rows.labels)
-    known = rows.labels < len(CLASSES)
-    weights = balanced(rows.laboratories[known], rows.labels[known])
-    chosen = temperature(logits[known, : len(CLASSES)], labels[known], torch.from_numpy(weights))
-    top, predicted = (logits[:, : len(CLASSES)] / chosen).softmax(1).max(1)
-    right = (predicted == labels)[known].numpy()
-    thresholds = {"foreign": 1.0, "confident": confident_from(top[known].numpy(), right, weights)}
-    if logits.shape[1] > len(CLASSES):
-        others = (logits[known] / chosen).softmax(1)[:, len(CLASSES) :].sum(1).numpy()
-        thresholds["foreign"] = _up(-lowest(-others, weights, KEPT["foreign"]))
-    return {"temperature": chosen, "thresholds": thresholds}
+def of_test(names: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return which images are TEST's photographs, or made from them."""
+    test = [sample.path.stem for sample in data.photographs(Path(), "TEST")]
+    return np.isin(photographs_of(names, groups), test)
 
 
-def stain_from(root: Path, finds_cells: bool) -> float:
-    """Return the stain score that nearly all of TRAIN's images reach; classes weigh the same."""
-    fit = within_field if finds_cells else squashed
-    images = data.list_images(root, "TRAIN")
-    look = in_torch(Gate(gate.SIZE))
-    bar = tqdm(images, desc="measuring stain", unit="image", mininterval=1)
-    pictures = [gate.shrink(decode(image.path.read_bytes(), fit).pixels) for image in bar]
-    parts = range(0, len(pictures), 128)
-    scores = np.concatenate([look(np.stack(pictures[at : at + 128])) for at in parts])
-    labels = np.array([image.label for image in images])
-    weights = balanced(np.zeros(len(labels)), labels)
-    return _down(lowest(scores, weights, KEPT["stain"]))
+def photographs_of(names: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Return the photograph of each image: the image itself, or what it was made from."""
+    stems = np.array([Path(name).stem for name in names])
+    return np.where(np.char.startswith(stems, "BloodImage"), stems, groups)
+
+
+def choose(rows: OutOfFold, kept: float = KEPT) -> dict[str, Any]:
+    """Return the temperature and the thresholds for these predictions.
+
+    `foreign` is the strictest that keeps this share of the classes' cells in each laboratory.
+    """
+    count = min(rows.logits.shape[1], len(CLASSES))
+    known = rows.take(rows.labels < count)
+    logits = torch.from_numpy(known.logits).double()
+    labels = torch.from_numpy(known.labels)
+    found = known.found
+    weights = balanced(known.laboratories, known.labels)
+    chosen = temperature(logits[found, :count], labels[found], torch.from_numpy(weights[found]))
+    top, predicted = (logits[:, :count] / chosen).softmax(1).max(1)
+    foreign, answered = 1.0, found
+    if logits.shape[1] > count:
+        # No threshold keeps a cell that was not found.
+        others = np.where(found, (logits / chosen).softmax(1)[:, count:].sum(1), 1)
+        foreign = foreign_from(others, known.laboratories, kept)
+        # What is rejected is not confident.
+        answered = found & (others <= foreign)
+    confident = confident_from(
+        top[answered].numpy(),
+        (predicted == labels)[answered].numpy(),
+        weights[answered],
+    )
+    return {"temperature": chosen, "thresholds": {"foreign": foreign, "confident": confident}}
 
 
 def temperature(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor) -> float:
@@ -90,7 +97,7 @@ def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     top, predicted = probabilities.max(1)
     right = (predicted == labels).double()
     place = (top * BINS).long().clamp_max(BINS - 1)
-    hot = F.one_hot(labels, len(CLASSES))
+    hot = F.one_hot(labels, probabilities.shape[1])
     bins = [
         {
             "count": int(here.sum()),
@@ -109,11 +116,15 @@ def calibration(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, 
     }
 
 
-def lowest(scores: np.ndarray, weights: np.ndarray, kept: float) -> float:
-    """Return the threshold that this weighted share of the scores reaches."""
-    order = np.argsort(scores)
-    below = np.cumsum(weights[order]) / weights.sum()
-    return float(scores[order][np.searchsorted(below, 1 - kept)])
+def foreign_from(others: np.ndarray, laboratories: np.ndarray, kept: float) -> float:
+    """Return the strictest threshold that this share of each laboratory's cells does not exceed."""
+    needed = []
+    for name in np.unique(laboratories):
+        scores = np.sort(others[laboratories == name])
+        # The product may be a rounding error above a whole number.
+        needed.append(float(scores[math.ceil(kept * len(scores) - 1e-9) - 1]))
+    # Rounding keeps the scores at a threshold on their side of it.
+    return math.ceil(max(needed) * 1e4) / 1e4
 
 
 def confident_from(
@@ -125,13 +136,4 @@ def confident_from(
     # Equal probabilities are kept or dropped together.
     last = np.append(np.diff(top[order]) != 0, True)
     good = np.flatnonzero((shares >= share) & last)
-    return _down(float(top[order][good.max()])) if len(good) else 1.0
-
-
-# Rounding keeps scores at a threshold on their side of it.
-def _down(threshold: float) -> float:
-    return math.floor(threshold * 1e4) / 1e4
-
-
-def _up(threshold: float) -> float:
-    return math.ceil(threshold * 1e4) / 1e4
+    return math.floor(float(top[order][good.max()]) * 1e4) / 1e4 if len(good) else 1.0

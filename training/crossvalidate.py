@@ -1,8 +1,8 @@
 """Cross-validate a version: out_of_fold.npz, and locator.json where it finds cells.
 
-Five folds over all photographs (and PBC's training images), grouped: each image is predicted by
-networks that saw neither its photograph nor one that overlaps it. A version that knows a second
-laboratory is also trained on each laboratory alone and tested on the other.
+Five folds over all photographs, grouped: each image is predicted by networks that saw neither its
+photograph nor one that overlaps it. A version that finds cells is also measured on each laboratory
+by networks that never saw any of its images.
 
 An interrupted run continues.
 """
@@ -15,28 +15,29 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from handler import gate
-from handler.locator import locate
+from handler.engine import Network
+from handler.locator import locate, overlap
 from handler.pipelines import CellByCell
-from handler.preprocessing import decode
-from handler.verdict import Prediction, probabilities
-from training import data, version_files
-from training.cell_set import halved, read_field
-from training.cells import train_both, train_network, train_shipped
-from training.export import in_torch
+from handler.preprocessing import HEIGHT, WIDTH, Size, decode
+from handler.verdict import Cell, Prediction, probabilities
+from training import data, version_files, workers
+from training.data import Sample
+from training.export import as_served
 from training.fields import Batch, cross_predict
-from training.gate import Gate
-from training.laboratories import pbc
-from training.locate import measure_locator
-from training.networks import CellNet, Locator
+from training.laboratories import laboratories
+from training.locate import FRAMES, RIGHT_OVERLAP, frames, measure_locator, whole_sources
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, FOLDS
-from training.recipes import RECIPES, CellRecipe, FieldRecipe
+from training.recipes import RECIPES, FieldRecipe
+from training.runs import PHOTOGRAPHS, SHIPPED, Run, select
+from training.train import calibration, locator_of, network_of, train_runs
 
 BATCH = 16
+# The embeddings of laboratories left out are kept in .train/.
+EMBEDDINGS = "embeddings.npz"
 
 
-def cross_validate(version: str) -> None:
+def cross_validate(version: str, runs: Sequence[str] = ()) -> None:
     """Predict each image by networks that never saw it: out_of_fold.npz."""
     root, folder = data.data_root(), version_files.folder(version)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +45,7 @@ def cross_validate(version: str) -> None:
     if isinstance(recipe, FieldRecipe):
         predicted = _by_field(root, recipe, scratch)
     else:
-        predicted = _by_cell(root, recipe, scratch, folder)
+        predicted = _by_cell(version, folder, scratch, select(runs))
     predicted.save(folder / "out_of_fold.npz")
     print(f"wrote {folder / 'out_of_fold.npz'}")
 
@@ -58,71 +59,102 @@ def _by_field(root: Path, recipe: FieldRecipe, scratch: Path) -> OutOfFold:
     for fold, (_train, held_out) in enumerate(folds):
         numbers[held_out] = fold
     logits, _network = cross_predict(recipe, everything, folds, scratch, "")
-    return _predictions(samples, "photographs", numbers, np.ones(len(images), bool), logits)
+    return _predictions(samples, PHOTOGRAPHS, numbers, np.ones(len(images), bool), logits)
 
 
-def _by_cell(root: Path, recipe: CellRecipe, scratch: Path, folder: Path) -> OutOfFold:
-    photographs, second = data.photographs(root, "TRAIN", "TEST"), pbc("train")
-    located = data.located_photographs(root)
+def _by_cell(version: str, folder: Path, scratch: Path, selected: Sequence[Run]) -> OutOfFold:
+    runs = [run for run in selected if run != SHIPPED]
+    train_runs(version, runs)
+    done = dict(workers.each(_measure, [(version, run) for run in runs], "predicting"))
+    results = [done[version, run] for run in runs]
+    rows = OutOfFold.join([predicted for predicted, *_ in results])
+    left_out = np.concatenate([embeddings for _, embeddings, _ in results])[rows.folds < 0]
+    np.savez_compressed(scratch / EMBEDDINGS, embeddings=left_out)
+    measured = [(run, locators) for run, (*_, locators) in zip(runs, results, strict=True)]
+    version_files.write_json(
+        folder / "locator.json",
+        {"laboratories": {run.laboratory: found for run, found in measured if found}},
+    )
+    return rows
+
+
+def _measure(work: tuple[str, Run]) -> tuple[OutOfFold, np.ndarray, dict[str, object] | None]:
+    """Predict what a run never saw; also return the embeddings, and how its locator does."""
+    version, run = work
+    inputs = calibration(version, run)
+    locator = as_served(locator_of(version, run)[0], inputs.get("locator"))
+    network = as_served(network_of(version, run)[0], inputs.get("network"))
+    if run.laboratory is None:
+        fold = run.fold if run.fold is not None else -1
+        return *predict(locator, network, _images(fold), PHOTOGRAPHS, fold), None
+    samples = laboratories()[run.laboratory].samples()
+    rows, embeddings = predict(locator, network, samples, run.laboratory, -1)
+    return rows, embeddings, _measure_locator(locator, run.laboratory)
+
+
+def _images(fold: int) -> list[Sample]:
+    """List the augmented images of a fold's photographs."""
+    root = data.data_root()
+    photographs = data.photographs(root, "TRAIN", "TEST")
+    _train, held_out = data.grouped_folds(photographs, FOLDS, 0)[fold]
+    groups = {photographs[index].group for index in held_out}
     images = [*data.list_images(root, "TRAIN"), *data.list_images(root, "TEST")]
-    parts, found, drawn = [], [], []
-    splits = (data.grouped_folds(samples, FOLDS, 0) for samples in (photographs, second))
-    for fold, ((_, held_photographs), (_, held_cells)) in enumerate(zip(*splits, strict=True)):
-        kept_out = {photographs[index].group for index in held_photographs}
-        cells_out = {second[index].path for index in held_cells}
-        locator, network, _history = train_both(
-            [each for each in located if each[2] not in kept_out],
-            [each for each in photographs if each.group not in kept_out],
-            [each for each in second if each.path not in cells_out],
-            recipe,
-            fold,
-            scratch / f"fold-{fold}.pt",
-        )
-        hidden = [each for each in located if each[2] in kept_out]
-        found += locate(in_torch(locator), [read_field(path) for path, *_ in hidden])
-        drawn += [[halved(box) for box in boxes] for *_, boxes in hidden]
-        samples = [each.sample for each in images if each.group in kept_out]
-        parts += [
-            predict(locator, network, samples, "photographs", fold),
-            predict(locator, network, [second[index] for index in held_cells], "pbc", fold),
-        ]
-    version_files.write_json(folder / "locator.json", measure_locator(found, drawn))
-    # The network learns from one laboratory alone. The locator can't: only photographs have boxes.
-    locator, _network, _history = train_shipped(root, recipe, scratch)
-    for known, cells, unseen, name in (
-        (photographs, [], pbc(), "pbc from photographs"),
-        ([], second, photographs, "photographs from pbc"),
-    ):
-        checkpoint = scratch / f"{name.replace(' ', '-')}.pt"
-        network, _history = train_network(locator, known, cells, recipe, 0, checkpoint)
-        parts.append(predict(locator, network, unseen, name, -1))
-    return OutOfFold.join(parts)
+    return [image.sample for image in images if image.group in groups]
+
+
+def _measure_locator(locator: Network, laboratory: str) -> dict[str, object] | None:
+    """Measure a locator where all white cells have boxes: as they are, and smaller, in mosaics."""
+    own = [each for each in whole_sources() if each.laboratory == laboratory]
+    made = [frame for grid in FRAMES for frame in frames(own, grid)]
+    if not made:
+        return None
+    found = [locate(locator, [pixels])[0] for pixels, _ in made]
+    drawn, widths = [boxes for _, boxes in made], [pixels.shape[1] for pixels, _ in made]
+    return measure_locator(found, drawn, widths)
 
 
 def predict(
-    locator: Locator, network: CellNet, samples: Sequence[data.Sample], laboratory: str, fold: int
-) -> OutOfFold:
-    """Predict images as the service does."""
-    networks = in_torch(Gate(gate.SIZE)), in_torch(locator), in_torch(network)
-    version = CellByCell(*networks, BATCH, len(CLASSES))
-    predictions: list[Prediction] = []
+    locator: Network, network: Network, samples: Sequence[Sample], laboratory: str, fold: int
+) -> tuple[OutOfFold, np.ndarray]:
+    """Predict the labelled cells of images as the service does; also return their embeddings."""
+    version = CellByCell(locator, network, BATCH, len(CLASSES))
+    width = network(np.zeros((1, HEIGHT, WIDTH, 3), np.uint8)).shape[1] - len(CLASSES) - 1
+    paths = list(dict.fromkeys(sample.path for sample in samples))
+    predictions: dict[Path, tuple[Size, Prediction]] = {}
     title = f"predicting {laboratory}"
-    for start in tqdm(range(0, len(samples), BATCH), desc=title, mininterval=1):
-        part = samples[start : start + BATCH]
-        pictures = [decode(sample.path.read_bytes(), version.fit) for sample in part]
-        predictions += version.predict(pictures)
-    nothing = [0.0] * (len(CLASSES) + 1)
-    best = [
-        max((cell.logits for cell in each.cells), key=_certainty, default=nothing)
-        for each in predictions
-    ]
-    found = np.array([bool(each.cells) for each in predictions])
+    for start in tqdm(range(0, len(paths), BATCH), desc=title, mininterval=1):
+        part = paths[start : start + BATCH]
+        pictures = [decode(path.read_bytes(), version.fit) for path in part]
+        sizes = [(picture.width, picture.height) for picture in pictures]
+        made = zip(sizes, version.predict(pictures), strict=True)
+        predictions |= dict(zip(part, made, strict=True))
+    cells = [labelled_cell(sample, *predictions[sample.path]) for sample in samples]
+    nothing = Cell([0.0] * (len(CLASSES) + 1), None, np.zeros(width, np.float32))
+    best = [cell or nothing for cell in cells]
+    found = np.array([cell is not None for cell in cells])
     folds = np.full(len(samples), fold)
-    return _predictions(samples, laboratory, folds, found, np.array(best, np.float32))
+    logits = np.array([cell.logits for cell in best], np.float32)
+    embeddings = np.array([cell.embedding for cell in best], np.float32)
+    return _predictions(samples, laboratory, folds, found, logits), embeddings
+
+
+def labelled_cell(sample: Sample, size: Size, prediction: Prediction) -> Cell | None:
+    """Return the located cell that a label is about.
+
+    It overlaps the drawn box by half; without a box it is the most certain one of the image.
+    """
+    cells = prediction.cells
+    if sample.box:
+        (width, height), (left, top, right, bottom) = size, sample.box
+        drawn = left * width, top * height, right * width, bottom * height
+        matching = [(overlap(cell.box, drawn), cell) for cell in cells if cell.box]
+        overlapping, best = max(matching, key=lambda match: match[0], default=(0, None))
+        return best if overlapping >= RIGHT_OVERLAP else None
+    return max(cells, key=lambda cell: _certainty(cell.logits), default=None)
 
 
 def _predictions(
-    samples: Sequence[data.Sample],
+    samples: Sequence[Sample],
     laboratory: str,
     folds: np.ndarray,
     found: np.ndarray,

@@ -38,7 +38,8 @@ IMAGES_PER_CLASS = {
 CELLS_ALSO_IN_TRAIN = frozenset(
     f"BloodImage_{number}" for number in ("00204", "00257", "00264", "00365", "00377", "00409")
 )
-# In pixels of a photograph (640 wide); smaller boxes are platelets.
+PHOTOGRAPH = (640, 480)
+# In pixels of a photograph; smaller boxes are platelets.
 SMALLEST_WHITE_CELL = 50
 BY_HAND = (
     f"download https://www.kaggle.com/datasets/{KAGGLE_SET}, unpack it, and set "
@@ -104,10 +105,22 @@ def _inner(root: Path, name: str) -> Path:
 def photographs(root: Path, *splits: str) -> list[Sample]:
     """List the photographs with one labelled cell of these splits: TRAIN, TEST."""
     return [
-        Sample(photograph_file(root, name), CLASSES.index(label), label, group)
-        for name, label, split, group in _listed_photographs()
+        Sample(
+            photograph_file(root, name), CLASSES.index(label), label, group, only_box(root, name)
+        )
+        for name, label, split, group in listed_photographs()
         if split in splits
     ]
+
+
+def only_box(root: Path, name: str) -> Box | None:
+    """Return the box of a photograph's white cell in shares of its sides, if it shows just one."""
+    boxes = white_cells(root, name) or []
+    if len(boxes) != 1:
+        return None
+    width, height = PHOTOGRAPH
+    left, top, right, bottom = boxes[0]
+    return left / width, top / height, right / width, bottom / height
 
 
 def located_photographs(root: Path) -> list[tuple[Path, str, str, list[Box]]]:
@@ -117,12 +130,12 @@ def located_photographs(root: Path) -> list[tuple[Path, str, str, list[Box]]]:
     """
     return [
         (photograph_file(root, name), split, group, boxes)
-        for name, _label, split, group in _listed_photographs()
+        for name, _label, split, group in listed_photographs()
         if (boxes := white_cells(root, name))
     ]
 
 
-def _listed_photographs() -> list[list[str]]:
+def listed_photographs() -> list[list[str]]:
     """Return the rows of photographs.csv: name, label, split, group."""
     with (HERE / "photographs.csv").open(newline="") as file:
         return list(csv.reader(file))
@@ -130,25 +143,32 @@ def _listed_photographs() -> list[list[str]]:
 
 def white_cells(root: Path, name: str) -> list[Box] | None:
     """Return the boxes of a photograph's white cells, in its pixels; None if it has none."""
+    boxes = [
+        box
+        for kind, box in drawn_boxes(root, name)
+        if kind == "WBC" and max(box[2] - box[0], box[3] - box[1]) > SMALLEST_WHITE_CELL
+    ]
+    return boxes or None
+
+
+def drawn_boxes(root: Path, name: str) -> list[tuple[str, Box]]:
+    """Return the kinds (WBC, RBC, Platelets) and the boxes of a photograph's cells."""
     path = photograph_file(root, name).parent.parent / "Annotations" / f"{name}.xml"
     if not path.exists():
-        return None
+        return []
     boxes = []
     for drawn in ElementTree.parse(path).iter("object"):
-        if drawn.findtext("name") == "WBC":
-            sides = [
-                float(drawn.findtext(f"bndbox/{side}") or "nan")
-                for side in ("xmin", "ymin", "xmax", "ymax")
-            ]
-            box = (sides[0], sides[1], sides[2], sides[3])
-            if max(box[2] - box[0], box[3] - box[1]) > SMALLEST_WHITE_CELL:
-                boxes.append(box)
-    return boxes or None
+        left, top, right, bottom = (
+            float(drawn.findtext(f"bndbox/{side}") or "nan")
+            for side in ("xmin", "ymin", "xmax", "ymax")
+        )
+        boxes.append((drawn.findtext("name") or "", (left, top, right, bottom)))
+    return boxes
 
 
 def list_images(root: Path, split: str) -> list[Image]:
     """List the images of a split (TRAIN or TEST) in a fixed order."""
-    groups = {name: group for name, _label, _split, group in _listed_photographs()}
+    groups = {name: group for name, _label, _split, group in listed_photographs()}
     folder = image_folder(root, split)
     with (HERE / "augmented_images.csv").open(newline="") as file:
         return [

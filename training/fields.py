@@ -21,7 +21,7 @@ from training import data
 from training.checkpoints import Checkpoint
 from training.networks import BloodCellNet, scale, to_planes
 from training.optimizer import Optimizer
-from training.protocol import CLASSES, INNER_FOLDS
+from training.protocol import FIELD_CLASSES, INNER_FOLDS
 from training.recipes import FieldRecipe
 from training.torchvision_cpu import v2
 from training.version_files import Trained
@@ -74,9 +74,11 @@ class Run:
     ) -> None:
         torch.manual_seed(seed)
         self.recipe, self.train, self.held_out = recipe, train, held_out
-        self.network = BloodCellNet(len(CLASSES), **recipe.network()).to(train.labels.device)
+        self.network = BloodCellNet(len(FIELD_CLASSES), **recipe.network()).to(train.labels.device)
         self.steps = len(train.labels) // recipe.batch_size
-        self.optimizer = Optimizer(self.network, recipe, self.steps * recipe.epochs)
+        self.optimizer = Optimizer(
+            [(self.network, recipe.learning_rate)], recipe.weight_decay, self.steps * recipe.epochs
+        )
         self.augment = augmentation()
         self.history: list[dict[str, float]] = []
         pixels = hashlib.sha256(train.images.cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -150,7 +152,7 @@ def cross_predict(
     recipe: FieldRecipe, everything: Batch, folds: data.Folds, scratch: Path, title: str
 ) -> tuple[np.ndarray, BloodCellNet]:
     """Return each image's logits (N, classes) by the network of its fold, and the last network."""
-    logits = np.zeros((len(everything.labels), len(CLASSES)), np.float32)
+    logits = np.zeros((len(everything.labels), len(FIELD_CLASSES)), np.float32)
     for fold, (train, held_out) in enumerate(folds):
         run = Run(recipe, everything.take(train), None, fold, scratch / f"fold-{fold}.pt")
         network = run.fit(f"{title}fold {fold}")
@@ -176,6 +178,7 @@ def train_fields(root: Path, recipe: FieldRecipe, scratch: Path) -> Trained:
     return Trained(
         networks={"network": network},
         card={
+            "classes": list(FIELD_CLASSES),
             "input": f"{WIDTH}x{HEIGHT} RGB, the whole field",
             "finds_cells": False,
             "network": recipe.network(),

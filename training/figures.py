@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from serving.settings import ROOT
-from training.measured import ALONE, Json, Measured, find
+from training.data import HERE
+from training.laboratories import laboratories
+from training.measured import Json, Measured, age, find
 
 # The rows that the README shows.
-HEADLINES = (
-    "TEST by image",
-    "TEST by photograph",
-    "cross-validation, macro recall",
-    "PBC as uploaded, macro recall",
-)
+HEADLINES = ("TEST by image", "TEST by photograph", "cross-validation, macro recall")
+# What version 2.0, which is no longer served, reached in laboratories that it had not seen.
+EARLIER = json.loads((HERE / "version_2.json").read_text())
 
 
 def write_readme(parts: Mapping[str, str], path: Path = ROOT / "README.md") -> None:
@@ -33,6 +35,10 @@ def figures(versions: Sequence[Measured]) -> str:
     """Return the figures of all versions side by side, as Markdown."""
     original = versions[0].metrics["seed_project"]
     lines = [
+        *left_out(versions),
+        "",
+        *by_laboratory(versions[-1]),
+        "",
         *_side_by_side(versions, table(versions, original)),
         "",
         "| TEST, by class | | precision | recall | F1 |",
@@ -48,7 +54,87 @@ def figures(versions: Sequence[Measured]) -> str:
 def accuracy(versions: Sequence[Measured]) -> str:
     """Return the most important figures of all versions, as Markdown."""
     rows = table(versions, versions[0].metrics["seed_project"])
-    return "\n".join(_side_by_side(versions, [row for row in rows if row[0] in HEADLINES]))
+    headlines = [row for row in rows if row[0] in HEADLINES]
+    return "\n".join([*left_out(versions), "", *_side_by_side(versions, headlines)])
+
+
+def left_out(versions: Sequence[Measured]) -> list[str]:
+    """Return macro recall in laboratories that each version's networks never saw."""
+    recalls = {EARLIER["version"]: _earlier("macro_recall", EARLIER["macro_recall"])}
+    for each in versions:
+        whole = each.metrics["left_out"]
+        recalls[each.name] = {
+            name: text(part["macro_recall"]) for name, part in whole["laboratories"].items()
+        }
+        # The mean of some of the laboratories can't be compared with that of all.
+        if len(recalls[each.name]) == len(EARLIER["macro_recall"]):
+            recalls[each.name]["mean"] = text(whole["macro_recall"])
+    names = sorted(recalls, key=age)
+    rows = {name: laboratories()[name].title for name in EARLIER["macro_recall"]}
+    return [
+        _row("laboratory left out, macro recall", *(f"version {name}" for name in names)),
+        "|---|" + "---|" * len(names),
+        *(
+            _row(title, *(recalls[name].get(row, "") for name in names))
+            for row, title in {**rows, "mean": "mean"}.items()
+        ),
+    ]
+
+
+def by_laboratory(measured: Measured) -> list[str]:
+    """Return all that was measured in laboratories left out: a column for each, and together."""
+    whole = measured.metrics["left_out"]
+    parts = {**whole["laboratories"], "mean": whole}
+    recalls, kept = _earlier("macro_recall", parts), _earlier("kept", parts)
+    unseen = "thresholds_of_the_others"
+    rows: dict[str, Callable[[str], str]] = {
+        "macro recall": lambda name: text(parts[name]["macro_recall"]),
+        "macro recall, version 2.0": lambda name: recalls.get(name, ""),
+        **{
+            f"recall, {label.lower()}": _of(parts, text, "recall", label)
+            for label in measured.card["classes"]
+        },
+        "recall, basophil among five classes": _of(parts, text, "basophil", "recall"),
+        "precision, basophil among five classes": _of(parts, text, "basophil", "precision"),
+        "cells found": _of(parts, "{:.1%}", "found"),
+        "cells not rejected": _of(parts, "{:.1%}", "kept"),
+        "cells not rejected, version 2.0": lambda name: kept.get(name, ""),
+        "answers that are `confident`": _of(parts, "{:.1%}", "verdicts", "confident"),
+        "`confident` answers that are correct": _of(parts, "{:.1%}", "confident_right"),
+        "cells not rejected, thresholds of the others": _of(parts, "{:.1%}", unseen, "kept"),
+        "`confident` and correct, thresholds of the others": _of(
+            parts, "{:.1%}", unseen, "confident_right"
+        ),
+        "calibration error (ECE)": _of(parts, "{:.3f}", "ece"),
+        "AUROC against other cells": _of(parts, "{:.3f}", "near", "auroc"),
+        "cells": _of(parts, "{:,}", "images"),
+        "groups": _of(parts, "{:,}", "groups"),
+    }
+    titles = [laboratories()[name].title for name in whole["laboratories"]]
+    table = [[label, *map(tell, parts)] for label, tell in rows.items()]
+    return [
+        _row(f"laboratory left out, version {measured.name}", *titles, "together"),
+        "|---|" + "---|" * len(parts),
+        *(_row(*row) for row in table if any(row[1 : len(parts)])),
+    ]
+
+
+def _of(
+    parts: Mapping[str, Json], form: str | Callable[[Json | None], str], *path: str
+) -> Callable[[str], str]:
+    """Return a function that writes a figure of a part."""
+    if isinstance(form, str):
+        return lambda name: _format(form, parts[name], *path)
+    return lambda name: form(find(parts[name], *path))
+
+
+def _earlier(what: str, laboratories: Collection[str]) -> dict[str, str]:
+    """Return a figure of version 2.0 by laboratory, and its mean if it has it of all of these."""
+    shares = EARLIER[what]
+    parts = {name: f"{value:.0%}" for name, value in shares.items()}
+    if set(shares) == set(laboratories) - {"mean"}:
+        parts["mean"] = f"{np.mean(list(shares.values())):.0%}"
+    return parts
 
 
 def _side_by_side(versions: Sequence[Measured], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -66,7 +152,6 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
         f"{original['image_accuracy_by_its_table']:.1%} by its own table"
     )
     without = "TEST by image, without"
-    alone = (ALONE, "photographs from pbc", "macro_recall")
     totals = {find(each.metrics, "test_photographs", "photographs") for each in versions} - {None}
     of = f"'s {totals.pop()}" if totals else ""
     rows: dict[str, Callable[[Measured], str]] = {
@@ -86,14 +171,12 @@ def table(versions: Sequence[Measured], original: Json) -> list[list[str]]:
         ),
         "TEST by image, where the verdict is `confident`, and how often": _confident,
         "cross-validation, macro recall": _figure("cross_validation", "macro_recall"),
-        "PBC as uploaded, macro recall": _figure("pbc", "as_uploaded", "macro_recall"),
-        "PBC as uploaded, trained on photographs alone": _pbc_from_photographs,
-        "photographs, trained on PBC alone": _figure(*alone),
         "calibration error (ECE)": lambda each: _format(
             "{:.3f}", each.metrics, "calibration", "after", "ece"
         ),
-        "AUROC against other cells": _auroc("near"),
-        "AUROC against images without a smear": _auroc("far"),
+        "AUROC against images without a smear": lambda each: _format(
+            "{:.3f}", each.metrics, "far", "auroc"
+        ),
         "weights": lambda each: f"{each.weights_bytes / 1e6:.1f} MB",
         "an image on one core, median": _milliseconds("one_core"),
         "an image through the service, from Python, median": _milliseconds("service"),
@@ -155,10 +238,6 @@ def _figure(*path: str) -> Callable[[Measured], str]:
     return lambda each: text(find(each.metrics, *path))
 
 
-def _auroc(part: str) -> Callable[[Measured], str]:
-    return lambda each: _format("{:.3f}", each.metrics, "rejection", part, "auroc")
-
-
 def _milliseconds(where: str) -> Callable[[Measured], str]:
     return lambda each: _format("{:.1f} ms", each.served, "milliseconds", where, "median")
 
@@ -166,11 +245,3 @@ def _milliseconds(where: str) -> Callable[[Measured], str]:
 def _confident(each: Measured) -> str:
     sure, whole = each.metrics["test_where_confident"], each.metrics["test"]
     return f"{text(sure['image_accuracy'])}, {sure['images'] / whole['images']:.0%} of all"
-
-
-def _pbc_from_photographs(each: Measured) -> str:
-    """Return what photographs alone teach about PBC; other versions were trained on no more."""
-    alone = find(each.metrics, ALONE, "pbc from photographs")
-    if alone:
-        return text(alone["macro_recall"])
-    return "as above" if not each.finds_cells and "pbc" in each.metrics else ""

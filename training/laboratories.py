@@ -2,10 +2,12 @@
 
 laboratories.yaml describes each. A laboratory is a folder:
 
-    EOSINOPHIL/ LYMPHOCYTE/ MONOCYTE/ NEUTROPHIL/    one white cell in the middle of each image
-    OTHER/ or OTHER/<kind>/                          other cells, or fields without a white cell
-    boxes.csv                                        optional: each cell of images with several
-    groups.csv                                       optional: file,group (a slide, a patient)
+    EOSINOPHIL/ ... BASOPHIL/    one white cell in the middle of each image
+    OTHER/ or OTHER/<kind>/      other cells, or fields without a white cell
+    boxes.csv                    optional: each cell of images with several
+    groups.csv                   optional: file,group (a slide, a patient)
+
+OTHER/basophil/ is the class BASOPHIL.
 
 Splits never divide a group. Without groups.csv each image is a group of its own.
 """
@@ -26,7 +28,7 @@ import yaml
 from handler.contract import SUFFIXES
 from training import data
 from training.data import HERE, OTHER, DataError, Sample
-from training.protocol import CLASSES, MIN_CELLS
+from training.protocol import CLASSES, FIELD_CLASSES, MIN_CELLS
 
 # The columns of boxes.csv: the centre and the size of a box are shares of the image's sides.
 BOX_COLUMNS = ["image", "label", "x_center", "y_center", "width", "height"]
@@ -116,12 +118,13 @@ def read_folder(root: Path, slide: str = "") -> list[Sample]:
     }
     if (root / "boxes.csv").exists():
         return _boxed(root / "boxes.csv", grouped)
-    return [_sample(path, names[path].split("/")[0], grouped[path]) for path in paths]
+    return [Sample(path, *label_of(_kind(root, path)), grouped[path]) for path in paths]
 
 
-def _sample(path: Path, name: str, group: str) -> Sample:
-    label = CLASSES.index(name) if name in CLASSES else OTHER
-    return Sample(path, label, path.parent.name, group)
+def label_of(kind: str) -> tuple[int, str]:
+    """Return the label of a kind of cell, and its name: that of its class, if it has one."""
+    name = STAGES.get(kind.upper(), kind.upper())
+    return (CLASSES.index(name), name) if name in CLASSES else (OTHER, kind)
 
 
 def _slide(path: Path, pattern: str) -> str | None:
@@ -138,33 +141,26 @@ def _boxed(table: Path, groups: Mapping[Path, str]) -> list[Sample]:
     for image, kind, *numbers in _rows(table, BOX_COLUMNS):
         if image not in paths:
             raise DataError(f"{table.name} lists a missing file: {image}")
-        name = STAGES.get(kind.upper(), kind.upper())
-        label, kind = (CLASSES.index(name), name) if name in CLASSES else (OTHER, kind)
         try:
             x, y, width, height = map(float, numbers)
         except ValueError as error:
             raise DataError(f"{table.name} has a box of {image} without numbers.") from error
         box = x - width / 2, y - height / 2, x + width / 2, y + height / 2
-        samples.append(Sample(paths[image], label, kind, groups[paths[image]], box))
+        samples.append(Sample(paths[image], *label_of(kind), groups[paths[image]], box))
     return samples
 
 
 def require(labels: Sequence[int]) -> None:
-    """Raise DataError unless there are enough cells of each class."""
-    for label, name in enumerate(CLASSES):
+    """Raise DataError unless there are enough cells of each class; basophils are rare."""
+    for label, name in enumerate(FIELD_CLASSES):
         if (count := list(labels).count(label)) < MIN_CELLS:
             raise DataError(f"{name} has {count} cells; each class needs at least {MIN_CELLS}.")
 
 
-def pbc(part: str | None = None) -> list[Sample]:
-    """List PBC's images: those that train (`train`), those that only test (`test`), or all."""
-    root = laboratories()["pbc"].root
-    with (HERE / "pbc.csv").open(newline="") as file:
-        parts = {row["file"]: row["part"] for row in csv.DictReader(file)}
-    samples = [each for each in read_folder(root) if _name(root, each.path) in parts]
-    if len(samples) != len(parts):
-        raise DataError(f"{root} lacks {len(parts) - len(samples)} of the images in pbc.csv.")
-    return [each for each in samples if part in (None, parts[_name(root, each.path)])]
+def _kind(root: Path, path: Path) -> str:
+    """Return the class of an image in a class folder, otherwise the name of its folder."""
+    name = _name(root, path).split("/")[0]
+    return path.parent.name if name == "OTHER" else name
 
 
 def _shown(path: Path) -> bool:

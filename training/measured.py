@@ -12,16 +12,8 @@ from training import version_files
 from training.data import DataError
 
 Json = dict[str, Any]
-# The sets of cells that macro recall is measured on, and their keys in metrics.json.
-ALONE = "one_laboratory_from_the_other"
-CELLS = {
-    "TEST": ("test",),
-    "cross-validation, all photographs": ("cross_validation",),
-    "PBC, as uploaded": ("pbc", "as_uploaded"),
-    "PBC, scale matched": ("pbc", "scale_matched"),
-    "PBC, trained on photographs alone": (ALONE, "pbc from photographs"),
-    "photographs, trained on PBC alone": (ALONE, "photographs from pbc"),
-}
+REQUIRED = ("card", "metrics", "history", "golden")
+OPTIONAL = ("sweep", "served", "few_cells", "adaptation", "ablation")
 
 
 @dataclass(frozen=True)
@@ -35,7 +27,9 @@ class Measured:
     golden: Json
     sweep: Json | None
     served: Json | None
+    few_cells: Json | None
     adaptation: Json | None
+    ablation: Json | None
 
     @property
     def name(self) -> str:
@@ -49,19 +43,12 @@ class Measured:
     def weights_bytes(self) -> int:
         return sum((self.folder / name).stat().st_size for name in self.card["sha256"])
 
-    @property
-    def recalls(self) -> dict[str, Json]:
-        """Return the measurements on each set of cells."""
-        found = {label: find(self.metrics, *path) for label, path in CELLS.items()}
-        return {label: part for label, part in found.items() if part}
-
 
 def read(version: str) -> Measured:
     """Read a version's files; raise DataError if it was not measured on TEST."""
     folder = version_files.folder(version)
-    names = ("card", "metrics", "history", "golden", "sweep", "served", "adaptation")
-    parts = {name: _read(folder / f"{name}.json") for name in names}
-    if any(parts[name] is None for name in names[:4]) or "test" not in parts["metrics"]:
+    parts = {name: _read(folder / f"{name}.json") for name in (*REQUIRED, *OPTIONAL)}
+    if any(parts[name] is None for name in REQUIRED) or "test" not in parts["metrics"]:
         raise DataError(
             f"Version {version} is not measured.\nRun `make evaluate VERSION={version}` first."
         )
@@ -79,8 +66,12 @@ def all_measured() -> list[Measured]:
         for path in version_files.folder("").glob("*/metrics.json")
         if "test" in _read(path)
     ]
-    # By length first: 10.0 comes after 9.0.
-    return sorted(known, key=lambda each: [(len(part), part) for part in each.name.split(".")])
+    return sorted(known, key=lambda each: age(each.name))
+
+
+def age(version: str) -> list[int]:
+    """Return a key that sorts versions by age: 10.0 comes after 9.0."""
+    return [int(part) for part in version.split(".")]
 
 
 def find(document: Mapping[str, Any], *path: str) -> Any:

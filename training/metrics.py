@@ -2,29 +2,37 @@
 
 TEST's 2,487 images were made from 71 photographs, and images of one photograph are correct or wrong
 together. The bootstrap therefore resamples photographs (a cluster bootstrap: Davison and Hinkley
-1997, chapter 3.8).
+1997, chapter 3.8). In other laboratories, a slide or a patient takes the photograph's place.
+
+A class without images has no figures and does not count in a mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from training.protocol import CLASSES, RESAMPLES
 
 Array = npt.NDArray[np.float64]
+# What stands in the place of a class where no cell was found.
+NOT_FOUND = -1
 
 
 def confusion_by_photograph(
     labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64], photographs: list[str]
 ) -> Array:
-    """Count the images of each photograph: (P, true class, predicted class)."""
+    """Count the images of each photograph: (P, true class, predicted class).
+
+    The last column counts images in which no cell was found.
+    """
     names = {name: index for index, name in enumerate(sorted(set(photographs)))}
-    counts = np.zeros((len(names), len(CLASSES), len(CLASSES)))
+    counts = np.zeros((len(names), len(CLASSES), len(CLASSES) + 1))
     rows = np.array([names[name] for name in photographs])
     np.add.at(counts, (rows, labels, predicted), 1)
     return counts
@@ -58,6 +66,8 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
     total = counts.sum(0)
     resampled = np.tensordot(draws, counts, 1)
     shares = accuracy(counts)
+    shown = _shown(total)
+    columns = sorted({*shown, *np.flatnonzero(total.sum(0)).tolist()})
 
     def figure(statistic: Callable[[Array], Array]) -> dict[str, Any]:
         return _figure(statistic(total[None])[0], statistic(resampled))
@@ -67,19 +77,50 @@ def summarize(counts: Array, seed: int = 0) -> dict[str, Any]:
         "photographs": len(counts),
         "image_accuracy": figure(accuracy),
         "photograph_accuracy": _figure(shares.mean(), draws @ shares / len(counts)),
-        "macro_recall": figure(_macro_recall),
+        "macro_recall": figure(partial(_macro_recall, shown)),
         "classes": {
-            name: {
+            CLASSES[index]: {
                 "images": int(total[index].sum()),
                 "photographs": int((counts[:, index].sum(1) > 0).sum()),
                 "precision": figure(partial(_precision, index)),
                 "recall": figure(partial(_recall, index)),
                 "f1": figure(partial(_f1, index)),
             }
-            for index, name in enumerate(CLASSES)
+            for index in shown
         },
-        "confusion": total.astype(int).tolist(),
+        "predicted": [[*CLASSES, "no cell"][column] for column in columns],
+        "confusion": total[np.ix_(shown, columns)].astype(int).tolist(),
     }
+
+
+def mean_macro_recall(parts: Sequence[Array]) -> dict[str, Any]:
+    """Return the mean macro recall of laboratories, from the counts of each."""
+    values, resampled = [], []
+    for seed, counts in enumerate(parts):
+        total = counts.sum(0, keepdims=True)
+        shown = _shown(total[0])
+        values.append(_macro_recall(shown, total))
+        draws = np.tensordot(resamples(len(counts), seed), counts, 1)
+        resampled.append(_macro_recall(shown, draws))
+    return _figure(float(np.mean(values)), np.mean(resampled, axis=0))
+
+
+def separation(cells: npt.NDArray[Any], others: npt.NDArray[Any]) -> dict[str, Any]:
+    """Return the AUROC of scores, and the share of other images kept with 95 % of the cells."""
+    labels = np.repeat([0, 1], [len(cells), len(others)])
+    scores = np.concatenate([cells, others])
+    kept_others, kept_cells, _ = roc_curve(1 - labels, -scores)
+    return {
+        "images": len(others),
+        "auroc": round(float(roc_auc_score(labels, scores)), 4),
+        "fpr_at_95_tpr": round(float(kept_others[np.argmax(kept_cells >= 0.95)]), 4),
+    }
+
+
+def _shown(total: Array) -> list[int]:
+    """Return the classes that have images."""
+    shown: list[int] = np.flatnonzero(total.sum(1)).tolist()
+    return shown
 
 
 def accuracy(counts: Array) -> Array:
@@ -95,8 +136,8 @@ def _recall(index: int, counts: Array) -> Array:
     return _ratio(counts[:, index, index], counts[:, index].sum(1))
 
 
-def _macro_recall(counts: Array) -> Array:
-    recalls = [_recall(index, counts) for index in range(len(CLASSES))]
+def _macro_recall(classes: Sequence[int], counts: Array) -> Array:
+    recalls = [_recall(index, counts) for index in classes]
     mean: Array = np.mean(recalls, axis=0)
     return mean
 

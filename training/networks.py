@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
 
 # Scale the images to about unit variance.
-FIELD_CONTRAST, LOCATOR_CONTRAST = 5.0, 4.0
+FIELD_CONTRAST, LOCATOR_CONTRAST, CELL_CONTRAST = 5.0, 4.0, 4.0
 
 
 class BloodCellNet(nn.Module):
@@ -79,58 +79,58 @@ class Locator(nn.Module):
         self.down8 = nn.Sequential(_block(32, 48, 2), _block(48, 48))
         self.down16 = nn.Sequential(_block(48, 64, 2), _block(64, 64))
         self.down32 = nn.Sequential(_block(64, 64, 2), _block(64, 64))
-        self.side4, self.side8 = nn.Conv2d(32, 48, 1), nn.Conv2d(48, 64, 1)
+        self.side4, self.side8 = nn.Conv2d(32, 32, 1), nn.Conv2d(48, 48, 1)
         self.side16 = nn.Conv2d(64, 64, 1)
-        self.up8, self.up4 = _block(64, 48), _block(48, 32)
+        self.up8, self.up4 = nn.Conv2d(64, 48, 1), nn.Conv2d(48, 32, 1)
+        self.merge8, self.merge4 = _block(48, 48), _block(32, 32)
         self.head = nn.Conv2d(32, len(self.channels), 1)
         # Centres are rare.
         self.head.bias = nn.Parameter(torch.tensor([-3.0, 0.0, 0.0, 0.0, 0.0]))
 
     def forward(self, canvases: torch.Tensor) -> torch.Tensor:
-        # Without the mean colour, lamp, exposure and white balance matter less.
-        canvases = (canvases - canvases.mean((2, 3), keepdim=True)) * LOCATOR_CONTRAST
+        return self.locate(normalized_canvases(canvases) * LOCATOR_CONTRAST)
+
+    def locate(self, canvases: torch.Tensor) -> torch.Tensor:
         quarter = self.down4(canvases)
         eighth = self.down8(quarter)
         sixteenth = self.down16(eighth)
         context = self.side16(sixteenth) + _double(self.down32(sixteenth))
-        eighth = self.up8(self.side8(eighth) + _double(context))
-        located: torch.Tensor = self.head(self.up4(self.side4(quarter) + _double(eighth)))
+        eighth = self.merge8(self.side8(eighth) + _double(self.up8(context)))
+        located: torch.Tensor = self.head(
+            self.merge4(self.side4(quarter) + _double(self.up4(eighth)))
+        )
         return located
 
 
 class CellNet(nn.Module):
-    """Classify cells: map amounts of dye (N, 3, 60, 80) to logits (N, classes + 1).
+    """Classify cells: map windows (N, 3, 60, 80) in [0, 1] to logits (N, classes + 1).
 
-    The last logit is of other cells. A small residual network (He et al. 2016) with mean and
-    maximum pooling. GroupNorm stores no statistics of the training laboratory, as BatchNorm would.
+    The last logit is of other cells. A small residual network (He et al. 2016); the mean and the
+    maximum of its last features are the cell's embedding, (N, 2 * channels[-1]).
     """
 
     def __init__(self, classes: int, channels: Sequence[int], dropout: float) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, channels[0], 5, 2, 2, bias=False), _norm(channels[0]), nn.ReLU()
-        )
         blocks = [_Residual(channels[0], channels[0], 1)]
         blocks += [_Residual(inputs, outputs, 2) for inputs, outputs in pairwise(channels)]
-        self.features = nn.Sequential(*blocks)
+        self.features = nn.Sequential(_block(3, channels[0], 2, side=5), *blocks)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(2 * channels[-1], classes + 1)
 
-    def forward(self, dyes: torch.Tensor) -> torch.Tensor:
-        features = self.features(self.stem(2 * dyes - 0.5))
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
-        logits: torch.Tensor = self.classifier(self.dropout(pooled))
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        embedding = self.embed((windows - 0.5) * CELL_CONTRAST)
+        logits: torch.Tensor = self.classifier(self.dropout(embedding))
         return logits
 
+    def embed(self, windows: torch.Tensor) -> torch.Tensor:
+        """Return the embedding of windows in [-2, 2]."""
+        features = self.features(windows)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
 
-def flip_averaged_logits(network: nn.Module, dyes: torch.Tensor) -> torch.Tensor:
-    """Return the logits of amounts of dye, averaged over each cell and its half turn.
 
-    This is slightly more accurate on held-out cells and on unseen laboratories.
-    """
-    upright, turned = network(torch.cat([dyes, dyes.flip(2, 3)])).chunk(2)
-    logits: torch.Tensor = (upright + turned) / 2
-    return logits
+def normalized_canvases(canvases: torch.Tensor) -> torch.Tensor:
+    """Subtract the mean colour: lamp, exposure and white balance matter less."""
+    return canvases - canvases.mean((2, 3), keepdim=True)
 
 
 def to_input(images: Iterable[Pixels]) -> torch.Tensor:
@@ -167,11 +167,9 @@ def load_networks(folder: Path, card: Mapping[str, Any]) -> dict[str, Any]:
 class _Residual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), _norm(outputs), nn.ReLU()
-        )
+        self.first = _block(inputs, outputs, stride)
         self.second = nn.Sequential(
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), _norm(outputs)
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs)
         )
         self.shortcut = nn.Sequential()
         if stride > 1:
@@ -179,23 +177,20 @@ class _Residual(nn.Module):
             self.shortcut = nn.Sequential(
                 nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False),
                 nn.Conv2d(inputs, outputs, 1, bias=False),
+                nn.BatchNorm2d(outputs),
             )
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return F.relu(self.second(self.first(features)) + self.shortcut(features))
 
 
-def _block(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+def _block(inputs: int, outputs: int, stride: int = 1, side: int = 3) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-        nn.GroupNorm(outputs // 8, outputs),
+        nn.Conv2d(inputs, outputs, side, stride, side // 2, bias=False),
+        nn.BatchNorm2d(outputs),
         nn.ReLU(),
     )
 
 
 def _double(features: torch.Tensor) -> torch.Tensor:
     return F.interpolate(features, scale_factor=2.0, mode="nearest")
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    return nn.GroupNorm(channels // 8, channels)

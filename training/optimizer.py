@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import ctypes
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from training.recipes import CellRecipe, FieldRecipe, LocatorRecipe
+# A network, or a part of it, and its highest learning rate.
+Part = tuple[nn.Module, float]
 
 
 class Optimizer:
-    """Updates a network's weights, over a known number of steps."""
+    """Updates the weights of a network's parts, over a known number of steps."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        recipe: FieldRecipe | LocatorRecipe | CellRecipe,
-        steps: int,
-        max_norm: float | None = None,
+        self, parts: Sequence[Part], weight_decay: float, steps: int, max_norm: float | None = None
     ) -> None:
-        _keep_memory()
-        self.parameters, self.max_norm = list(network.parameters()), max_norm
+        keep_memory()
+        groups = [list(part.parameters()) for part, _ in parts]
+        rates = [rate for _, rate in parts]
+        self.parameters, self.max_norm = [each for group in groups for each in group], max_norm
         self.adam = torch.optim.AdamW(
-            self.parameters, recipe.learning_rate, weight_decay=recipe.weight_decay
+            [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
+            weight_decay=weight_decay,
         )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.adam, recipe.learning_rate, total_steps=steps, pct_start=0.1
+            self.adam, rates, total_steps=steps, pct_start=0.1
         )
 
     def step(self, loss: torch.Tensor) -> None:
@@ -47,7 +48,7 @@ class Optimizer:
         self.schedule.load_state_dict(state["schedule"])
 
 
-def _keep_memory() -> None:
+def keep_memory() -> None:
     """Make glibc keep freed memory: returning it to the system takes two thirds of a step."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_max = -1, -4

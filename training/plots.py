@@ -23,6 +23,7 @@ mpl.rcParams.update(
 # Colour-blind readers can distinguish these: they differ in lightness, or from blue to yellow.
 TRAIN_COLOUR, VALIDATION_COLOUR = "#8d6bb8", "#c2504d"
 QUIET = "#999999"
+COLOURS = (TRAIN_COLOUR, VALIDATION_COLOUR, "#e8a33d", "#3f7f93", QUIET)
 VERDICTS = {
     "confident": ("#54278f", "white"),
     "uncertain": ("#c5b8de", "#333"),
@@ -34,13 +35,14 @@ LEAST_WRITTEN = 0.05
 
 
 def training_curves(history: Mapping[str, Any], path: Path) -> None:
-    """Draw loss and accuracy during training: by epoch and seed, or by step."""
+    """Draw loss and accuracy during training by epoch and seed, or the loss by step."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+    kinds = ("loss", "accuracy") if "seeds" in history else ("loss",)
+    for axes, what in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
         if "seeds" in history:
             _by_epoch(axes, history, what)
         else:
-            _by_step(axes, history, what)
+            _by_step(axes, history)
         axes.set_ylabel(what)
         axes.grid(alpha=0.3)
         axes.legend(frameon=False)
@@ -70,19 +72,21 @@ def _by_epoch(axes: Any, history: Mapping[str, Any], what: str) -> None:
     axes.set(xlabel="epoch", xlim=(1, None))
 
 
-def _by_step(axes: Any, history: Mapping[str, Any], what: str) -> None:
-    rows = history["rows"]
-    steps = [history["steps_a_row"] * (index + 1) for index in range(len(rows))]
-    values = [row[f"train_{what}"] for row in rows]
-    axes.plot(steps, values, color=TRAIN_COLOUR, label="training (augmented, with dropout)")
-    axes.set(xlabel=f"step (means of {history['steps_a_row']})", xlim=(0, None))
+def _by_step(axes: Any, history: Mapping[str, Any]) -> None:
+    networks = {"rows": "classifies cells", "locator_rows": "finds cells"}
+    every = history["steps_a_row"]
+    for colour, (key, label) in zip(COLOURS, networks.items(), strict=False):
+        losses = [row["train_loss"] for row in history.get(key, ())]
+        steps = [every * (index + 1) for index in range(len(losses))]
+        axes.plot(steps, losses, color=colour, label=label)
+    axes.set(xlabel=f"step (means of {every})", xlim=(0, None), yscale="log")
 
 
 def confusion(measured: Mapping[str, Any], path: Path) -> None:
     """Draw a confusion matrix: the shares of each true class, with counts below."""
     matrix = np.array(measured["confusion"])
     shares = matrix / matrix.sum(1, keepdims=True)
-    figure = Figure(figsize=(6.2, 4.8), layout="constrained")
+    figure = Figure(figsize=(1.4 + 1.2 * matrix.shape[1], 4.8), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, cmap="Purples", vmin=0, vmax=1, aspect="auto")
     for (row, column), share in np.ndenumerate(shares):
@@ -94,8 +98,10 @@ def confusion(measured: Mapping[str, Any], path: Path) -> None:
             va="center",
             color="white" if share > 0.5 else "#333",
         )
-    names = [name.capitalize() for name in measured["classes"]]
-    axes.set_xticks(range(len(names)), names)
+    names, columns = (
+        [name.capitalize() for name in measured[key]] for key in ("classes", "predicted")
+    )
+    axes.set_xticks(range(len(columns)), columns)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted class", ylabel="label")
     axes.spines[:].set_visible(False)
@@ -192,23 +198,26 @@ def _verdict_bar(axes: Any, place: float, verdicts: Mapping[str, float]) -> None
         axes.barh(place, share, left=left, height=0.72, color=colour)
         if share >= LEAST_WRITTEN:
             middle = left + share / 2
-            axes.text(
-                middle, place, f"{share:.0%}", color=ink, fontsize=8, ha="center", va="center"
-            )
+            style = {"color": ink, "fontsize": 8, "ha": "center", "va": "center"}
+            axes.text(middle, place, f"{share:.0%}", clip_on=True, **style)
         left += share
 
 
-def laboratories(recalls: Mapping[str, Mapping[str, Any]], chance: float, path: Path) -> None:
-    """Draw macro recall with its interval: a row for each set of cells."""
+def left_out(recalls: Mapping[str, tuple[Mapping[str, Any], float | None]], path: Path) -> None:
+    """Draw macro recall with its interval, a row for each laboratory, and version 2.0's."""
     figure = Figure(figsize=(9, 1.1 + 0.5 * len(recalls)), layout="constrained")
     axes = figure.subplots()
-    for row, figures in enumerate(recalls.values()):
+    earlier = []
+    for row, (figures, before) in enumerate(recalls.values()):
         value, (low, high) = figures["value"], figures["interval"]
         axes.plot([low, high], [row, row], color=TRAIN_COLOUR, linewidth=2.5)
         axes.plot(value, row, color=TRAIN_COLOUR, marker="o", markersize=7)
         _annotate(axes, f"{value:.1%}", (value, row), 8, fontsize=9)
-    axes.axvline(chance, color=QUIET, linestyle="--", linewidth=1)
-    axes.text(chance, -0.75, " chance", color="#666", fontsize=9, va="center")
+        if before:
+            earlier.append((before, row))
+    if earlier:
+        axes.plot(*zip(*earlier, strict=True), "D", color=QUIET, label="version 2.0")
+        axes.legend(frameon=False, loc="upper left")
     axes.set_yticks(range(len(recalls)), list(recalls))
     axes.set(xlim=(0, 1.03), ylim=(len(recalls) - 0.5, -1), xlabel="macro recall (95 % interval)")
     axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -218,33 +227,48 @@ def laboratories(recalls: Mapping[str, Mapping[str, Any]], chance: float, path: 
     figure.savefig(path, dpi=DPI)
 
 
-def adaptation(points: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw what a laboratory's own cells teach, and what the network forgets."""
-    figure = Figure(figsize=(8, 4.2), layout="constrained")
-    axes = figure.subplots()
-    counts = [point["cells_a_class"] for point in points]
-    for what, label, colour in (
-        ("own", "its held-out cells", VALIDATION_COLOUR),
-        ("old", "the photographs", TRAIN_COLOUR),
-    ):
-        low, high = np.transpose([point[what]["interval"] for point in points])
-        values = [point[what]["value"] for point in points]
-        axes.fill_between(counts, low, high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(counts, values, color=colour, marker="o", label=label)
-        for count, value in zip(counts, values, strict=True):
-            _annotate(axes, f"{value:.0%}", (count, value), -14 if what == "own" else 7, fontsize=8)
-    # Logarithmic, but with 0.
-    axes.set_xscale("symlog", linthresh=10)
-    axes.set_xticks(counts, [str(count) for count in counts])
-    axes.minorticks_off()
-    axes.set(
-        ylim=(None, 1.03),
-        xlabel="the laboratory's labelled cells of each class",
-        ylabel="macro recall (95 % interval)",
-    )
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower right")
+def locator(parts: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """Draw recall and the share of false boxes by the share of the frame's width of a cell."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = {"recall": "cells found", "false_share": "boxes without a cell"}
+    for axes, (key, label) in zip(figure.subplots(1, 2), panels.items(), strict=True):
+        for colour, (name, rows) in zip(COLOURS, parts.items(), strict=False):
+            shown = [(at, row[key]) for at, row in enumerate(rows) if row["boxes"]]
+            axes.plot(*zip(*shown, strict=True), color=colour, marker="o", markersize=4, label=name)
+            axes.set_xticks(
+                range(len(rows)),
+                [f"{row['from']:.0%}\nto {row['to']:.0%}" for row in rows],
+                fontsize=8,
+            )
+        axes.set(xlabel="the cell's share of the frame's width", ylabel=label, ylim=(-0.03, 1.03))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=DPI)
+
+
+def few_cells(curves: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]], path: Path) -> None:
+    """Draw what a laboratory's own cells add: to a linear head, and to the whole network."""
+    figure = Figure(figsize=(9, 3.2 * -(-len(curves) // 2)), layout="constrained")
+    panels = figure.subplots(-(-len(curves) // 2), 2, sharey=True, squeeze=False)
+    for axes in panels.flat[len(curves) :]:
+        axes.set_visible(False)
+    for axes, (name, lines) in zip(panels.flat, curves.items(), strict=False):
+        for how, label, colour in (
+            ("head", "linear head", TRAIN_COLOUR),
+            ("all", "whole network", VALIDATION_COLOUR),
+        ):
+            if how in lines:
+                counts = [point["cells_a_class"] for point in lines[how]]
+                values = [point["macro_recall"] for point in lines[how]]
+                axes.plot(counts, values, color=colour, marker="o", markersize=4, label=label)
+                axes.set_xticks(counts, [str(count) for count in counts])
+        axes.set(title=name, xlabel="labelled cells of each class", ylim=(None, 1.03))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, loc="lower right")
+    for axes in panels[:, 0]:
+        axes.set_ylabel("macro recall")
     figure.savefig(path, dpi=DPI)
 
 

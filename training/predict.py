@@ -13,9 +13,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from handler.preprocessing import DecodedImage, Pixels, decode
-from handler.verdict import Answer, Cell, Prediction, answer, other_probability, probabilities
+from handler.verdict import Answer, Prediction, answer
 from serving.deployment.known_answers import SAMPLES
 from serving.settings import MODEL
+from training.left_out import other_score
+from training.metrics import NOT_FOUND
 from training.protocol import CLASSES
 from training.table import Table
 from training.version_files import folder, load, write_json
@@ -27,10 +29,9 @@ BATCH = 16
 class Answers(Table):
     """The answers to N pictures.
 
-    `predicted` is the most probable class, also of a rejected picture. `ood` is the
-    out-of-distribution score that rejects: from 0 to 1 the probability of none of the classes
-    (or, of a version without that output, of a wrong answer); 2 without a cell, more without a
-    stain.
+    `predicted` is the most probable class, also of a rejected picture, and NOT_FOUND without a
+    cell. `ood` is the out-of-distribution score, from 0 to 1: the least probability of another
+    cell (training/left_out.py) among the cells, and 1 without a cell.
     """
 
     predicted: np.ndarray
@@ -63,7 +64,12 @@ class TrainedVersion:
         return Answers(
             np.array([most_probable(each) for each in answers]),
             np.array([each["verdict"] for each in answers]),
-            np.array([self._ood(each) for each in predictions]),
+            np.array(
+                [
+                    min((other_score(self.card, cell.logits) for cell in each.cells), default=1)
+                    for each in predictions
+                ]
+            ),
         )
 
     def ask_files(
@@ -83,20 +89,11 @@ class TrainedVersion:
         contents = (_bmp(Image.fromarray(pixels)) for pixels in images)
         return self.ask(map(self.decode, contents), title)
 
-    def _ood(self, prediction: Prediction) -> float:
-        missing: float = self.card["thresholds"]["stain"] - prediction.stain
-        if missing > 0:
-            return 2 + missing
-        return min(map(self._cell_ood, prediction.cells), default=2.0)
-
-    def _cell_ood(self, cell: Cell) -> float:
-        if len(cell.logits) > len(self.card["classes"]):
-            return other_probability(self.card, cell.logits)
-        return 1 - max(probabilities(cell.logits, self.card["temperature"]))
-
 
 def most_probable(answer: Answer) -> int:
-    """Return the index in CLASSES of an answer's most probable class, even if it is rejected."""
+    """Return the index in CLASSES of the most probable class, even if rejected, or NOT_FOUND."""
+    if answer.get("cells") == []:
+        return NOT_FOUND
     shares = answer["probabilities"]
     return CLASSES.index(max(shares, key=shares.__getitem__))
 

@@ -31,31 +31,65 @@ class FieldRecipe:
 
 
 @dataclass(frozen=True)
-class LocatorRecipe:
-    """A locator: views of the photographs in which a cell takes this share of the canvas."""
+class Fit:
+    """How a network learns: AdamW on a one-cycle schedule, and the running mean of its weights."""
 
-    steps: int = 600
-    batch_size: int = 32
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.02
-    cell_sizes: tuple[float, float] = (0.1, 0.9)
+    steps: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float
+    # The decay of the mean, and the share of the steps after which it starts.
+    decay: float
+    mean_from: float
+    max_norm: float = 5.0
+
+
+@dataclass(frozen=True)
+class LocatorRecipe:
+    """A locator, trained on this many canvases."""
+
+    fit: Fit = Fit(2500, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5)
+    canvases: int = 16_000
+    # The share of the canvas that a cell takes, on a canvas of one field and in a mosaic's tile.
+    cell_sizes: tuple[float, float] = (0.09, 0.95)
+    tile_sizes: tuple[float, float] = (0.25, 0.7)
+    quantized: bool = True
+
+
+# Finds the cells that the other locators learn, where no boxes are drawn.
+FIRST_LOCATOR = LocatorRecipe(Fit(1000, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5), 4_000)
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """The teacher: the blocks from `frozen` on learn, and the head at a rate of its own."""
+
+    fit: Fit = Fit(400, 96, 1e-4, 0.05, decay=0.985, mean_from=0.3)
+    head_rate: float = 1e-3
+    frozen: int = 6
+    dropout: float = 0.1
+    label_smoothing: float = 0.05
 
 
 @dataclass(frozen=True)
 class CellRecipe:
-    """A network that classifies single cells."""
+    """The networks that find and classify single cells."""
 
-    channels: tuple[int, ...] = (16, 32, 64, 96)
+    channels: tuple[int, ...] = (32, 64, 128, 128)
     dropout: float = 0.2
-    steps: int = 3000
-    batch_size: int = 64
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.05
+    fit: Fit = Fit(3000, 64, 3e-3, 0.05, decay=0.995, mean_from=0.3)
     label_smoothing: float = 0.05
-    # The decay of the weights' running mean, and the share of the steps after which it starts.
-    decay: float = 0.995
-    mean_from: float = 0.3
+    views: int = 36_000
+    # The weight of the teacher's answers in the loss (0: no teacher), and their temperature.
+    distill: float = 0.0
+    temperature: float = 2.0
+    quantized: bool = True
+    teacher: TeacherRecipe = TeacherRecipe()
+    locator: LocatorRecipe = LocatorRecipe()
+
+    def network(self) -> dict[str, Any]:
+        """Return the arguments of CellNet."""
+        return {"channels": list(self.channels), "dropout": self.dropout}
 
 
-LOCATOR = LocatorRecipe()
-RECIPES: dict[str, FieldRecipe | CellRecipe] = {"1.0": FieldRecipe(), "2.0": CellRecipe()}
+RECIPES: dict[str, FieldRecipe | CellRecipe] = {"1.0": FieldRecipe(), "3.0": CellRecipe()}

@@ -5,7 +5,6 @@ The card (card.md.jinja) follows the headings of Mitchell et al. 2018. Nothing i
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections import Counter
@@ -17,7 +16,17 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from serving.deployment.known_answers import TOLERANCE
 from training import data, plots
-from training.figures import accuracy, figures, seeds, text, write_readme
+from training.figures import (
+    EARLIER,
+    accuracy,
+    by_laboratory,
+    figures,
+    left_out,
+    seeds,
+    text,
+    write_readme,
+)
+from training.laboratories import laboratories
 from training.measured import Json, Measured, all_measured, read
 from training.protocol import BINS, FOLDS, KEPT, RESAMPLES, RIGHT
 
@@ -49,35 +58,65 @@ def drawings(measured: Measured) -> dict[str, Callable[[Path], None]]:
     found: dict[str, Callable[[Path], None]] = {
         "confusion": partial(plots.confusion, metrics["test"]),
         "training": partial(plots.training_curves, measured.history),
+        "left_out": partial(plots.left_out, recalls(metrics["left_out"])),
     }
     if "calibration" in metrics:
         found["reliability"] = partial(plots.reliability, metrics["calibration"])
     if "robustness" in metrics:
         found["robustness"] = partial(plots.robustness, metrics["robustness"]["curves"])
-    if "rejection" in metrics:
-        found["rejection"] = partial(plots.rejection, verdicts(metrics["rejection"]))
-    if "pbc" in metrics:
-        rows = {
-            f"{label}\n({size(part, _clusters(label))})": part["macro_recall"]
-            for label, part in measured.recalls.items()
-        }
-        found["laboratories"] = partial(plots.laboratories, rows, 1 / len(measured.card["classes"]))
+    if "far" in metrics:
+        found["rejection"] = partial(plots.rejection, verdicts(metrics))
+    if "locator" in metrics:
+        parts = metrics["locator"]["laboratories"]
+        shares = {title(name): part["by_share"] for name, part in parts.items()}
+        found["locator"] = partial(plots.locator, shares)
     if measured.sweep:
         found["trade_off"] = partial(plots.trade_off, measured.sweep["networks"])
-    if measured.adaptation:
-        found["adaptation"] = partial(plots.adaptation, measured.adaptation["points"])
+    if measured.few_cells:
+        curves = {
+            title(name): {
+                how: document["laboratories"][name]["points"]
+                for how, document in (("head", measured.few_cells), ("all", measured.adaptation))
+                if document and name in document["laboratories"]
+            }
+            for name in measured.few_cells["laboratories"]
+        }
+        found["few_cells"] = partial(plots.few_cells, curves)
     return found
 
 
-def verdicts(rejection: Json) -> dict[str, dict[str, dict[str, float]]]:
+def recalls(whole: Json) -> dict[str, tuple[Json, float | None]]:
+    """Return macro recall in each laboratory, and what version 2.0 reached there."""
+    parts = {title(name): name for name in whole["laboratories"]}
+    return {
+        label: (whole["laboratories"][name]["macro_recall"], EARLIER["macro_recall"].get(name))
+        for label, name in parts.items()
+    } | {"mean": (whole["macro_recall"], None)}
+
+
+def verdicts(metrics: Json) -> dict[str, dict[str, dict[str, float]]]:
     """Return the shares of the verdicts for each kind of image, by groups of kinds."""
-    groups = {"cells of the classes": {"TEST and PBC": rejection["verdicts_of_cells"]}}
-    for part, title in (("near", "other cells"), ("far", "no smear")):
-        groups[title] = {
-            f"{kind.replace('_', ' ')} ({each['images']})": each["verdicts"]
-            for kind, each in rejection[part]["kinds"].items()
-        }
-    return groups
+    parts = metrics["left_out"]["laboratories"]
+    groups = {
+        "cells of the classes, laboratories left out": {
+            f"{title(name)} ({part['images']})": part["verdicts"] for name, part in parts.items()
+        },
+        "other cells, laboratories left out": {
+            f"{title(name)}: {_spaced(kind)} ({each['images']})": each["verdicts"]
+            for name, part in parts.items()
+            for kind, each in part.get("near", {"kinds": {}})["kinds"].items()
+        },
+        "images without a smear": {
+            f"{_spaced(kind)} ({each['images']})": each["verdicts"]
+            for kind, each in metrics["far"]["kinds"].items()
+        },
+    }
+    return {name: kinds for name, kinds in groups.items() if kinds}
+
+
+def title(name: str) -> str:
+    """Return the short name of a laboratory."""
+    return laboratories()[name].title.split(",")[0]
 
 
 def size(part: Json, clusters: str = "photographs") -> str:
@@ -86,9 +125,8 @@ def size(part: Json, clusters: str = "photographs") -> str:
     return f"{images:,} images" + (f" of {count} {clusters}" if count < images else "")
 
 
-def _clusters(label: str) -> str:
-    """Return the name of the bootstrap's clusters."""
-    return "fields" if label.startswith("photographs, ") else "photographs"
+def _spaced(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def card(measured: Measured) -> str:
@@ -100,13 +138,15 @@ def card(measured: Measured) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "figure": text,
         "percent": lambda value: f"{value:.1%}",
         "count": lambda value: f"{value:,}",
         "size": size,
-        "kind": lambda value: value.replace("_", " "),
+        "kind": _spaced,
+        "laboratory": title,
     }
+    environment.filters.update(filters)
     rendered = environment.get_template(TEMPLATE).render(
         this=measured,
         card=measured.card,
@@ -114,11 +154,14 @@ def card(measured: Measured) -> str:
         history=measured.history,
         sweep=measured.sweep,
         served=measured.served,
+        few_cells=measured.few_cells,
         adaptation=measured.adaptation,
+        ablation=measured.ablation,
+        left_out="\n".join(left_out([measured])),
+        by_laboratory="\n".join(by_laboratory(measured)),
         photographs=photograph_counts(),
         images=data.IMAGES_PER_CLASS,
         shared_cells=len(data.CELLS_ALSO_IN_TRAIN),
-        pbc=pbc_counts(),
         seeds=seeds(measured.history),
         folds=FOLDS,
         resamples=RESAMPLES,
@@ -137,12 +180,3 @@ def photograph_counts() -> dict[str, Counter[str]]:
         split: Counter(sample.kind for sample in data.photographs(Path(), split))
         for split in ("TRAIN", "TEST")
     }
-
-
-def pbc_counts() -> dict[str, Counter[str]]:
-    """Count PBC's training and test images by class, and OTHER."""
-    counts: dict[str, Counter[str]] = {"train": Counter(), "test": Counter()}
-    with (data.HERE / "pbc.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            counts[row["part"]][row["file"].split("/")[0]] += 1
-    return counts

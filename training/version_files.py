@@ -6,20 +6,18 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from handler import gate, pipelines
-from handler.preprocessing import HEIGHT, WIDTH
+from handler import pipelines
+from handler.preprocessing import Pixels
 from serving.settings import ROOT
 from training.data import DataError
 from training.export import Served, to_onnx
-from training.gate import Gate
-from training.protocol import CLASSES
 
 SCRATCH = ROOT / ".train"
 # Measurements of the previous weights.
@@ -28,6 +26,7 @@ MEASURED = (
     "metrics.json",
     "served.json",
     "adaptation.json",
+    "few_cells.json",
     "locator.json",
     "out_of_fold.npz",
     "CARD.md",
@@ -38,11 +37,15 @@ Card = dict[str, Any]
 
 @dataclass
 class Trained:
-    """The result of training: networks by name, their part of the card, and the history."""
+    """The result of training: networks by name, their part of the card, and the history.
+
+    Networks compute in 8 bits if there are inputs to calibrate them with.
+    """
 
     networks: Mapping[str, Served]
     card: Card
     history: dict[str, Any]
+    calibration: Mapping[str, Pixels] = field(default_factory=dict)
 
 
 def folder(version: str) -> Path:
@@ -66,10 +69,9 @@ def write(version: str, trained: Trained) -> None:
     torch.save({name: network.state_dict() for name, network in parts}, here / "weights.pt")
     card = {
         "version": version,
-        "classes": list(CLASSES),
         **trained.card,
         "parameters": sum(each.numel() for _, network in parts for each in network.parameters()),
-        **write_onnx(here, trained.networks),
+        **write_onnx(here, trained),
         "training_date": date.today().isoformat(),
     }
     write_json(here / "card.json", card)
@@ -77,14 +79,12 @@ def write(version: str, trained: Trained) -> None:
     print(f"wrote {here}")
 
 
-def write_onnx(here: Path, networks: Mapping[str, Served]) -> Card:
-    """Write the networks and the gate in ONNX; return their digests."""
-    # The gate reads what is decoded; where cells are cut from the field, a smaller picture.
-    size = gate.SIZE if "locator" in networks else (WIDTH, HEIGHT)
+def write_onnx(here: Path, trained: Trained) -> Card:
+    """Write the networks in ONNX; return their digests."""
     files = []
-    for name, network in (*networks.items(), ("gate", Gate(size))):
+    for name, network in trained.networks.items():
         files.append(here / f"{name}.onnx")
-        to_onnx(network, files[-1])
+        to_onnx(network, files[-1], trained.calibration.get(name))
     return {
         "sha256": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)

@@ -1,0 +1,125 @@
+"""Augmented views of the cells, drawn once and shared by all runs.
+
+A view shows a cell turned, scaled and recoloured, half of them after re-staining it like a cell of
+any laboratory, its partner. A run uses the views whose cell and partner it may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from handler.cells import ZOOM
+from handler.preprocessing import HEIGHT, WIDTH, Pixels
+from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp, warp_within
+from training.checkpoints import columns
+from training.crops import MARGIN, NEGATIVES, CellSet
+from training.networks import to_input, to_planes
+
+# The size of a view, larger than a window: a multiple of the teacher's 14 pixels.
+VIEW = (84, 112)
+# All classes are drawn equally often; within one, each cell of a laboratory 1 / cells^BALANCE.
+BALANCE = 0.6
+# The share of the views that are re-stained, and the farthest that a cell is off the middle.
+RESTAINED, SHIFT = 0.5, 0.12
+NO_PARTNER = -1
+CODE = ("training/views.py", "training/augment.py", "handler/cells.py")
+
+
+@dataclass
+class Views:
+    """N views (N, 84, 112, 3), and the indices of their cells and partners (or NO_PARTNER)."""
+
+    pixels: Pixels
+    cells: np.ndarray
+    partners: np.ndarray
+
+    def seen(self, seen_cells: np.ndarray) -> np.ndarray:
+        """Return the indices of the views that show only cells of this mask."""
+        partners = seen_cells[self.partners] | (self.partners == NO_PARTNER)
+        return np.flatnonzero(seen_cells[self.cells] & partners)
+
+
+def views_of(cells: CellSet, count: int, folder: Path) -> Views:
+    """Return views of a laboratory's cells that are drawn once, and kept in a folder."""
+    chosen, partners = choose(cells, count, np.random.default_rng(0))
+    patches = folder.parent / "cells" / "patches.npy"
+    drawn = columns(
+        folder,
+        (cells.identity, count),
+        CODE,
+        count,
+        {"pixels": ((*VIEW, 3), "u1")},
+        partial(_draw_rows, patches, chosen, partners),
+    )
+    return Views(drawn["pixels"], chosen, partners)
+
+
+def choose(
+    cells: CellSet, count: int, random: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the cells of views, and their partners."""
+    negative = np.isin(cells.kinds, NEGATIVES)
+    strata = [f"{one} {other}" for one, other in zip(cells.laboratories, cells.labels, strict=True)]
+    shares = _counts(strata) ** -BALANCE * np.where(negative, 0.5, 1.0)
+    for label in np.unique(cells.labels):
+        shares[cells.labels == label] /= shares[cells.labels == label].sum()
+    chosen = random.choice(len(strata), count, p=shares / shares.sum())
+    others = np.where(negative, 0.0, 1 / _counts(cells.laboratories[~negative], cells.laboratories))
+    partners = random.choice(len(strata), count, p=others / others.sum())
+    return chosen, np.where(random.random(count) < RESTAINED, partners, NO_PARTNER)
+
+
+def draw(patches: Pixels, partners: Sequence[Pixels | None]) -> Pixels:
+    """Draw a view of each patch, re-stained like its partner if it has one."""
+    count = len(patches)
+    across, down = ZOOM / MARGIN * WIDTH / HEIGHT, ZOOM / MARGIN
+    shift = (torch.rand(count, 2, 1) * 2 - 1) * SHIFT * down
+    maps = torch.cat([turns(count) * torch.tensor([across, down]), shift], 2)
+    colour = torch.rand(count, 3, 1, 1)
+    fill = torch.where(torch.rand(count, 1, 1, 1) < 0.5, colour, torch.zeros(1))
+    images = warp(to_input(patches), maps, VIEW, fill).clamp(0, 1)
+    share = torch.rand(count) * torch.tensor([each is not None for each in partners])
+    others = [own if each is None else each for own, each in zip(patches, partners, strict=True)]
+    images = recolour(restain(images, list(patches), others, share))
+    images = refocus(images, 2.2 * VIEW[0] / HEIGHT)
+    pixels: Pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def nudge(views: Pixels) -> torch.Tensor:
+    """Mirror, turn, move and recolour views a little more: windows (N, 3, 60, 80) in [0, 1]."""
+    count = len(views)
+    half_turn = torch.where(torch.rand(count, 1, 1) < 0.5, -1.0, 1.0)
+    sides = torch.tensor([[1, HEIGHT / WIDTH], [WIDTH / HEIGHT, 1]])
+    linear = turns(count, 0.1, 0.0, angle=0.25) * sides * half_turn
+    maps = torch.cat([linear, (torch.rand(count, 2, 1) * 2 - 1) * 0.06], 2)
+    return recolour_slightly(warp_within(to_planes(views).float() / 255, maps, (HEIGHT, WIDTH)))
+
+
+def _draw_rows(
+    path: Path, chosen: np.ndarray, partners: np.ndarray, start: int, stop: int
+) -> dict[str, np.ndarray]:
+    patches = np.load(path, mmap_mode="r")
+    torch.manual_seed(start)
+    parts = [slice(at, min(at + 64, stop)) for at in range(start, stop, 64)]
+    drawn = [
+        draw(
+            patches[chosen[part]],
+            [None if each == NO_PARTNER else patches[each] for each in partners[part]],
+        )
+        for part in parts
+    ]
+    return {"pixels": np.concatenate(drawn)}
+
+
+def _counts(strata: Sequence[str] | np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+    """Return how many cells the stratum of each has."""
+    names, counts = np.unique(strata, return_counts=True)
+    known = dict(zip(names.tolist(), counts.tolist(), strict=True))
+    return np.array([known.get(each, 1) for each in (strata if of is None else of)], float)
