@@ -19,8 +19,8 @@ ACROSS, DOWN, RADIUS = 5, 5, 6.0
 FULL = 0.5
 
 
-def attribute(network: Network, image: Pixels | Floats, label: int, batch_size: int) -> Floats:
-    """Return a heat map (60, 80) in [0, 1] for one of the network's inputs and a class."""
+def attribute(network: Network, image: Pixels, label: int, batch_size: int) -> Floats:
+    """Return a heat map (60, 80) in [0, 1] of a class in one of the network's inputs."""
     copies = np.concatenate([image[None], _covered(image)])
     parts = (copies[start : start + batch_size] for start in range(0, len(copies), batch_size))
     whole, *covered = np.concatenate([network(part)[:, label] for part in parts])
@@ -30,16 +30,13 @@ def attribute(network: Network, image: Pixels | Floats, label: int, batch_size: 
     return heat
 
 
-def _covered(image: Pixels | Floats) -> Pixels | Floats:
-    """Return a copy of an image (60, 80, 3), or of planes (3, 60, 80), with each patch on it."""
-    colours = 2 if len(image) == HEIGHT else 0
-    places = tuple({0, 1, 2} - {colours})
+def _covered(image: Pixels) -> Pixels:
+    """Return a copy of an image (60, 80, 3) with each patch on it."""
     light = image.astype(np.float32)
-    mean = light.mean(places, keepdims=True)
-    copies: Floats = np.expand_dims(PATCHES, colours + 1) * (mean - light)
+    copies: Floats = PATCHES[..., None] * (light.mean((0, 1)) - light)
     copies += light
-    # Rounds pixels, in a fifth of the time of np.rint.
-    return (copies + np.float32(0.5)).astype(np.uint8) if image.dtype == np.uint8 else copies
+    # Rounds in a fifth of the time of np.rint.
+    return (copies + np.float32(0.5)).astype(np.uint8)
 
 
 def _bells(count: int, side: int) -> Floats:

@@ -16,21 +16,22 @@ from pathlib import Path
 from typing import Any
 
 from handler.bounds import InputError
-from handler.preprocessing import DecodedImage, OpenedImage
+from handler.preprocessing import DecodedImage, Fit, OpenedImage, decode_opened
 
-# All costs are in the unit of bounds.MAX_COST. This is of an image besides its decoding.
-PREDICTION_COST = 4_000_000
+# All costs are in the unit of bounds.MAX_COST. This is of an image besides its decoding, if it is
+# looked at twice.
+PREDICTION_COST = 10_000_000
 # A batch takes little longer than a second, and decoding a seventh of that.
 MAX_BATCH_COST, MAX_BATCH_DECODING = 1_000_000_000, 150_000_000
 # A request is expensive if its decoding costs this much more than a quarter of the rest, or if it
 # costs MANY in all. An explanation always is.
-EXPENSIVE, MANY = 50_000_000, 200_000_000
+EXPENSIVE, MANY = 50_000_000, 500_000_000
 # After an expensive request, a worker puts off further ones for this many times its duration,
 # unless they are alone in their batch. So fewer than one in a hundred other requests wait for one.
 REST = 20
-# A field can have 32 white cells. A cell costs some 2 ms, with a heat map EXPLAINED times as much.
+# A field can have 32 white cells. A cell costs some 1 ms, with a heat map EXPLAINED times as much.
 MAX_CELLS, EXPLAINED = 512, 20
-# Images for the networks at once.
+# Images that are decoded and answered at once.
 PART = 16
 
 
@@ -43,6 +44,8 @@ class Request:
     many: bool
     # The answer has heat maps.
     explain: bool
+    # The answer has the embedding of each cell.
+    embeddings: bool = False
     # The white cells that were classified so far, an explained one counted EXPLAINED times.
     cells: int = 0
 
@@ -115,15 +118,17 @@ def split(requests: Sequence[Request], turn: Turn) -> None:
             cost, decoding = cost + request.cost, decoding + request.decoding
 
 
-def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple[Request, int]]:
-    """Yield each image to answer, as its request and its place.
+def decoded_images(
+    requests: Sequence[Request], explain: bool, fit: Fit
+) -> Iterator[tuple[Request, int]]:
+    """Decode each image to answer; yield its request and its place there.
 
     Images of a batch that has too many white cells already are not yielded: those of a request
     that has them alone become errors, and other requests are put off.
     """
     for request in requests:
         for place, image in enumerate(request.images):
-            if request.explain != explain or not isinstance(image, DecodedImage):
+            if request.explain != explain or not isinstance(image, OpenedImage):
                 continue
             if request.cells >= MAX_CELLS:
                 message = "The images before this one show too many cells: send it by itself."
@@ -132,4 +137,7 @@ def decoded_images(requests: Sequence[Request], explain: bool) -> Iterator[tuple
                 request.put_off()
                 break
             else:
-                yield request, place
+                # In place, which frees what Pillow has loaded.
+                request.images[place] = decode_opened(image, fit)
+                if isinstance(request.images[place], DecodedImage):
+                    yield request, place

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from itertools import chain, islice
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import orjson
@@ -24,8 +23,8 @@ from handler.engine import CURE
 from handler.explanation import to_png
 from handler.payload import parse
 from handler.pipelines import load
-from handler.preprocessing import decode_opened, open_all
-from handler.verdict import answer
+from handler.preprocessing import open_all
+from handler.verdict import Answer, Prediction, answer
 
 
 class BloodCellHandler:
@@ -68,19 +67,16 @@ class BloodCellHandler:
         headers = [context.get_all_request_header(index) for index in range(len(data))]
         if _is_describe(data, headers):
             return [self.card]
-        started = perf_counter()
-        requests = [_read(row, header) for row, header in zip(data, headers, strict=True)]
+        decoding = metrics.Stopwatch()
+        with decoding:
+            requests = [self._read(*each) for each in zip(data, headers, strict=True)]
         try:
             split(requests, self.turn)
-            for request in requests:
-                # In place, which frees what Pillow has loaded.
-                for place, image in enumerate(request.images):
-                    request.images[place] = decode_opened(image, self.pipeline.fit)
-            self.metrics.decoded(len(data), perf_counter() - started)
-            self._predict(requests)
-            self._explain(requests)
+            self._predict(requests, decoding)
+            self._explain(requests, decoding)
         finally:
             self.turn.give()
+        self.metrics.decoded(len(data), decoding.seconds)
         self.metrics.answered(
             chain.from_iterable(
                 request.images
@@ -91,38 +87,52 @@ class BloodCellHandler:
         )
         return [_respond(request, index, context) for index, request in enumerate(requests)]
 
-    def _predict(self, requests: Sequence[Request]) -> None:
+    def _read(self, row: Mapping[str, Any], header: Mapping[str, Any]) -> Request:
+        # TorchServe sets this header for /explanations; a client may set it too.
+        explain = header.get("explain") == "True"
+        try:
+            payload = parse(row, header)
+            if payload.embeddings and not self.card.get("embedding"):
+                raise InputError(400, "BadRequest", "This version has no embeddings.")
+        except InputError as error:
+            return Request([error], False, explain)
+        return Request(open_all(payload.images), payload.many, explain, payload.embeddings)
+
+    def _predict(self, requests: Sequence[Request], decoding: metrics.Stopwatch) -> None:
         """Answer the images of predictions."""
-        images = decoded_images(requests, explain=False)
-        seconds = 0.0
-        # Few at a time: the number of white cells, which bounds the rest, is known only then.
-        while part := list(islice(images, PART)):
-            started = perf_counter()
-            predictions = self.pipeline.predict([each.images[place] for each, place in part])
-            seconds += perf_counter() - started
+        images = decoded_images(requests, False, self.pipeline.fit)
+        networks = metrics.Stopwatch()
+        # Few at a time: decoded images take memory, and the number of white cells, which bounds the
+        # rest, is known only then.
+        while part := _next(images, PART, decoding):
+            with networks:
+                predictions = self.pipeline.predict([each.images[place] for each, place in part])
             for (request, place), prediction in zip(part, predictions, strict=True):
                 request.cells += len(prediction.cells)
-                request.images[place] = answer(self.model_name, self.card, prediction)
-        if seconds:
-            self.metrics.examined(seconds)
+                request.images[place] = self._answer(request, prediction)
+        if networks.seconds:
+            self.metrics.examined(networks.seconds)
 
-    def _explain(self, requests: Sequence[Request]) -> None:
+    def _explain(self, requests: Sequence[Request], decoding: metrics.Stopwatch) -> None:
         """Answer the images of explanations."""
-        for request, place in decoded_images(requests, explain=True):
+        images = decoded_images(requests, True, self.pipeline.fit)
+        while part := _next(images, 1, decoding):
+            [(request, place)] = part
             prediction, heat = self.pipeline.explain(request.images[place])
-            document = answer(self.model_name, self.card, prediction)
+            document = self._answer(request, prediction)
             request.images[place] = {**document, "heat_map": to_png(heat)}
             request.cells += EXPLAINED * len(prediction.cells)
 
+    def _answer(self, request: Request, prediction: Prediction) -> Answer:
+        return answer(self.model_name, self.card, prediction, request.embeddings)
 
-def _read(row: Mapping[str, Any], header: Mapping[str, Any]) -> Request:
-    # TorchServe sets this header for /explanations; a client may set it too.
-    explain = header.get("explain") == "True"
-    try:
-        payload = parse(row, header)
-    except InputError as error:
-        return Request([error], False, explain)
-    return Request(open_all(payload.images), payload.many, explain)
+
+def _next(
+    images: Iterator[tuple[Request, int]], count: int, decoding: metrics.Stopwatch
+) -> list[tuple[Request, int]]:
+    """Take the next images, which decodes them."""
+    with decoding:
+        return list(islice(images, count))
 
 
 def _is_describe(data: Sequence[Mapping[str, Any]], headers: Sequence[Mapping[str, Any]]) -> bool:

@@ -21,8 +21,11 @@ MAX_PIXELS = 30_000_000
 # For all images of a request. A progressive JPEG of 30 megapixels and 11 scans costs as much.
 MAX_COST = 400_000_000
 # The cost of a pixel of a JPEG, and of each scan, which passes over all pixels even if it has only
-# a few bytes. The decoder does not scale down a JPEG of which a side is below NARROW.
-JPEG_COST, SCAN_COST, NARROW_COST, NARROW = 2, 1, 8, 160
+# a few bytes. The decoder does not scale down a JPEG of which a side is below NARROW, or the longer
+# one below twice that of a decoded field; its pixels cost UNSCALED_COST.
+JPEG_COST, SCAN_COST, UNSCALED_COST, NARROW = 2, 1, 8, 160
+# The longest side of a field that cells are cut from.
+FIELD = 640
 # The start of a scan costs as much as this many pixels.
 SCAN_START = 10_000
 # The cost of a pixel of other kinds: without compression, with 8 bits of grey, colour or a palette,
@@ -167,5 +170,6 @@ def cost(image: Image.Image, pixels: int, data: bytes) -> int:
 def jpeg_cost(size: tuple[int, int], data: bytes) -> int:
     """Return the cost of decoding a JPEG, which does not depend on its size in bytes."""
     pixels, scans = size[0] * size[1], data.count(_START_OF_SCAN)
-    each = NARROW_COST if min(size) < NARROW else JPEG_COST
+    is_scaled = min(size) >= NARROW and max(size) >= 2 * FIELD
+    each = JPEG_COST if is_scaled else UNSCALED_COST
     return each * pixels + SCAN_COST * scans * (pixels + SCAN_START)

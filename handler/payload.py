@@ -1,8 +1,9 @@
 """Parse one request body, as TorchServe passes it, into images.
 
 A body is the bytes of one image, multipart with an image in each field, or KServe v1 JSON:
-`{"instances": [{"b64": "..."}, ...]}`. The edge passes multipart on as plain bytes, because Java
-takes minutes to parse a hostile form.
+`{"instances": [{"b64": "..."}, ...]}`, where `"parameters": {"embedding": true}` requests each
+cell's embedding. The edge passes multipart on as plain bytes, because Java takes minutes to parse a
+hostile form.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Payload:
     images: list[bytes | InputError]
     # The answer is a list, even of one image.
     many: bool
+    # The answer has the embedding of each cell.
+    embeddings: bool = False
 
 
 def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
@@ -49,7 +52,7 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
         files = _files(body, form_type)
         return Payload([*files], many=len(files) > 1)
     if isinstance(body, dict) or header.get("body") == {"content-type": "application/json"}:
-        return Payload([_instance(each) for each in _instances(body)], many=True)
+        return _document(body)
     # Form fields that are not files have no content type.
     values = [
         value
@@ -87,12 +90,17 @@ def _files(form: bytes | bytearray, kind: str) -> list[bytes]:
     return files
 
 
-def _instances(body: Any) -> list[Any]:
+def _document(body: Any) -> Payload:
+    """Read the JSON of KServe v1."""
     instances = body.get("instances") if isinstance(body, dict) else None
     if not isinstance(instances, list) or not instances:
         raise _bad_request('JSON must be {"instances": [{"b64": "<image in base64>"}, ...]}.')
     _check_count(len(instances))
-    return instances
+    parameters = body.get("parameters", {})
+    embeddings = parameters.get("embedding", False) if isinstance(parameters, dict) else None
+    if not isinstance(embeddings, bool):
+        raise _bad_request('"parameters" must be {"embedding": true} or {"embedding": false}.')
+    return Payload([_instance(each) for each in instances], True, embeddings)
 
 
 def _instance(instance: Any) -> bytes | InputError:

@@ -1,4 +1,4 @@
-"""The pipelines: 1.0 classifies the whole field, 2.0 finds the cells and classifies each.
+"""The pipelines: 1.0 classifies the whole field, 3.0 finds the cells and classifies each.
 
 A version's card selects the pipeline (`finds_cells`) and configures its networks.
 """
@@ -6,19 +6,17 @@ A version's card selects the pipeline (`finds_cells`) and configures its network
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from handler.attribution import attribute
-from handler.cells import cut_out, to_amounts, window
+from handler.cells import cut_out, window
 from handler.checked import read_checked
 from handler.engine import Engine, Network
 from handler.explanation import canvas_size, place
-from handler.gate import SIZE, shrink
-from handler.locator import CANVAS, locate
+from handler.locator import CANVAS, MAX_TILES, Located, locate
 from handler.preprocessing import (
     HEIGHT,
     WIDTH,
@@ -68,9 +66,8 @@ def load(
 
     classes = len(card["classes"])
     if card["finds_cells"]:
-        engines = engine("gate.onnx"), engine("locator.onnx"), engine("network.onnx")
-        return CellByCell(*engines, batch_size, classes)
-    return WholeField(engine("gate.onnx"), engine("network.onnx"), batch_size, classes)
+        return CellByCell(engine("locator.onnx"), engine("network.onnx"), batch_size, classes)
+    return WholeField(engine("network.onnx"), batch_size, classes)
 
 
 class WholeField:
@@ -78,19 +75,16 @@ class WholeField:
 
     fit = staticmethod(squashed)
 
-    def __init__(self, gate: Network, network: Network, batch_size: int, classes: int) -> None:
-        """Take a gate, from pixels (N, 60, 80, 3) to stains (N,), and a network, to logits.
-
-        The first `classes` logits are of the classes.
-        """
-        self.gate, self.network = gate, network
+    def __init__(self, network: Network, batch_size: int, classes: int) -> None:
+        """Take a network, from pixels (N, 60, 80, 3) to logits: first those of the classes."""
+        self.network = network
         self.batch_size, self.classes = batch_size, classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
         return [
-            Prediction(stain, [Cell(logits)])
+            Prediction([Cell(logits)])
             for part in _parts([image.pixels for image in images], self.batch_size)
-            for stain, logits in self._run(np.stack(part))
+            for logits in self.network(np.stack(part)).tolist()
         ]
 
     def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
@@ -103,85 +97,65 @@ class WholeField:
 
     def warm_up(self) -> None:
         for size in range(1, self.batch_size + 1):
-            self._run(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
-
-    def _run(self, pixels: Pixels) -> Iterator[tuple[float, list[float]]]:
-        """Yield the stain and the logits of each image."""
-        return zip(self.gate(pixels).tolist(), self.network(pixels).tolist(), strict=True)
+            self.network(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
 
 
 class CellByCell:
-    """Finds the white cells, cuts each out, converts it to amounts of dye and classifies it."""
+    """Finds the white cells, cuts each out and classifies it."""
 
     fit = staticmethod(within_field)
 
-    def __init__(
-        self, gate: Network, locator: Network, network: Network, batch_size: int, classes: int
-    ) -> None:
-        """Take a gate, from pixels (N, 30, 40, 3) to stains (N,), a locator and a network.
+    def __init__(self, locator: Network, network: Network, batch_size: int, classes: int) -> None:
+        """Take a locator and a network.
 
-        The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes, the network
-        amounts of dye (N, 3, 60, 80) to logits, the first `classes` of them of the classes.
+        The locator maps canvases (N, 128, 128, 3) to what handler.locator decodes. The network maps
+        pixels (N, 60, 80, 3) to the logits of the classes, the logit of other cells, and the
+        embedding.
         """
-        self.gate, self.locator, self.network = gate, locator, network
+        self.locator, self.network = locator, network
         self.batch_size, self.classes = batch_size, classes
 
     def predict(self, images: Sequence[DecodedImage]) -> list[Prediction]:
-        return [prediction for prediction, _dyes in self._read(images)]
+        return [prediction for prediction, _cutouts in self._read(images)]
 
     def explain(self, image: DecodedImage) -> tuple[Prediction, Floats]:
-        [(prediction, dyes)] = self._read([image])
+        [(prediction, cutouts)] = self._read([image])
         size = (image.width, image.height)
         heat = np.zeros(canvas_size(size)[::-1], np.float32)
-        for cell, amounts in zip(prediction.cells, dyes, strict=True):
+        for cell, pixels in zip(prediction.cells, cutouts, strict=True):
             assert cell.box
             label = _label(cell, self.classes)
-            own = attribute(self.network, amounts, label, self.batch_size)
+            own = attribute(self.network, pixels, label, self.batch_size)
             heat = np.maximum(heat, place(own, window(cell.box), size))
         return prediction, heat
 
     def warm_up(self) -> None:
-        for size in range(1, self.batch_size + 1):
-            self.gate(np.zeros((size, *SIZE[::-1], 3), np.uint8))
+        for size in range(1, max(self.batch_size, MAX_TILES) + 1):
             self.locator(np.zeros((size, CANVAS, CANVAS, 3), np.uint8))
-            self.network(np.zeros((size, 3, HEIGHT, WIDTH), np.float32))
+        for size in range(1, self.batch_size + 1):
+            self.network(np.zeros((size, HEIGHT, WIDTH, 3), np.uint8))
 
-    def _read(self, images: Sequence[DecodedImage]) -> list[tuple[Prediction, Floats]]:
-        """Return the output for each image, and its cells' amounts of dye (cells, 3, 60, 80)."""
+    def _read(self, images: Sequence[DecodedImage]) -> list[tuple[Prediction, list[Pixels]]]:
+        """Return the output for each image, and the pixels of its cells."""
         fields = [image.pixels for image in images]
-        stains = [
-            stain
-            for part in _parts(fields, self.batch_size)
-            for stain in self.gate(np.stack([shrink(field) for field in part])).tolist()
-        ]
         located = [
             cells
             for part in _parts(fields, self.batch_size)
             for cells in locate(self.locator, part)
         ]
-        dyes = [
-            to_amounts(cut_out(field, cells)) if cells else np.zeros((0, 3, HEIGHT, WIDTH), "f4")
-            for field, cells in zip(fields, located, strict=True)
-        ]
-        every = [each for amounts in dyes for each in amounts]
-        logits = iter(
-            row
-            for part in _parts(every, self.batch_size)
-            for row in self.network(np.stack(part)).tolist()
+        cutouts = [cut_out(field, cells) for field, cells in zip(fields, located, strict=True)]
+        every = [pixels for each in cutouts for pixels in each]
+        rows = iter(
+            row for part in _parts(every, self.batch_size) for row in self.network(np.stack(part))
         )
         return [
-            (
-                Prediction(
-                    stain,
-                    [
-                        Cell(row, _upload_box(cell.box, image))
-                        for cell, row in zip(cells, islice(logits, len(cells)), strict=True)
-                    ],
-                ),
-                amounts,
-            )
-            for image, stain, cells, amounts in zip(images, stains, located, dyes, strict=True)
+            (Prediction([self._cell(next(rows), cell, image) for cell in cells]), pixels)
+            for image, cells, pixels in zip(images, located, cutouts, strict=True)
         ]
+
+    def _cell(self, row: Floats, located: Located, image: DecodedImage) -> Cell:
+        logits = self.classes + 1
+        return Cell(row[:logits].tolist(), _upload_box(located.box, image), row[logits:])
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

@@ -1,22 +1,25 @@
 """The answer for an image: calibrated probabilities, a label and a verdict.
 
 A version's card holds its classes, the temperature that divides the logits before the softmax (Guo
-et al. 2017) and three thresholds, chosen on held-out photographs (training/calibrate.py). An image
-is `rejected` if nothing in it is stained like a nucleus or no white cell is found, a cell if it
-looks like none of the classes. Otherwise the probability of the label decides between `confident`
-and `uncertain`.
+et al. 2017) and two thresholds, chosen on images that the predicting networks never saw
+(training/calibrate.py). An image is `rejected` if no white cell is found, a cell if it looks like
+none of the classes. Otherwise the probability of the label decides between `confident` and
+`uncertain`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from handler.preprocessing import Box
+from handler.preprocessing import Box, Floats
 
 Answer = dict[str, Any]
+
+# Significant digits of an embedding's numbers.
+DIGITS = 4
 
 
 @dataclass
@@ -24,33 +27,37 @@ class Cell:
     """A network's output for one cell, or for the whole field if the version finds no cells.
 
     The logits are of the version's classes, then of other cells if it has outputs for them. The
-    box is (left, top, right, bottom) in pixels of the upright upload; None for the whole field.
+    box is (left, top, right, bottom) in pixels of the upright upload; None for the whole field. The
+    embedding is what the network's last layer gets, if the version returns it.
     """
 
     logits: Sequence[float]
     box: Box | None = None
+    embedding: Floats | None = field(default=None, compare=False)
 
 
 @dataclass
 class Prediction:
-    """A pipeline's output for one image: how nucleus-like its stain is, and its cells."""
+    """A pipeline's output for one image."""
 
-    stain: float
     cells: Sequence[Cell]
 
 
-def answer(model: str, card: Mapping[str, Any], prediction: Prediction) -> Answer:
+def answer(
+    model: str, card: Mapping[str, Any], prediction: Prediction, embeddings: bool = False
+) -> Answer:
     """Return the answer of the most certain cell, with all cells if the version finds cells."""
-    stained = prediction.stain >= card["thresholds"]["stain"]
-    cells = [_judge(card, cell, stained) for cell in prediction.cells]
+    cells = [_judge(card, cell) for cell in prediction.cells]
     # Without a cell nothing is known of the classes.
     count = len(card["classes"])
     unknown = _document(card, None, "rejected", [1 / count] * count)
     best = max(cells, key=_certainty, default=unknown)
     document = {"model": model, "version": card["version"], **best}
     if card["finds_cells"]:
-        boxes = ([round(side, 1) for side in cell.box or ()] for cell in prediction.cells)
-        document["cells"] = [{"box": box, **cell} for box, cell in zip(boxes, cells, strict=True)]
+        document["cells"] = [
+            _described(cell, judged, embeddings)
+            for cell, judged in zip(prediction.cells, cells, strict=True)
+        ]
     return document
 
 
@@ -67,16 +74,26 @@ def other_probability(card: Mapping[str, Any], logits: Sequence[float]) -> float
     return sum(probabilities(logits, card["temperature"])[len(card["classes"]) :])
 
 
-def _judge(card: Mapping[str, Any], cell: Cell, stained: bool) -> Answer:
+def _judge(card: Mapping[str, Any], cell: Cell) -> Answer:
     classes, thresholds = card["classes"], card["thresholds"]
     shares = probabilities(cell.logits[: len(classes)], card["temperature"])
     top = max(shares)
-    if not stained or other_probability(card, cell.logits) > thresholds["foreign"]:
+    if other_probability(card, cell.logits) > thresholds["foreign"]:
         label, verdict = None, "rejected"
     else:
         label = classes[shares.index(top)]
         verdict = "confident" if top >= thresholds["confident"] else "uncertain"
     return _document(card, label, verdict, shares)
+
+
+def _described(cell: Cell, judged: Answer, embeddings: bool) -> Answer:
+    """Return the part of an answer that describes a cell."""
+    described = {"box": [round(side, 1) for side in cell.box or ()], **judged}
+    if embeddings and cell.embedding is not None:
+        described["embedding"] = [
+            float(f"{number:.{DIGITS}g}") for number in cell.embedding.tolist()
+        ]
+    return described
 
 
 def _document(

@@ -64,7 +64,7 @@ class Deployment:
         """Validate it; raise DeploymentError."""
         for name, version in self.versions.items():
             if not VERSION_NAME.fullmatch(name):
-                raise DeploymentError(f"{name!r} is not a valid version name, such as 2.0.")
+                raise DeploymentError(f"{name!r} is not a valid version name, such as 3.0.")
             if type(version.workers) is not int or not 1 <= version.workers <= MAX_WORKERS:
                 raise DeploymentError(
                     f"Version {name} must have 1 to {MAX_WORKERS} workers, not {version.workers}."

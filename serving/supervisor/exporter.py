@@ -304,11 +304,20 @@ def _expected(wanted: Deployment, models: Path) -> Iterator[Metric]:
     doubts = {}
     for version in wanted.versions:
         with contextlib.suppress(OSError, ValueError, KeyError):
-            measured = json.loads((models / version / "metrics.json").read_text())
+            card, measured = (
+                json.loads((models / version / f"{name}.json").read_text())
+                for name in ("card", "metrics")
+            )
             test, verdicts = measured["test"], measured["test_verdicts"]
-            said = [sum(column) for column in zip(*test["confusion"], strict=True)]
-            for label, count in zip(test["classes"], said, strict=True):
-                share.add_metric([version, label], count / sum(said))
+            columns = zip(*test["confusion"], strict=True)
+            # Images without a cell have no label.
+            said = dict.fromkeys(card["classes"], 0) | {
+                label: sum(column)
+                for label, column in zip(test["predicted"], columns, strict=True)
+                if label in card["classes"]
+            }
+            for label, count in said.items():
+                share.add_metric([version, label], count / sum(said.values()))
             doubts[version] = verdicts["uncertain"] + verdicts["rejected"]
     yield share
     text = "Share of answers to the card's test images that were not confident."
