@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from handler.bounds import MAX_COST, InputError
+from handler.bounds import FIELD, MAX_COST, InputError
 from handler.contract import kind_of
 from handler.payload import FORM_TYPE, parse
 from handler.preprocessing import (
@@ -66,7 +66,7 @@ def _decoder() -> Run:
             cause = error.__cause__
             return f"{error.code} {type(cause).__name__} {_words(str(cause or error))}", None
         assert image.pixels.shape[2] == 3
-        assert max(image.pixels.shape) <= 320
+        assert max(image.pixels.shape) <= FIELD
         # A more expensive image is a new outcome.
         return f"200 {kind_of(body)} {opened.cost.bit_length()}", None
 

@@ -21,7 +21,7 @@ from frontend import create_app, samples
 from frontend.__main__ import bind
 from serving.client import ServiceError
 from serving.deployment.routing import Routing
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -82,8 +82,8 @@ class DrawingsStandIn(StandIn):
 
     def __init__(self) -> None:
         super().__init__()
-        self.serves = Routing("2.0", ("1.0", "2.0"))
-        self.classes: tuple[str, ...] = CLASSES
+        self.serves = Routing("3.0", ("1.0", "3.0"))
+        self.classes: tuple[str, ...] = FIELD_CLASSES
 
     def predict(
         self, image: bytes, version: str | None = None, client: str | None = None
@@ -93,14 +93,14 @@ class DrawingsStandIn(StandIn):
         drawing = {each.path.read_bytes(): each for each in samples.drawn()}.get(image)
         if drawing is None:
             raise failure("UnsupportedImage")
-        several = CLASSES if drawing.name.startswith("field") else ()
+        several = FIELD_CLASSES if drawing.name.startswith("field") else ()
         labels = [drawing.label] if drawing.label else several
         cells = [
             self.cell(label, 0.9 - 0.1 * index, [100 + 100 * index, 60, 180 + 100 * index, 140])
             for index, label in enumerate(labels)
         ]
         best = cells[0] if cells else self.cell(None, 0.4)
-        return {"model": "bloodcells", "version": version or "2.0", **best, "cells": cells}
+        return {"model": "bloodcells", "version": version or "3.0", **best, "cells": cells}
 
     def cell(self, label: str | None, top: float, box: list[int] | None = None) -> dict[str, Any]:
         """Return a cell of an answer: uncertain below 0.65, rejected without a label."""

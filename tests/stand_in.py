@@ -22,7 +22,7 @@ from serving.rollout.readiness import NeverReady
 from serving.settings import MODEL, Settings
 from serving.torchserve import tokens
 
-ROUTING = Routing("1.0", ("1.0", "2.0"))
+ROUTING = Routing("1.0", ("1.0", "3.0"))
 EXPIRY = "2030-01-02T03:04:05.123456789Z"
 
 # Status, body and perhaps headers.
@@ -186,9 +186,9 @@ def write_archive(path: Path, version: str, name: str = MODEL, note: str = "") -
 
 
 class World:
-    """A service of versions 1.0 and 2.0, with an archive of 3.0 to deploy; but no TorchServe."""
+    """A service of versions 1.0 and 3.0, with an archive of 4.0 to deploy; but no TorchServe."""
 
-    WANTED = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
+    WANTED = Deployment("1.0", {"1.0": VersionSpec(1), "3.0": VersionSpec(2)})
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.settings = Settings(
@@ -198,13 +198,13 @@ class World:
         )
         self.settings.run_dir.mkdir()
         deployment.save(self.WANTED, self.settings.deployment)
-        for version in ("1.0", "2.0", "3.0"):
+        for version in ("1.0", "3.0", "4.0"):
             write_archive(archives.built(self.settings, version), version)
         for version in self.WANTED.versions:
             archives.provide(self.settings, version, None)
         self.routing = RoutingFile(self.settings.run_dir)
         self.routing.publish(Routing.of(self.WANTED))
-        self.management = Management("1.0", {"1.0": 1, "2.0": 2})
+        self.management = Management("1.0", {"1.0": 1, "3.0": 2})
         # The error that waiting for readiness raises, if any.
         self.never: BaseException | None = None
         monkeypatch.setattr(rollout, "ManagementClient", lambda settings: self.management)

@@ -15,26 +15,27 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from handler import pipelines
-from handler.cells import cut_out
-from handler.locator import Located
 from handler.preprocessing import decode
 from handler.verdict import answer
 from scripts.draw_cells import draw_cell
 from serving.deployment.known_answers import SAMPLES
-from serving.settings import MODEL, ROOT
-from training import adapt, data, protocol, version_files
+from serving.settings import MODEL
+from training import adapt, protocol, version_files
 from training.__main__ import main
 from training.calibrate import choose
-from training.cell_set import PATCH, CellSet, middle, surest
+from training.crops import PATCH, CellSet
 from training.data import OTHER, Sample
 from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
-from training.protocol import CLASSES
-from training.recipes import RECIPES, CellRecipe
+from training.protocol import CLASSES, FIELD_CLASSES, KEPT_OWN
+from training.recipes import RECIPES, Fit
+from training.runs import Run as TrainingRun
+from training.train import Prepared
 from training.version_files import Trained
+from training.views import NO_PARTNER, Views
 
 NETWORK = {"channels": [8, 16], "dropout": 0.1}
-CALIBRATION = {"temperature": 1.3, "thresholds": {"stain": 0.0123, "foreign": 0.5, "confident": 1}}
+CALIBRATION = {"temperature": 1.3, "thresholds": {"foreign": 0.5, "confident": 1}}
 NAMES = (*CLASSES, "OTHER")
 
 
@@ -44,6 +45,7 @@ def be_apart(patch: pytest.MonkeyPatch, root: Path) -> None:
     patch.setattr(version_files, "SCRATCH", root / "scratch")
     patch.setenv("BLOOD_CELLS_DATA", str(root / "no photographs"))
     patch.delenv("PBC_DATA", raising=False)
+    patch.delenv("LABORATORIES_DATA", raising=False)
 
 
 @pytest.fixture(autouse=True)
@@ -54,10 +56,12 @@ def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(adapt, "write_golden", lambda _: None)
 
 
-def write_base(locator: Locator, network: CellNet, version: str = "2.0", **card: Any) -> Path:
+def write_base(locator: Locator, network: CellNet, version: str = "3.0", **card: Any) -> Path:
     """Write a made-up version; return its folder."""
     described = {
+        "classes": list(CLASSES),
         "input": "each cell",
+        "embedding": 32,
         "finds_cells": True,
         "network": NETWORK,
         **CALIBRATION,
@@ -96,7 +100,7 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text())
 
 
-def lay(folder: Path, counts: Sequence[int] = (12, 12, 12, 12, 6)) -> Path:
+def lay(folder: Path, counts: Sequence[int] = (12, 12, 12, 12, 12, 6)) -> Path:
     """Create empty files of each class."""
     for name, count in zip(NAMES, counts, strict=True):
         (folder / name).mkdir(parents=True)
@@ -109,11 +113,11 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, list(map(str, arguments)))
 
 
-def teach(folder: Path, base: str = "2.0", version: str = "3.0") -> Result:
+def teach(folder: Path, base: str = "3.0", version: str = "4.0") -> Result:
     return run("adapt", "--from", base, "--cells", folder, "--version", version)
 
 
-def taught(folder: Path, base: str = "2.0", version: str = "3.0") -> Path:
+def taught(folder: Path, base: str = "3.0", version: str = "4.0") -> Path:
     """Adapt a version; return the folder of the new one."""
     result = teach(folder, base, version)
     assert result.exit_code == 0, result.output
@@ -134,7 +138,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def draw_laboratory(folder: Path) -> None:
     """Draw a cell of each class, seen eight ways, and a blank image."""
-    drawn = {name: np.asarray(draw_cell(name, 1, (160, 120))) for name in CLASSES}
+    drawn = {name: np.asarray(draw_cell(name, 1, (160, 120))) for name in FIELD_CLASSES}
     for name, cell in (drawn | {"OTHER": drawn["LYMPHOCYTE"]}).items():
         (folder / name).mkdir(parents=True)
         for turns in range(4):
@@ -144,35 +148,43 @@ def draw_laboratory(folder: Path) -> None:
     Image.new("RGB", (160, 120), (222, 219, 210)).save(folder / "MONOCYTE" / "blank.png")
 
 
+def cut_out_drawn(samples: Sequence[Sample], laboratory: str, _locator: Locator) -> CellSet:
+    """Cut out the cells as an untrained locator could not; skip what is blank."""
+    fields = [np.asarray(Image.open(sample.path).resize((PATCH, PATCH))) for sample in samples]
+    shown = [index for index, field in enumerate(fields) if field.std((0, 1)).max() > 1]
+    cells = made_up([samples[index] for index in shown], laboratory)
+    cells.patches = np.stack([fields[index] for index in shown])
+    return cells
+
+
 @pytest.fixture(scope="module")
 def adapted(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Train an untrained network on drawn cells, with the locator of 2.0."""
+    """Train an untrained network on drawn cells."""
     root = tmp_path_factory.mktemp("laboratory")
-    shipped = torch.load(ROOT / "models" / "2.0" / "weights.pt", weights_only=True)
-    locator = Locator()
-    locator.load_state_dict(shipped["locator"])
     draw_laboratory(root / "cells")
     with pytest.MonkeyPatch.context() as patch:
         be_apart(patch, root)
-        patch.setattr(adapt, "STEPS", 2)
-        base = write_base(locator, untrained())
+        patch.setattr(adapt, "collect", cut_out_drawn)
+        patch.setattr(adapt, "VIEWS", 8)
+        patch.setattr(adapt, "FIT", Fit(2, 8, 1e-3, 0.05, decay=0.9, mean_from=0))
+        base = write_base(Locator().eval(), untrained())
         before = contents(base)
         result = teach(root / "cells")
         assert result.exit_code == 0, result.output
-        return Run(result.output, base, before, version_files.folder("3.0"))
+        return Run(result.output, base, before, version_files.folder("4.0"))
 
 
 def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
     """The base stays as it is, and the card names its origin."""
     written = contents(adapted.written)
-    networks = {"weights.pt", "locator.onnx", "network.onnx", "gate.onnx"}
+    networks = {"weights.pt", "locator.onnx", "network.onnx"}
     documents = {"card.json", "history.json", "metrics.json", "golden.json", "model-config.yaml"}
     assert set(written) == networks | documents
     assert written["model-config.yaml"] == b"minWorkers: 5\n"
     assert contents(adapted.base) == adapted.base_before
     for line in (
         f"wrote {adapted.written}",
-        "`make deploy VERSION=3.0`",
+        "`make deploy VERSION=4.0`",
         "1 of 41 images show no white cell",
         "the old cells of photographs are not used: ",
         "the old cells of pbc are not used: Set PBC_DATA",
@@ -180,13 +192,12 @@ def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
     ):
         assert line in adapted.printed
     card, base = read(adapted.written / "card.json"), read(adapted.base / "card.json")
-    assert (card["version"], card["adapted_from"]) == ("3.0", "2.0")
-    assert read(adapted.written / "history.json")["adapted_from"] == "2.0"
-    for name in ("classes", "input", "finds_cells", "network", "parameters"):
+    assert (card["version"], card["adapted_from"]) == ("4.0", "3.0")
+    assert read(adapted.written / "history.json")["adapted_from"] == "3.0"
+    for name in ("classes", "input", "finds_cells", "embedding", "network", "parameters"):
         assert card[name] == base[name]
     assert card["temperature"] != base["temperature"]
     assert card["thresholds"].keys() == base["thresholds"].keys()
-    assert card["thresholds"]["stain"] == base["thresholds"]["stain"]
 
 
 def test_the_network_is_trained_and_the_locator_stays(adapted: Run) -> None:
@@ -205,28 +216,27 @@ def test_the_known_answers_are_those_of_the_version(adapted: Run) -> None:
     version = pipelines.load(adapted.written, card, 2)
     picture = decode((SAMPLES / "monocyte.png").read_bytes(), version.fit)
     said = answer(MODEL, card, version.predict([picture])[0])
-    assert said["cells"]
     assert golden["monocyte.png"] == pytest.approx(said["probabilities"], abs=1e-4)
 
 
 @dataclass
 class Training:
     cells: CellSet
-    recipe: CellRecipe
+    old: CellSet | None
     seed: int
     start: dict[str, torch.Tensor]
 
 
 def made_up(samples: Sequence[Sample], laboratory: str) -> CellSet:
-    field = np.random.default_rng(0).integers(0, 255, (60, 80, 3), np.uint8)
-    [cutout] = cut_out(field, [Located((20, 10, 60, 50), 0.9)])
     count = len(samples)
     return CellSet(
-        np.array([cutout] * count, object),
         np.zeros((count, PATCH, PATCH, 3), np.uint8),
         np.array([sample.label for sample in samples]),
-        np.array([sample.group for sample in samples]),
+        np.array([sample.kind for sample in samples]),
         np.full(count, laboratory),
+        np.array([sample.group for sample in samples]),
+        np.array([sample.path.name for sample in samples]),
+        np.zeros((count, 4), np.float32),
     )
 
 
@@ -235,13 +245,13 @@ def photographed(name: str, labels: Sequence[int] = (0, 1, 2, 3)) -> list[Sample
 
 
 @pytest.fixture
-def collected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """Make up cells; record the laboratory and how its cell is chosen."""
-    recorded: list[tuple[str, Any]] = []
+def collected(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Make up cells; record the laboratory."""
+    recorded: list[str] = []
 
-    def collect(samples: list[Sample], laboratory: str, locator: Locator, choose: Any) -> CellSet:
+    def collect(samples: list[Sample], laboratory: str, locator: Locator) -> CellSet:
         assert isinstance(locator, Locator)
-        recorded.append((laboratory, choose))
+        recorded.append(laboratory)
         return made_up(samples, laboratory)
 
     monkeypatch.setattr(adapt, "collect", collect)
@@ -249,17 +259,18 @@ def collected(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 
 
 @pytest.fixture
-def trainings(monkeypatch: pytest.MonkeyPatch, collected: list[tuple[str, Any]]) -> list[Training]:
+def trainings(monkeypatch: pytest.MonkeyPatch, collected: list[str]) -> list[Training]:
     """Record the trainings; each returns a network that answers NEUTROPHIL, with its number."""
     recorded: list[Training] = []
 
     def train(
-        cells: CellSet, recipe: CellRecipe, seed: int, title: str, start: CellNet
+        network: CellNet, own: CellSet, old_views: Any, card: Any, seed: int, title: str
     ) -> tuple[CellNet, list[dict[str, float]]]:
-        recorded.append(Training(cells, recipe, seed, start.state_dict()))
+        recorded.append(Training(own, old_views, seed, network.state_dict()))
         return certain(3, mark=len(recorded)), [{"train_loss": 1.0}]
 
-    monkeypatch.setattr(adapt, "train_cells", train)
+    monkeypatch.setattr(adapt, "train_on", train)
+    monkeypatch.setattr(adapt, "views_of", lambda cells: cells)
     return recorded
 
 
@@ -278,9 +289,9 @@ def test_groups_are_never_divided(
     """A quarter is held out; each fold is predicted by a network that never saw its groups."""
     calibrating: list[OutOfFold] = []
 
-    def record(rows: OutOfFold) -> dict[str, Any]:
+    def record(rows: OutOfFold, kept: float) -> dict[str, Any]:
         calibrating.append(rows)
-        return choose(rows) | {"temperature": 1.75}
+        return choose(rows, kept) | {"temperature": 1.75}
 
     monkeypatch.setattr(adapt, "choose", record)
     laboratory = slides(lay(tmp_path / "cells"), 9)
@@ -307,8 +318,7 @@ def test_groups_are_never_divided(
         assert group not in trainings[judge - 1].cells.groups
     card = read(written / "card.json")
     assert card["temperature"] == 1.75
-    stain = {"stain": CALIBRATION["thresholds"]["stain"]}
-    assert card["thresholds"] == choose(rows)["thresholds"] | stain
+    assert card["thresholds"] == choose(rows, KEPT_OWN)["thresholds"]
 
 
 def test_every_training_starts_from_the_older_version(
@@ -320,56 +330,36 @@ def test_every_training_starts_from_the_older_version(
     assert [each.seed for each in trainings] == list(range(protocol.INNER_FOLDS + 1))
     for training in trainings:
         assert same_weights(training.start, certain(1).state_dict())
-        assert training.recipe.channels == tuple(NETWORK["channels"])
-        assert training.recipe.dropout == NETWORK["dropout"]
-        assert training.recipe.steps == adapt.STEPS
     for when, said in (("before", 1), ("after", 3)):
         own = read(first / "metrics.json")["own_cells"][when]
         recalls = [each["recall"]["value"] for each in own["classes"].values()]
         assert recalls == np.eye(len(CLASSES))[said].tolist()
-    second = taught(tmp_path / "cells", base="3.0", version="4.0")
-    assert read(second / "card.json")["adapted_from"] == "3.0"
+    second = taught(tmp_path / "cells", base="4.0", version="5.0")
+    assert read(second / "card.json")["adapted_from"] == "4.0"
     own = read(second / "metrics.json")["own_cells"]
     assert own["before"] == own["after"]
 
 
-@pytest.fixture
-def at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, ...]]:
-    """Provide old cells; record which are read."""
-    asked: list[tuple[str, ...]] = []
-
-    def photographs(_root: Path, *splits: str) -> list[Sample]:
-        asked.append(("photographs", *splits))
-        return photographed("photograph")
-
-    def pbc(part: str | None = None) -> list[Sample]:
-        asked.append(("pbc", str(part)))
-        return photographed(f"pbc {part}", (0, 1, 2, 3, OTHER))
-
-    monkeypatch.setattr(data, "data_root", lambda: tmp_path)
-    monkeypatch.setattr(data, "photographs", photographs)
-    monkeypatch.setattr(adapt, "pbc", pbc)
-    return asked
-
-
 def test_old_training_cells_train_beside_its_own(
     trainings: list[Training],
-    collected: list[tuple[str, Any]],
-    at_hand: list[tuple[str, ...]],
+    collected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
+    """Some of each laboratory that is there, without TEST's photographs."""
+    monkeypatch.setenv("PBC_DATA", str(lay(tmp_path / "pbc", (3, 3, 3, 3, 9, 3))))
+    monkeypatch.setattr(adapt, "OLD", 3)
     write_base(Locator(), certain(0))
     written = taught(lay(tmp_path / "cells"))
-    assert at_hand == [("photographs", "TRAIN"), ("pbc", "train")]
-    assert collected == [("own", middle), ("photographs", surest), ("pbc", middle)]
+    assert collected == ["own", "pbc"]
     for training in trainings:
-        where = training.cells.laboratories
-        assert set(where.tolist()) == {"own", "photographs", "pbc"}
-        assert ((where == "photographs").sum(), (where == "pbc").sum()) == (4, 5)
+        assert set(training.cells.laboratories.tolist()) == {"own"}
+        assert training.old is not None
+        assert np.bincount(training.old.labels).tolist() == [3] * 6
     old = read(written / "metrics.json")["old_cells"]
     for when, said in (("before", 0), ("after", 3)):
-        assert old[when]["images"] == 8
-        assert np.array(old[when]["confusion"])[:, said].tolist() == [2] * 4
+        assert old[when]["images"] == 15
+        assert old[when]["classes"][CLASSES[said]]["recall"]["value"] == 1
 
 
 def assert_refused(result: Result, message: str) -> None:
@@ -377,14 +367,14 @@ def assert_refused(result: Result, message: str) -> None:
     errors = [line for line in result.output.splitlines() if line.startswith("Error: ")]
     assert (result.exit_code, len(errors)) == (1, 1), result.output
     assert message in errors[0]
-    assert not (version_files.folder("3.0") / "weights.pt").exists()
+    assert not (version_files.folder("4.0") / "weights.pt").exists()
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ((5, 5, 5, 4, 9), "NEUTROPHIL has 4 cells; each class needs at least 5"),
-        ((5, 5, 5, 5, 0), "No white cell was found in any of the 20 images."),
+        ((5, 5, 5, 4, 0, 9), "NEUTROPHIL has 4 cells; each class needs at least 5"),
+        ((5, 5, 5, 5, 0, 0), "No white cell was found in any of the 20 images."),
     ],
 )
 def test_unusable_cells_are_refused(tmp_path: Path, counts: tuple[int, ...], message: str) -> None:
@@ -401,25 +391,25 @@ def test_unusable_cells_are_refused(tmp_path: Path, counts: tuple[int, ...], mes
 @pytest.mark.parametrize(
     ("base", "version", "message"),
     [
-        ("7.0", "3.0", "Version 7.0 is not trained"),
-        ("5.0", "3.0", "5.0 is not a trained version"),
-        ("6.0", "3.0", "Version 6.0 is not calibrated"),
-        ("1.0", "3.0", "1.0 classifies whole fields: start from one that finds cells"),
-        ("8.0", "3.0", "8.0 does not have the classes EOSINOPHIL, LYMPHOCYTE, MONOCYTE, NEUTRO"),
-        ("2.0", "2.0", "2.0 exists already: choose another VERSION."),
-        ("2.0", "1.0", "1.0 exists already"),
-        ("4.0", "4.0", "4.0 exists already"),
-        ("2.0", "../3.0", "should look like 3.0"),
-        ("2.0", "3", "should look like 3.0"),
+        ("7.0", "4.0", "Version 7.0 is not trained"),
+        ("5.0", "4.0", "5.0 is not a trained version"),
+        ("6.0", "4.0", "Version 6.0 is not calibrated"),
+        ("1.0", "4.0", "1.0 classifies whole fields: start from one that finds cells"),
+        ("8.0", "4.0", "8.0 does not have the classes EOSINOPHIL, LYMPHOCYTE, MONOCYTE, NEUTRO"),
+        ("3.0", "3.0", "3.0 exists already: choose another VERSION."),
+        ("3.0", "1.0", "1.0 exists already"),
+        ("9.0", "9.0", "9.0 exists already"),
+        ("3.0", "../4.0", "should look like 3.0"),
+        ("3.0", "4", "should look like 3.0"),
     ],
 )
 def test_an_unusable_base_or_version_is_refused(
     tmp_path: Path, base: str, version: str, message: str
 ) -> None:
-    for name in ("2.0", "4.0", "5.0", "6.0"):
+    for name in ("3.0", "5.0", "6.0", "9.0"):
         write_base(Locator(), untrained(), name)
     write_base(Locator(), untrained(), "1.0", finds_cells=False)
-    write_base(Locator(), untrained(), "8.0", classes=[*CLASSES[:3], "BASOPHIL"])
+    write_base(Locator(), untrained(), "8.0", classes=[*CLASSES[:4], "BLAST"])
     (version_files.folder("5.0") / "weights.pt").unlink()
     card = read(version_files.folder("6.0") / "card.json")
     del card["thresholds"]
@@ -428,7 +418,7 @@ def test_an_unusable_base_or_version_is_refused(
     before = contents(folder) if folder.exists() else None
     assert_refused(teach(lay(tmp_path / "cells"), base, version), message)
     assert before == (contents(folder) if folder.exists() else None)
-    if version == "3.0":
+    if version == "4.0":
         assert_refused(run("curve", "--version", base), message)
 
 
@@ -440,67 +430,42 @@ def test_too_few_slides_are_refused(tmp_path: Path) -> None:
     assert_refused(refused, "EOSINOPHIL has 3 groups; each class needs at least 4")
 
 
-@pytest.fixture
-def first(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """Record the training of the network that never saw the laboratory."""
-    recorded: list[tuple[Any, ...]] = []
-
-    def train(_locator: Locator, *rest: Any) -> tuple[CellNet, list[dict[str, float]]]:
-        recorded.append(rest)
-        return certain(0, mark=100), []
-
-    monkeypatch.setattr(adapt, "train_network", train)
-    return recorded
-
-
-def test_the_curve_measures_so_many_cells_from_a_network_that_never_saw_any(
-    monkeypatch: pytest.MonkeyPatch,
-    first: list[tuple[Any, ...]],
-    at_hand: list[tuple[str, ...]],
-    trainings: list[Training],
-    tmp_path: Path,
+def test_the_curve_trains_networks_that_never_saw_the_laboratory(
+    monkeypatch: pytest.MonkeyPatch, trainings: list[Training], tmp_path: Path
 ) -> None:
-    """On cells that never train; 100 marks the network that never saw the laboratory."""
-
-    def asked(network: CellNet, cells: CellSet) -> dict[str, Any]:
-        return {"macro_recall": f"{mark_of(network)} of {cells.groups[0]}"}
-
-    pbc = adapt.pbc
-    monkeypatch.setattr(adapt, "CURVE", (0, 1, 2))
-    monkeypatch.setattr(adapt, "measure", asked)
-    monkeypatch.setattr(adapt, "pbc", lambda part=None: pbc(part) * 3)
-    folder = write_base(Locator(), certain(1))
-    assert run("curve", "--version", "2.0").exit_code == 0
-    expected = [
-        {"cells_a_class": count, "own": f"{mark} of pbc test 0", "old": f"{mark} of photograph 0"}
-        for count, mark in ((0, 100), (1, 1), (2, 2))
+    """On so many of its cells and on older views, measured on its other groups."""
+    samples = [
+        Sample(Path(f"{name} {at}.png"), at % 5, "", f"{name} {at // 2}")
+        for name in ("pbc", "raabin")
+        for at in range(40)
     ]
+    names = np.repeat(["pbc", "raabin"], 40)
+    cells = CellSet.join([made_up(samples[:40], "pbc"), made_up(samples[40:], "raabin")])
+    views = Views(np.zeros((80, 84, 112, 3), np.uint8), np.arange(80), np.full(80, NO_PARTNER))
+    prepared = Prepared(RECIPES["3.0"], cells, names, views, None, None)  # type: ignore[arg-type]
+    runs = [
+        TrainingRun("shipped"),
+        TrainingRun("without-pbc", "pbc"),
+        TrainingRun("fold-0", fold=0),
+    ]
+    monkeypatch.setattr(adapt, "COUNTS", (2, 4))
+    monkeypatch.setattr(adapt, "prepare", lambda _version: prepared)
+    monkeypatch.setattr(adapt, "all_runs", lambda: runs)
+    monkeypatch.setattr(adapt, "network_of", lambda _version, _run: (certain(0), []))
+    folder = write_base(Locator(), certain(1))
+    assert run("curve", "--version", "3.0").exit_code == 0
     curve = read(folder / "adaptation.json")
-    assert curve == {"steps": adapt.STEPS, "points": expected}
-    [(photographs, others, recipe, _seed, checkpoint)] = first
-    assert {sample.path.name for sample in photographs} == {"photograph"}
-    assert (others, recipe) == ([], RECIPES["2.0"])
-    assert tmp_path / "scratch" in checkpoint.parents
-    assert ("photographs", "TRAIN", "TEST") in at_hand
-    for count, training in zip((1, 2), trainings, strict=True):
-        own = training.cells.take(training.cells.laboratories == "pbc")
-        assert np.bincount(own.labels).tolist() == [count] * 4
-        assert all(group.startswith("pbc train") for group in own.groups)
-        assert (training.cells.laboratories == "photographs").sum() == 4
-        assert same_weights(training.start, certain(0, mark=100).state_dict())
+    points = [{"cells_a_class": count, "macro_recall": 0.2} for count in (0, 2, 4)]
+    assert curve == {"steps": adapt.FIT.steps, "laboratories": {"pbc": {"points": points}}}
+    for count, training in zip((2, 4), trainings, strict=True):
+        assert np.bincount(training.cells.labels).tolist() == [count] * 5
+        assert set(training.cells.laboratories.tolist()) == {"pbc"}
+        assert same_weights(training.start, certain(0).state_dict())
+        old: Any = training.old
+        assert sorted(old[1].tolist()) == sorted(cells.labels[names == "raabin"].tolist())
 
 
-@pytest.mark.parametrize(
-    ("version", "message"),
-    [
-        ("5.0", "5.0 was adapted: the curve needs a version"),
-        ("2.0", "does not hold the images: run `make data`"),
-    ],
-)
-def test_a_curve_without_data_or_of_an_adapted_version_is_refused(
-    first: list[tuple[Any, ...]], version: str, message: str
-) -> None:
-    folder = write_base(Locator(), untrained(), version)
-    assert_refused(run("curve", "--version", version), message)
-    assert not first
+def test_a_curve_of_an_adapted_version_is_refused() -> None:
+    folder = write_base(Locator(), untrained(), "5.0")
+    assert_refused(run("curve", "--version", "5.0"), "5.0 was adapted: the curve needs a version")
     assert not (folder / "adaptation.json").exists()

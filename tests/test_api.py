@@ -17,7 +17,7 @@ from werkzeug.test import TestResponse
 from frontend import create_app, errors, images, limits, samples, texts
 from serving.client import INPUT_ERRORS
 from serving.errors import WorkerDied
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
 UNCERTAIN = {
@@ -118,9 +118,9 @@ def test_answer_out_of_contract(
 
 
 def test_a_chosen_version_answers(client: FlaskClient, stand_in: StandIn) -> None:
-    ask(client, picture(), version="2.0")
+    ask(client, picture(), version="3.0")
     ask(client, picture())
-    assert stand_in.versions == ["2.0", None]
+    assert stand_in.versions == ["3.0", None]
     assert stand_in.clients[0] == stand_in.clients[1]
     assert ask(client, picture(), version="../x").status_code == 409
     assert len(stand_in.images) == 2
@@ -256,7 +256,7 @@ def test_the_script_has_a_text_for_each_error(app: Flask) -> None:
 
 def test_drawn_samples(client: FlaskClient, stand_in: StandIn) -> None:
     drawn = samples.drawn()
-    assert {sample.label for sample in drawn} == {*CLASSES, None}
+    assert {sample.label for sample in drawn} == {*FIELD_CLASSES, None}
     page = client.get("/").text
     for sample in drawn:
         assert f'data-address="/static/samples/{sample.name}"' in page

@@ -70,7 +70,7 @@ def test_a_version_without_files_is_refused(copy: Path) -> None:
 @pytest.mark.parametrize("card_has_hashes", [True, False])
 def test_files_that_do_not_match_the_card_are_refused(copy: Path, card_has_hashes: bool) -> None:
     folder = copy / "models" / "1.0"
-    (folder / "gate.onnx").write_bytes(b"another")
+    (folder / "network.onnx").write_bytes(b"another")
     if not card_has_hashes:
         card = json.loads((folder / "card.json").read_text())
         del card["sha256"]

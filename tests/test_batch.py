@@ -26,7 +26,7 @@ from handler.batch import (
 )
 from handler.bloodcells_handler import BloodCellHandler
 from handler.bounds import MAX_COST, InputError
-from handler.preprocessing import DecodedImage, OpenedImage, within_field
+from handler.preprocessing import DecodedImage, OpenedImage, squashed, within_field
 from handler.verdict import Prediction
 from testing.formats import encoded
 
@@ -134,7 +134,8 @@ def test_a_worker_pauses_between_expensive_requests_beside_others(tmp_path: Path
 
 def answer_all(requests: Sequence[Request], cells: Callable[[int], int]) -> None:
     """Answer as the handler does: `cells` gives the cells of an image by its request's index."""
-    for each, place in decoded_images(requests, explain=False):
+    for each, place in decoded_images(requests, False, squashed):
+        assert each.images[place] is IMAGE
         each.cells += cells(requests.index(each))
         each.images[place] = "answer"
 
@@ -144,20 +145,36 @@ def kinds(request: Request) -> list[Any]:
 
 
 def test_a_request_of_too_many_cells_is_answered_in_part() -> None:
-    [crowded] = requests = [Request([IMAGE] * 5, True, False)]
+    [crowded] = requests = [request(*[0] * 5)]
     answer_all(requests, lambda index: MAX_CELLS // 2)
     assert kinds(crowded) == ["answer"] * 2 + ["TooManyCells"] * 3
 
 
 def test_a_request_after_too_many_cells_is_put_off() -> None:
-    first, second, third = requests = [Request([IMAGE] * 2, True, False) for _ in range(3)]
+    first, second, third = requests = [request(0, 0) for _ in range(3)]
     third.explain = True
     answer_all(requests, lambda index: MAX_CELLS // 2)
     assert kinds(first) == ["answer"] * 2
     assert (kinds(second), second.many) == (["ServiceBusy"], False)
     # Explanations are made after all predictions.
-    assert list(decoded_images(requests, explain=True)) == []
+    assert list(decoded_images(requests, True, squashed)) == []
     assert kinds(third) == ["ServiceBusy"]
+
+
+def test_images_are_decoded_when_their_turn_comes() -> None:
+    """Pixels take memory; an image that can't be decoded is an error in its place."""
+
+    def fail(fit: object) -> DecodedImage:
+        raise InputError(400, "CorruptImage", "")
+
+    [asked] = requests = [request(0, 0)]
+    asked.images.insert(1, OpenedImage(0, fail))
+    images = decoded_images(requests, False, squashed)
+    assert next(images) == (asked, 0)
+    assert [type(each) for each in asked.images] == [DecodedImage, OpenedImage, OpenedImage]
+    assert next(images) == (asked, 2)
+    assert kinds(asked) == [IMAGE, "CorruptImage", IMAGE]
+    assert list(images) == []
 
 
 def test_an_expensive_request_has_the_turn_until_it_is_answered(tmp_path: Path) -> None:
@@ -165,12 +182,11 @@ def test_an_expensive_request_has_the_turn_until_it_is_answered(tmp_path: Path) 
 
     def predict(images: Sequence[DecodedImage]) -> list[Prediction]:
         taken.append(other.take(alone=True))
-        return [Prediction(0.0, []) for _ in images]
+        return [Prediction([]) for _ in images]
 
     handler, context = BloodCellHandler(), MagicMock()
     handler.model_name, handler.turn, handler.metrics = "m", Turn(tmp_path / "lock"), MagicMock()
     handler.card = {"version": "1.0", "classes": ["A"], "finds_cells": True}
-    handler.card["thresholds"] = {"stain": 0.0}
     handler.pipeline = MagicMock(predict=predict, fit=within_field)
     context.get_all_request_header.return_value = {}
     image = {"b64": base64.b64encode(encoded(Image.new("RGB", (8, 8)), "PNG")).decode()}

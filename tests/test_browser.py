@@ -7,22 +7,26 @@ import pytest
 
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
-from conftest import Open
+from conftest import CARDS, SERVED, Open
 from page_stand_in import choose
 from playwright.sync_api import Page, expect
 
+from training.protocol import CLASSES
+
+# In the order of protocol.CLASSES.
 CELLS = {
-    "en-GB": ["Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil"],
-    "pt-BR": ["Eosinófilo", "Linfócito", "Monócito", "Neutrófilo"],
+    "en-GB": ["Eosinophil", "Lymphocyte", "Monocyte", "Neutrophil", "Basophil"],
+    "pt-BR": ["Eosinófilo", "Linfócito", "Monócito", "Neutrófilo", "Basófilo"],
 }
 
 
-def check_answer(page: Page, locale: str = "en-GB") -> None:
+def check_answer(page: Page, locale: str = "en-GB", version: str = SERVED[0]) -> None:
     """Check that the answer is a neutrophil: its picture, its headline and its bars."""
     card = page.locator(".result")
     expect(card.locator("#verdict")).to_have_text(CELLS[locale][3])
     rows = card.locator("tbody tr")
-    assert sorted(rows.locator("th").all_inner_texts()) == CELLS[locale]
+    names = [CELLS[locale][CLASSES.index(label)] for label in CARDS[version]["classes"]]
+    assert sorted(rows.locator("th").all_inner_texts()) == sorted(names)
     percentages = card.locator(".percent").all_inner_texts()
     mark = "," if locale == "pt-BR" else "."
     assert all(re.fullmatch(rf"\d+\{mark}\d%", share) for share in percentages)
@@ -67,7 +71,7 @@ def test_chosen_version(open_page: Open, sample_image: Path, script: bool) -> No
     expect(choice).to_have_value("")
     choice.select_option("version 1.0")
     choose(page, sample_image)
-    check_answer(page)
+    check_answer(page, version="1.0")
     expect(page.get_by_text(re.compile("Classified by .*version 1.0"))).to_be_visible()
     expect(choice).to_have_value("1.0")
     # 1.0 reads the whole field.

@@ -12,7 +12,7 @@ import pytest
 from serving.deployment import Canary, canary
 from serving.deployment.canary import FILE, MIN_ANSWERS, TOLERATED, WINDOW, Outcome, Watch
 
-TRIAL = Canary("2.0", 10.0, max_errors=2.0, max_p95=100.0)
+TRIAL = Canary("3.0", 10.0, max_errors=2.0, max_p95=100.0)
 
 
 def write(
@@ -45,7 +45,7 @@ def test_several_clients_at_once_lose_no_line(tmp_path: Path, watch: Watch) -> N
         for number in range(500):
             canary.note(tmp_path, version, failed=number % 2 == 1, seconds=number / 1000)
 
-    versions = ["1.0", "2.0", "3.0", "4.0"]
+    versions = ["1.0", "3.0", "4.0", "5.0"]
     with ThreadPoolExecutor() as pool:
         list(pool.map(note, versions))
     assert (tmp_path / FILE).stat().st_mode & 0o077 == 0
@@ -63,10 +63,10 @@ class TestRead:
         self, tmp_path: Path, watch: Watch
     ) -> None:
         assert count(watch) == 0
-        write(tmp_path, "2.0", 0, of=3)
+        write(tmp_path, "3.0", 0, of=3)
         assert count(watch) == count(watch) == 3
         assert not (tmp_path / FILE).exists()
-        write(tmp_path, "2.0", 0, of=2)
+        write(tmp_path, "3.0", 0, of=2)
         assert count(watch) == 5
 
     def test_drops_old_outcomes(
@@ -74,17 +74,17 @@ class TestRead:
     ) -> None:
         now = time.time()
         monkeypatch.setattr(time, "time", lambda: now)
-        write(tmp_path, "2.0", 0, of=4, age=WINDOW + 1)
-        write(tmp_path, "2.0", 0, of=3, age=WINDOW / 2)
-        write(tmp_path, "2.0", 0, of=2)
+        write(tmp_path, "3.0", 0, of=4, age=WINDOW + 1)
+        write(tmp_path, "3.0", 0, of=3, age=WINDOW / 2)
+        write(tmp_path, "3.0", 0, of=2)
         assert count(watch) == 5
         now += WINDOW * 0.75
         assert count(watch) == 2
 
     def test_forgets_also_what_it_has_not_read(self, tmp_path: Path, watch: Watch) -> None:
-        write(tmp_path, "2.0", 0, of=2)
+        write(tmp_path, "3.0", 0, of=2)
         watch.read()
-        write(tmp_path, "2.0", 0, of=2)
+        write(tmp_path, "3.0", 0, of=2)
         watch.forget()
         assert count(watch) == 0
 
@@ -93,25 +93,25 @@ class TestRead:
         [
             "",
             "17640000",
-            "1764000000.000 2.0 1",
-            "1764000000.000 2.0 1 5.00 more",
-            "soon 2.0 1 5.00",
+            "1764000000.000 3.0 1",
+            "1764000000.000 3.0 1 5.00 more",
+            "soon 3.0 1 5.00",
         ],
     )
     def test_skips_a_truncated_line(self, tmp_path: Path, watch: Watch, line: str) -> None:
-        write(tmp_path, "2.0", 0, of=1)
+        write(tmp_path, "3.0", 0, of=1)
         with (tmp_path / FILE).open("a") as file:
             file.write(f"{line}\n")
-        write(tmp_path, "2.0", 0, of=1)
+        write(tmp_path, "3.0", 0, of=1)
         assert count(watch) == 2
 
 
 class TestVerdict:
     def test_needs_enough_answers(self, tmp_path: Path, watch: Watch) -> None:
         assert verdict(watch) is None
-        write(tmp_path, "2.0", MIN_ANSWERS - 1, of=MIN_ANSWERS - 1, milliseconds=9999)
+        write(tmp_path, "3.0", MIN_ANSWERS - 1, of=MIN_ANSWERS - 1, milliseconds=9999)
         assert verdict(watch) is None
-        write(tmp_path, "2.0", 1, of=1)
+        write(tmp_path, "3.0", 1, of=1)
         assert verdict(watch)
 
     @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ class TestVerdict:
     def test_error_rate(
         self, tmp_path: Path, watch: Watch, failures: int, of: int, rolled_back: bool
     ) -> None:
-        write(tmp_path, "2.0", failures, of)
+        write(tmp_path, "3.0", failures, of)
         write(tmp_path, "1.0", 0, of=1000)
         why = verdict(watch)
         assert (why is not None) is rolled_back
@@ -143,13 +143,13 @@ class TestVerdict:
     def test_error_rate_of_the_default_version(
         self, tmp_path: Path, watch: Watch, failures: int, of: int, rolled_back: bool
     ) -> None:
-        write(tmp_path, "2.0", 10, of=100)
+        write(tmp_path, "3.0", 10, of=100)
         write(tmp_path, "1.0", failures, of)
         assert (verdict(watch) is not None) is rolled_back
 
     def test_other_versions_do_not_count(self, tmp_path: Path, watch: Watch) -> None:
-        write(tmp_path, "2.0", 0, of=MIN_ANSWERS)
-        for version in ("2.0.1", "3.0", "1.0"):
+        write(tmp_path, "3.0", 0, of=MIN_ANSWERS)
+        for version in ("2.0.1", "4.0", "1.0"):
             write(tmp_path, version, 500, of=500, milliseconds=9999)
         assert verdict(watch) is None
 
@@ -160,7 +160,7 @@ class TestVerdict:
     def test_what_slows_both_versions_is_not_the_canary(
         self, tmp_path: Path, watch: Watch, usual: float, answers: int, rolled_back: bool
     ) -> None:
-        write(tmp_path, "2.0", 0, of=100, milliseconds=210)
+        write(tmp_path, "3.0", 0, of=100, milliseconds=210)
         write(tmp_path, "1.0", 0, of=answers, milliseconds=usual)
         assert bool(verdict(watch)) is rolled_back
 
@@ -171,8 +171,8 @@ class TestVerdict:
     def test_response_time(
         self, tmp_path: Path, watch: Watch, slow: int, of: int, rolled_back: bool
     ) -> None:
-        write(tmp_path, "2.0", 0, of=of - slow, milliseconds=100)
-        write(tmp_path, "2.0", 0, of=slow, milliseconds=180)
+        write(tmp_path, "3.0", 0, of=of - slow, milliseconds=100)
+        write(tmp_path, "3.0", 0, of=slow, milliseconds=180)
         why = verdict(watch)
         assert (why is not None) is rolled_back
         if why:
@@ -183,5 +183,5 @@ class TestVerdict:
         [([7], 95, 7), (range(1, 101), 95, 95), (range(1, 21), 95, 19), ([4, 3, 1, 2], 50, 2)],
     )
     def test_percentile(self, times: Iterable[int], percent: float, expected: float) -> None:
-        outcomes = [Outcome(0.0, "2.0", False, each) for each in times]
+        outcomes = [Outcome(0.0, "3.0", False, each) for each in times]
         assert canary.percentile(outcomes, percent) == expected

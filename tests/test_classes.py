@@ -7,14 +7,13 @@ import logging
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import jsonschema_rs
 import pytest
-import torch
 import yaml
 from flask.testing import FlaskClient
+from made_up import Context, write_version
 from page_stand_in import StandIn, encoded, picture, token
 from prometheus_client import values
 from series import key, read
@@ -24,48 +23,8 @@ from handler import metrics, pipelines
 from handler.bloodcells_handler import BloodCellHandler
 from handler.locator import Located
 from serving.settings import ROOT
-from training.networks import BloodCellNet, CellNet, Locator
-from training.version_files import write_onnx
 
 CLASSES = ["BLAST", "BASOPHIL", "NEUTROPHIL", "MONOCYTE", "LYMPHOCYTE", "EOSINOPHIL"]
-FIELD = {"channels": [4, 4], "pools": [4, 4], "hidden": 4, "dropout": [0, 0]}
-CELL = {"channels": [8, 8], "dropout": 0}
-
-
-def write_version(folder: Path, finds_cells: bool) -> None:
-    """Write a version with made-up weights, whose last output is the largest of its classes."""
-    torch.manual_seed(0)
-    parts: dict[str, Any] = {"network": BloodCellNet(len(CLASSES), **FIELD)}
-    if finds_cells:
-        parts = {"locator": Locator(), "network": CellNet(len(CLASSES), **CELL)}
-    last = parts["network"].classifier if finds_cells else parts["network"].classifier[-1]
-    with torch.no_grad():
-        last.weight.zero_()
-        last.bias.copy_(torch.arange(len(last.bias)).float())
-        # Other cells, if the version has that output.
-        last.bias[len(CLASSES) :] = 0.0
-    torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "weights.pt")
-    card = {
-        "version": "9.0",
-        "classes": CLASSES,
-        "finds_cells": finds_cells,
-        "network": CELL if finds_cells else FIELD,
-        "temperature": 1.0,
-        "thresholds": {"stain": -100.0, "foreign": 0.5, "confident": 0.5},
-        **write_onnx(folder, parts),
-    }
-    (folder / "card.json").write_text(json.dumps(card))
-
-
-class Context(SimpleNamespace):
-    """What TorchServe passes to a handler, for requests of one image."""
-
-    def get_all_request_header(self, _index: int) -> dict[str, str]:
-        return self.header
-
-    def set_response_header(self, *_: Any) -> None: ...
-
-    set_response_status = set_response_content_type = set_response_header
 
 
 @pytest.fixture(params=[False, True], ids=["field", "cells"])
@@ -97,15 +56,10 @@ def answer(
     caplog.set_level(logging.ERROR)
     folder = tmp_path / "model"
     folder.mkdir()
-    write_version(folder, finds_cells)
+    write_version(folder, CLASSES, finds_cells)
     found = [Located((20.0, 30.0, 80.0, 90.0), 0.9)]
     monkeypatch.setattr(pipelines, "locate", lambda _locator, fields: [found for _ in fields])
-    context = Context(
-        system_properties={"model_dir": str(folder), "batch_size": 1},
-        manifest={"model": {"modelName": "bloodcells"}},
-        model_yaml_config={"handler": {"threads": 1}},
-        header={"explain": "True"},
-    )
+    context = Context(folder, explain="True")
     handler = BloodCellHandler()
     handler.initialize(context)
     [body] = handler.handle([{"body": picture("PNG", (320, 240))}], context)

@@ -24,11 +24,11 @@ from testing.service import environment_of
 DONE, FAILED, USAGE, NOT_RUNNING, BUSY = range(5)
 # Each succeeds in a new World.
 CHANGES = {
-    "deploy 3.0 --workers 2": "version 3.0 deployed",
-    "promote 2.0": "version 2.0 is the default",
-    "canary 2.0": "version 2.0 serves 10 % of the clients",
-    "scale 2.0 --workers 3": "version 2.0 has 3 workers",
-    "retire 2.0": "version 2.0 retired",
+    "deploy 4.0 --workers 2": "version 4.0 deployed",
+    "promote 3.0": "version 3.0 is the default",
+    "canary 3.0": "version 3.0 serves 10 % of the clients",
+    "scale 3.0 --workers 3": "version 3.0 has 3 workers",
+    "retire 3.0": "version 3.0 retired",
     "apply": "nothing to do",
 }
 
@@ -65,11 +65,11 @@ class TestExitCodes:
     @pytest.mark.parametrize(
         "line",
         [
-            "promote 3.0",
-            "deploy 2.0",
-            "deploy 4.0",
-            "scale 2.0 --workers 0",
-            "canary 2.0 --percent 100",
+            "promote 4.0",
+            "deploy 3.0",
+            "deploy 5.0",
+            "scale 3.0 --workers 0",
+            "canary 3.0 --percent 100",
             "retire 1.0",
             "rollback",
         ],
@@ -79,7 +79,7 @@ class TestExitCodes:
         assert_fails(call(world.settings, line), FAILED)
         assert world.state == before
 
-    @pytest.mark.parametrize("line", ["status", "apply", "promote 2.0"])
+    @pytest.mark.parametrize("line", ["status", "apply", "promote 3.0"])
     def test_an_invalid_deployment_is_1(self, world: World, line: str) -> None:
         world.settings.deployment.write_text("default: [")
         assert_fails(call(world.settings, line), FAILED, "deployment.yaml")
@@ -90,12 +90,12 @@ class TestExitCodes:
     @pytest.mark.parametrize(
         "line",
         [
-            "depoly 3.0",
+            "depoly 4.0",
             "deploy",
-            "deploy 3.0 --workers many",
-            "deploy 3.0 --archive nowhere.mar",
-            "scale 2.0",
-            "promote 1.0 2.0",
+            "deploy 4.0 --workers many",
+            "deploy 4.0 --archive nowhere.mar",
+            "scale 3.0",
+            "promote 1.0 3.0",
             "status --yaml",
         ],
     )
@@ -123,19 +123,19 @@ class TestExitCodes:
 
 class TestStatus:
     def test_shows_the_versions_and_their_clients(self, world: World) -> None:
-        call(world.settings, "canary 2.0 --percent 12.5")
+        call(world.settings, "canary 3.0 --percent 12.5")
         found = json.loads(call(world.settings, "status --json").stdout)
         assert (found["ready"], found["default"]) == (True, "1.0")
-        canary = {"version": "2.0", "percent": 12.5, "max_errors": 2.0, "max_p95": 1000.0}
+        canary = {"version": "3.0", "percent": 12.5, "max_errors": 2.0, "max_p95": 1000.0}
         assert found["canary"] == canary
-        assert [each["version"] for each in found["versions"]] == ["1.0", "2.0"]
+        assert [each["version"] for each in found["versions"]] == ["1.0", "3.0"]
         lines = call(world.settings, "status").stdout.splitlines()
         assert "87.5 %, default" in lines[1]
         assert "12.5 %, canary" in lines[2]
         assert "2 of 2" in lines[2]
 
     def test_a_difference_is_1_until_it_is_applied(self, world: World) -> None:
-        world.management.workers["2.0"] = 5
+        world.management.workers["3.0"] = 5
         table, document = call(world.settings, "status"), call(world.settings, "status --json")
         assert (table.exit_code, document.exit_code) == (FAILED, FAILED)
         (difference,) = json.loads(document.stdout)["differences"]
@@ -151,27 +151,27 @@ class TestStatus:
 
     @pytest.mark.parametrize("content", [None, b"PK half of it"])
     def test_a_missing_or_damaged_archive_is_1(self, world: World, content: bytes | None) -> None:
-        served = archives.deployed(world.settings, "2.0")
+        served = archives.deployed(world.settings, "3.0")
         served.unlink()
         if content:
             served.write_bytes(content)
         assert call(world.settings, "status").exit_code == FAILED
 
     def test_another_build_in_the_store(self, world: World) -> None:
-        write_archive(archives.built(world.settings, "2.0"), "2.0", note="rebuilt")
+        write_archive(archives.built(world.settings, "3.0"), "3.0", note="rebuilt")
         assert "another build" in " ".join(call(world.settings, "status").stdout.split())
 
 
 class TestHistory:
     def test_changes_and_their_outcome(self, world: World) -> None:
-        call(world.settings, "promote 2.0")
         call(world.settings, "promote 3.0")
+        call(world.settings, "promote 4.0")
         first, second = json.loads(call(world.settings, "history --json").stdout)
-        assert (first["action"], first["version"], first["outcome"]) == ("promote", "2.0", "done")
+        assert (first["action"], first["version"], first["outcome"]) == ("promote", "3.0", "done")
         assert (second["outcome"], second["before"]) == ("failed", first["after"])
         table = " ".join(call(world.settings, "history").stdout.split())
-        assert "promote 2.0 done" in table
-        assert "promote 3.0 failed" in table
+        assert "promote 3.0 done" in table
+        assert "promote 4.0 failed" in table
 
     def test_a_reason_is_not_markup(self, world: World) -> None:
         reason = r"missing [/tmp/x] [red] \[path]"
@@ -201,7 +201,7 @@ class TestTokens:
             (tmp_path / "key_file.json").write_text(keys)
             yield running
 
-    @pytest.mark.parametrize("line", ["apply", "promote 2.0", "status", "status --json"])
+    @pytest.mark.parametrize("line", ["apply", "promote 3.0", "status", "status --json"])
     @pytest.mark.parametrize(
         "answer", [(200, b"<html>"), (400, b"InvalidKeyException"), (500, b"")]
     )

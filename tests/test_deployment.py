@@ -28,25 +28,25 @@ from serving.deployment import (
 from serving.deployment.spec import MAX_WORKERS, to_document
 from serving.settings import ROOT, Settings
 
-TWO = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2, "ab" * 32)})
-TRIAL = replace(TWO, canary=Canary("2.0", 12.5, 3.0, 250.0))
-VALID = "default: '1.0'\nversions:\n  '1.0': {workers: 1}\n  '2.0': {workers: 1}\n"
+TWO = Deployment("1.0", {"1.0": VersionSpec(1), "3.0": VersionSpec(2, "ab" * 32)})
+TRIAL = replace(TWO, canary=Canary("3.0", 12.5, 3.0, 250.0))
+VALID = "default: '1.0'\nversions:\n  '1.0': {workers: 1}\n  '3.0': {workers: 1}\n"
 # As a user may write it.
 COMMENTED = """\
 # our laboratory
-default: "2.0"   # since May
+default: "3.0"   # since May
 
 versions:
     # the fallback
     '1.0': {workers: 1}   # small
 
     # the candidate
-    "2.0":
+    "3.0":
         workers: 2 # two cores
         sha256: {sha256}
 
     # the next one
-    '3.0':
+    '4.0':
         workers: 1
 # none at present
 canary: null
@@ -106,23 +106,23 @@ class TestSave:
         ("edit", "old", "new"),
         [
             (lambda it: it, "", ""),
-            (lambda it: replace(it, default="1.0"), 'default: "2.0"', 'default: "1.0"'),
+            (lambda it: replace(it, default="1.0"), 'default: "3.0"', 'default: "1.0"'),
             (
-                lambda it: it.with_version("2.0", VersionSpec(4, "ab" * 32)),
+                lambda it: it.with_version("3.0", VersionSpec(4, "ab" * 32)),
                 "workers: 2 # two cores",
                 "workers: 4 # two cores",
             ),
             (
-                lambda it: it.with_version("4.0", VersionSpec(1)),
-                "'3.0':\n        workers: 1\n",
-                "'3.0':\n        workers: 1\n    '4.0':\n        workers: 1\n",
+                lambda it: it.with_version("5.0", VersionSpec(1)),
+                "'4.0':\n        workers: 1\n",
+                "'4.0':\n        workers: 1\n    '5.0':\n        workers: 1\n",
             ),
             (lambda it: it.without_version("1.0"), "    '1.0': {workers: 1}   # small\n", ""),
-            (lambda it: it.without_version("3.0"), "    '3.0':\n        workers: 1\n", ""),
+            (lambda it: it.without_version("4.0"), "    '4.0':\n        workers: 1\n", ""),
             (
-                lambda it: replace(it, canary=Canary("3.0", 5.0)),
+                lambda it: replace(it, canary=Canary("4.0", 5.0)),
                 "canary: null\n",
-                "canary:\n    version: '3.0'\n    percent: 5.0\n    max_errors: 2.0\n"
+                "canary:\n    version: '4.0'\n    percent: 5.0\n    max_errors: 2.0\n"
                 "    max_p95: 1000.0\n",
             ),
         ],
@@ -154,15 +154,15 @@ class TestLoad:
             ("default: '1.0'\nversions: {}", "The default, 1.0, is not one of the versions"),
             # YAML reads 1.10 as 1.1.
             (VALID.replace("default: '1.0'", "default: 1.0"), "in quotes: '1.0'"),
-            (VALID.replace("  '2.0':", "  2.0:"), "in quotes: '2.0'"),
-            (f"{VALID}canary: {{version: 2.0, percent: 5}}", "in quotes: '2.0'"),
+            (VALID.replace("  '3.0':", "  3.0:"), "in quotes: '3.0'"),
+            (f"{VALID}canary: {{version: 3.0, percent: 5}}", "in quotes: '3.0'"),
             (VALID.replace("default: '1.0'", "default:"), "It must have `default`"),
-            (VALID + "canaries: {version: '2.0'}", "Unknown keys: 'canaries'"),
-            (VALID + "canary: '2.0'", "It must have `default`"),
-            (VALID + "canary: {version: '2.0'}", "It must have `default`"),
-            (VALID + "canary: {version: '2.0', percent: few}", "It must have `default`"),
-            (VALID + "canary: {version: '2.0', percent: 5, more: 1}", "It must have `default`"),
-            (VALID + "default: '2.0'", "is not YAML: "),
+            (VALID + "canaries: {version: '3.0'}", "Unknown keys: 'canaries'"),
+            (VALID + "canary: '3.0'", "It must have `default`"),
+            (VALID + "canary: {version: '3.0'}", "It must have `default`"),
+            (VALID + "canary: {version: '3.0', percent: few}", "It must have `default`"),
+            (VALID + "canary: {version: '3.0', percent: 5, more: 1}", "It must have `default`"),
+            (VALID + "default: '3.0'", "is not YAML: "),
             ("a: [", "is not YAML: "),
             ("a: \x00", "is not YAML: "),
             ("default: é".encode("latin-1"), "is not YAML: "),
@@ -196,9 +196,9 @@ class TestDeployment:
     @pytest.mark.parametrize(
         ("name", "spec", "why"),
         [
-            *(("2.0", VersionSpec(workers), "1 to 64 workers") for workers in (0, 65, True, 1.5)),
+            *(("3.0", VersionSpec(workers), "1 to 64 workers") for workers in (0, 65, True, 1.5)),
             *((name, VersionSpec(1), "not a valid version") for name in ("", "../1.0", "é", "1\n")),
-            *(("2.0", VersionSpec(1, each), "64 hex digits") for each in ("", "x" * 64, 12)),
+            *(("3.0", VersionSpec(1, each), "64 hex digits") for each in ("", "x" * 64, 12)),
         ],
     )
     def test_invalid_version(self, name: str, spec: VersionSpec, why: str) -> None:
@@ -208,13 +208,13 @@ class TestDeployment:
     @pytest.mark.parametrize(
         ("canary", "expected"),
         [
-            *((Canary(name, 10), f"The canary, {name}, must be") for name in ("1.0", "3.0")),
+            *((Canary(name, 10), f"The canary, {name}, must be") for name in ("1.0", "4.0")),
             *(
-                (Canary("2.0", percent), "must be between 0 and 100")
+                (Canary("3.0", percent), "must be between 0 and 100")
                 for percent in (0, 100, -1, float("nan"), float("inf"))
             ),
-            *((Canary("2.0", 10, max_errors=limit), "limits") for limit in (-1, float("nan"))),
-            *((Canary("2.0", 10, max_p95=limit), "limits") for limit in (0, -5, float("nan"))),
+            *((Canary("3.0", 10, max_errors=limit), "limits") for limit in (-1, float("nan"))),
+            *((Canary("3.0", 10, max_p95=limit), "limits") for limit in (0, -5, float("nan"))),
         ],
     )
     def test_invalid_canary(self, canary: Canary, expected: str) -> None:
@@ -222,12 +222,12 @@ class TestDeployment:
             replace(TWO, canary=canary)
 
     def test_the_default_and_the_canary_stay(self) -> None:
-        assert TWO.without_version("2.0").versions.keys() == {"1.0"}
-        assert TWO.versions.keys() == {"1.0", "2.0"}
+        assert TWO.without_version("3.0").versions.keys() == {"1.0"}
+        assert TWO.versions.keys() == {"1.0", "3.0"}
         with pytest.raises(DeploymentError, match="default"):
             TWO.without_version("1.0")
         with pytest.raises(DeploymentError, match="canary"):
-            TRIAL.without_version("2.0")
+            TRIAL.without_version("3.0")
 
 
 class TestHistory:
@@ -278,17 +278,17 @@ class TestHistory:
     def test_finds_the_last_spec_of_a_version(self, history: History) -> None:
         assert history.last_seen("1.0") is None
         for workers in (1, 3):
-            after = TWO.with_version("3.0", VersionSpec(workers, "0" * 64))
+            after = TWO.with_version("4.0", VersionSpec(workers, "0" * 64))
             history.add({"before": to_document(TWO), "after": to_document(after)})
         history.add({"before": to_document(after), "after": to_document(TWO)})
-        assert history.last_seen("3.0") == VersionSpec(3, "0" * 64)
-        assert history.last_seen("4.0") is None
+        assert history.last_seen("4.0") == VersionSpec(3, "0" * 64)
+        assert history.last_seen("5.0") is None
 
 
 class TestChange:
     def test_writes_an_entry_when_it_is_done(self, settings: Settings) -> None:
-        after = TWO.with_version("3.0", VersionSpec(1))
-        with change(settings, "deploy", "3.0") as entry:
+        after = TWO.with_version("4.0", VersionSpec(1))
+        with change(settings, "deploy", "4.0") as entry:
             entry["sha256"] = "cd"
             deployment.save(after, settings.deployment)
             assert History(settings.deployment).entries() == []
@@ -298,7 +298,7 @@ class TestChange:
         assert found.pop("who")
         assert found == {
             "action": "deploy",
-            "version": "3.0",
+            "version": "4.0",
             "outcome": "done",
             "sha256": "cd",
             "before": to_document(TWO),
@@ -316,7 +316,7 @@ class TestChange:
     def test_writes_the_reason_of_a_failure(
         self, settings: Settings, error: BaseException, why: str
     ) -> None:
-        with pytest.raises(type(error)) as caught, change(settings, "scale", "2.0"):
+        with pytest.raises(type(error)) as caught, change(settings, "scale", "3.0"):
             raise error
         assert caught.value is error
         (found,) = History(settings.deployment).entries()

@@ -37,7 +37,7 @@ from serving.torchserve import StartError, java, tokens
 from serving.torchserve.config import effective_config, to_properties
 from testing.service import Service, environment_of
 
-DEPLOYMENT = Deployment("1.0", {"1.0": VersionSpec(1), "2.0": VersionSpec(2)})
+DEPLOYMENT = Deployment("1.0", {"1.0": VersionSpec(1), "3.0": VersionSpec(2)})
 MODEL_CONFIG = {"batchSize": 8, "maxBatchDelay": 1, "jobQueueSize": 128, "responseTimeout": 60}
 
 CONFIG = "config.properties"
@@ -178,11 +178,11 @@ def reported(version: str, **values: object) -> Change:
 
 
 def built(edit: Callable[[Path], object]) -> Change:
-    """Edit the archive of 2.0 in the model store; nothing is deployed yet."""
+    """Edit the archive of 3.0 in the model store; nothing is deployed yet."""
 
     def change(context: Context, patch: pytest.MonkeyPatch) -> None:
         shutil.rmtree(context.settings.archives)
-        edit(archives.built(context.settings, "2.0"))
+        edit(archives.built(context.settings, "3.0"))
 
     return change
 
@@ -197,16 +197,16 @@ def deploy_other(pinned: str = "") -> Change:
 
     def change(context: Context, patch: pytest.MonkeyPatch) -> None:
         settings = context.settings
-        other = write_mar(archives.deployed(settings, "2.0"), "2.0", note="other")
-        digest = {"deployed": other, "built": archives.digest(archives.built(settings, "2.0"))}
+        other = write_mar(archives.deployed(settings, "3.0"), "3.0", note="other")
+        digest = {"deployed": other, "built": archives.digest(archives.built(settings, "3.0"))}
         spec = VersionSpec(2, digest.get(pinned, "0" * 64 if pinned else None))
-        deployment.save(DEPLOYMENT.with_version("2.0", spec), settings.deployment)
+        deployment.save(DEPLOYMENT.with_version("3.0", spec), settings.deployment)
 
     return change
 
 
-STARTED = "INFO  [W-{}-bloodcells_2.0-stdout] MODEL_LOG - Torch worker started."
-DIED = "INFO  [W-{}-bloodcells_2.0-stdout] MODEL_LOG - Backend worker process died."
+STARTED = "INFO  [W-{}-bloodcells_3.0-stdout] MODEL_LOG - Torch worker started."
+DIED = "INFO  [W-{}-bloodcells_3.0-stdout] MODEL_LOG - Backend worker process died."
 
 
 def log(*lines: str, hours: int = 0) -> Change:
@@ -243,7 +243,7 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("folder", chmod(0o770), PROBLEM, "other users"),
     ("folder", in_run_dir(shutil.rmtree), OK, "is created"),
     ("folder", returns(os, "access", False), PROBLEM, "not writable"),
-    ("deployment", unchanged, OK, "versions 1.0, 2.0, default 1.0"),
+    ("deployment", unchanged, OK, "versions 1.0, 3.0, default 1.0"),
     ("config", unchanged, OK, "safe"),
     ("config", project_config, WARNING, "enable_model_api"),
     ("config", lambda context, patch: context.settings.config.unlink(), PROBLEM, ""),
@@ -266,13 +266,13 @@ CASES: list[tuple[str, Change, str, str]] = [
             "metrics_address=http://example.org:8082",
         )
     ),
-    ("archives", unchanged, OK, "2.0: undamaged"),
-    ("archives", built(Path.unlink), PROBLEM, "2.0: "),
-    ("archives", built(truncate), PROBLEM, "2.0: "),
-    ("archives", built(lambda path: write_mar(path, "2.0", known=False)), PROBLEM, "golden.json"),
+    ("archives", unchanged, OK, "3.0: undamaged"),
+    ("archives", built(Path.unlink), PROBLEM, "3.0: "),
+    ("archives", built(truncate), PROBLEM, "3.0: "),
+    ("archives", built(lambda path: write_mar(path, "3.0", known=False)), PROBLEM, "golden.json"),
     ("archives", deploy_other("built"), WARNING, "another build"),
     ("archives", deploy_other("deployed"), OK, "as pinned"),
-    ("archives", deploy_other("neither"), PROBLEM, "2.0: "),
+    ("archives", deploy_other("neither"), PROBLEM, "3.0: "),
     ("tokens", unchanged, OK, "inference: expires in"),
     ("tokens", new_tokens(minutes=-1), PROBLEM, "management: expired"),
     ("tokens", new_tokens(inference="another"), PROBLEM, "outdated"),
@@ -284,20 +284,20 @@ CASES: list[tuple[str, Change, str, str]] = [
     ("ready", unchanged, PROBLEM, "starting"),
     ("ready", in_run_dir(lambda path: RoutingFile(path).publish(ROUTING)), OK, "accepts clients"),
     ("page", unchanged, PROBLEM, "does not answer"),
-    ("workers", unchanged, OK, "2.0: 2 of 2 ready"),
-    ("workers", reported("2.0", workers=[READY, UNLOADING]), PROBLEM, "2.0: 1 of 2 ready"),
-    ("workers", lambda context, _: context.versions.pop("2.0"), PROBLEM, "2.0: not deployed"),
+    ("workers", unchanged, OK, "3.0: 2 of 2 ready"),
+    ("workers", reported("3.0", workers=[READY, UNLOADING]), PROBLEM, "3.0: 1 of 2 ready"),
+    ("workers", lambda context, _: context.versions.pop("3.0"), PROBLEM, "3.0: not deployed"),
     ("in sync", returns(Rollout, "differences", []), OK, ""),
     ("in sync", returns(Rollout, "differences", ["a difference"]), PROBLEM, "a difference"),
-    ("settings", unchanged, OK, "2.0: "),
-    ("settings", reported("2.0", batchSize=1), PROBLEM, "2.0: batchSize is 1, not 8"),
-    ("settings", reported("2.0", jobQueueStatus=queue(100, 0)), PROBLEM, "jobQueueSize is 100"),
+    ("settings", unchanged, OK, "3.0: "),
+    ("settings", reported("3.0", batchSize=1), PROBLEM, "3.0: batchSize is 1, not 8"),
+    ("settings", reported("3.0", jobQueueStatus=queue(100, 0)), PROBLEM, "jobQueueSize is 100"),
     # The size of a queue in use is unknown.
-    ("settings", reported("2.0", jobQueueStatus=queue(120, 7)), OK, ""),
+    ("settings", reported("3.0", jobQueueStatus=queue(120, 7)), OK, ""),
     ("settings", in_run_dir(lambda run: shutil.rmtree(run / "archives")), PROBLEM, "model-config"),
-    ("answers", returns(readiness, "check_answers", None), OK, "2.0: all 4 images as expected"),
-    ("answers", returns(readiness, "check_answers", NeverReady("wrong")), PROBLEM, "2.0: wrong"),
-    ("queue", unchanged, OK, "2.0: 0 waiting, room for 128"),
+    ("answers", returns(readiness, "check_answers", None), OK, "3.0: all 4 images as expected"),
+    ("answers", returns(readiness, "check_answers", NeverReady("wrong")), PROBLEM, "3.0: wrong"),
+    ("queue", unchanged, OK, "3.0: 0 waiting, room for 128"),
     ("queue", reported("1.0", jobQueueStatus=queue(0, 128)), PROBLEM, "1.0: 128 waiting"),
     ("log", unchanged, NOT_CHECKED, "cannot read"),
     # A worker added by `scale` has a new name; a killed worker restarts under the same name.
@@ -370,10 +370,10 @@ def test_a_page_or_torchserve_that_does_not_answer_is_one_problem(settings: Sett
 
 
 def test_a_change_in_progress_is_no_difference(context: Context) -> None:
-    with files.lock(context.settings.run_dir / "change.lock", "`scale 2.0` by process 7"):
+    with files.lock(context.settings.run_dir / "change.lock", "`scale 3.0` by process 7"):
         state, text = worst("in sync", context)
     assert state == NOT_CHECKED
-    assert "`scale 2.0`" in text
+    assert "`scale 3.0`" in text
 
 
 def test_no_finding_shows_a_token(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -292,12 +292,12 @@ class TestInFlight:
     def test_a_file_stands_for_each_request(self, edge: Asker, stand_in: StandIn) -> None:
         held = Held(edge)
         with ThreadPoolExecutor() as pool:
-            requests = [pool.submit(edge.ask, f"{ANSWERS}/2.0") for _ in range(3)]
+            requests = [pool.submit(edge.ask, f"{ANSWERS}/3.0") for _ in range(3)]
             wait(lambda: len(stand_in.requests) == 3)
             names = [path.name.split("~") for path in held.folder.iterdir()]
             held.release.set()
             assert [each.result().status_code for each in requests] == 3 * [200]
-        assert [name[0] for name in names] == 3 * ["2.0"]
+        assert [name[0] for name in names] == 3 * ["3.0"]
         nginx = psutil.Process(edge.edge.process.pid).children(recursive=True)
         assert {int(name[1]) for name in names} <= {each.pid for each in nginx}
         assert held.count() == 0

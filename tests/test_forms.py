@@ -114,7 +114,7 @@ def test_a_host_that_is_no_name(client: FlaskClient, host: str, method: str, pat
     assert "Content-Security-Policy" in response.headers
 
 
-@pytest.mark.parametrize("path", ["/models//2.0", "/static//icon.svg"])
+@pytest.mark.parametrize("path", ["/models//3.0", "/static//icon.svg"])
 def test_no_redirect_names_a_host_of_the_request(client: FlaskClient, path: str) -> None:
     response = client.get(path, headers={"Host": "elsewhere.example"})
     assert response.status_code == 404

@@ -29,7 +29,7 @@ from serving.client import NotServed
 from serving.deployment.routing import Routing
 
 MEBIBYTE = 1024 * 1024
-SEVERAL = Routing("2.0", ("1.0", "10.0", "2.0"))
+SEVERAL = Routing("3.0", ("1.0", "10.0", "3.0"))
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def options(page: str) -> list[tuple[str, str]]:
 
 
 def test_a_chosen_version_answers_and_stays_chosen(client: FlaskClient, stand_in: StandIn) -> None:
-    for serves in (None, Routing("2.0", ("2.0",))):
+    for serves in (None, Routing("3.0", ("3.0",))):
         stand_in.serves = serves
         assert not options(client.get("/").text)
         assert not options(send(client, picture()).text)
@@ -133,7 +133,7 @@ def test_a_chosen_version_answers_and_stays_chosen(client: FlaskClient, stand_in
     assert options(client.get("/").text) == [
         ("", "recommended"),
         ("10.0", "version 10.0"),
-        ("2.0", "version 2.0"),
+        ("3.0", "version 3.0"),
         ("1.0", "version 1.0"),
     ]
     for fields, chosen in (({}, []), ({"version": ""}, []), ({"version": "1.0"}, ["1.0"])):

@@ -38,7 +38,7 @@ from handler.preprocessing import decode
 from handler.verdict import Answer, answer
 from scripts.draw_cells import draw_cell
 from testing.formats import encoded
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 
 PACKAGE = Path(handler.__file__).parent
 MODULES = {path.name for path in PACKAGE.glob("*.py")} - {"bloodcells_handler.py"}
@@ -181,7 +181,7 @@ def picture(
 
 @cache
 def drawn(seed: int) -> Image.Image:
-    return draw_cell(CLASSES[seed % len(CLASSES)], seed, (320, 240))
+    return draw_cell(FIELD_CLASSES[seed % len(FIELD_CLASSES)], seed, (320, 240))
 
 
 PICTURES = [picture(seed) for seed in range(2 * BATCH_SIZE + 3)]
@@ -345,12 +345,12 @@ def reload(worker: Worker, model_dir: Path, tmp_path: Path) -> Iterator[Any]:
 
 @ONE_VERSION
 def test_the_card_decides_version_verdict_and_temperature(reload: Any, card: Any) -> None:
-    for confident, stain, verdict in (
-        (0, -9, "confident"),
-        (1.1, -9, "uncertain"),
-        (0, 99, "rejected"),
+    for confident, foreign, verdict in (
+        (0, 1, "confident"),
+        (1.1, 1, "uncertain"),
+        (0, -1, "rejected"),
     ):
-        limits = {"confident": confident, "foreign": 1, "stain": stain}
+        limits = {"confident": confident, "foreign": foreign}
         worker = reload(version="7.5", thresholds=card["thresholds"] | limits)
         document = worker.answer(body(GOOD)).json
         assert (document["version"], document["verdict"]) == ("7.5", verdict)

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from handler.bounds import InputError
+from handler.bounds import FIELD, InputError
 from handler.preprocessing import DecodedImage, decode, within_field
 from serving.client import ManagementClient
 from serving.settings import MODEL
@@ -26,7 +26,7 @@ def status(body: bytes) -> int:
         return error.code
     assert isinstance(picture, DecodedImage)
     assert picture.pixels.shape[2] == 3
-    assert max(picture.pixels.shape) <= 320
+    assert max(picture.pixels.shape) <= FIELD
     return 200
 
 

@@ -192,7 +192,7 @@ class TestInference:
         centres = sorted((cell["box"][0] + cell["box"][2]) / 2 for cell in cells)
         assert 0 < centres[0] < 640 < centres[1] < 1280
 
-    @pytest.mark.parametrize("version", SERVED)
+    @pytest.mark.parametrize("version", FINDS_CELLS)
     def test_what_is_no_smear_is_rejected(self, send: Send, version: str) -> None:
         buffer = BytesIO()
         Image.new("RGB", (640, 480), "white").save(buffer, "PNG")

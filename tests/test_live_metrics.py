@@ -92,8 +92,8 @@ def test_every_answer_is_counted(service: Service, send: Send) -> None:
     classified = [answer for answer in [*answers, explained] if "verdict" in answer]
     assert len(classified) == 9
     expected: Series = {
-        key(INPUT_ERRORS, version="2.0", type="CorruptImage"): 1,
-        key(INPUT_ERRORS, version="2.0", type="UnsupportedImage"): 1,
+        key(INPUT_ERRORS, version="3.0", type="CorruptImage"): 1,
+        key(INPUT_ERRORS, version="3.0", type="UnsupportedImage"): 1,
         key(INPUT_ERRORS, version="1.0", type="UnsupportedImage"): 1,
         key("bloodcells_explanations_total"): 1,
     }
@@ -123,11 +123,11 @@ def test_batches_and_the_page_are_measured(
         requests.get(service.frontend_url + path, timeout=PATIENCE)
     after = exported(service)
     new = {each: value - before.get(each, 0) for each, value in after.items()}
-    assert new[key("bloodcells_batch_size_count", version="2.0")] == 2
-    assert new[key("bloodcells_batch_size_sum", version="2.0")] == 2
-    assert new[key("bloodcells_decode_seconds_count", version="2.0")] == 2
+    assert new[key("bloodcells_batch_size_count", version="3.0")] == 2
+    assert new[key("bloodcells_batch_size_sum", version="3.0")] == 2
+    assert new[key("bloodcells_decode_seconds_count", version="3.0")] == 2
     # What is not an image does not reach the networks.
-    assert new[key("bloodcells_network_seconds_count", version="2.0")] == 1
+    assert new[key("bloodcells_network_seconds_count", version="3.0")] == 1
     for endpoint, status, count in (("page.index", "200", 1), ("none", "404", 2)):
         assert new[key(PAGE_COUNT, endpoint=endpoint, method="GET", status=status)] == count
     [page] = service.settings.metrics.glob(f"histogram_{page_process(service)}.db")

@@ -30,7 +30,7 @@ from testing.clients import Clients
 from testing.service import Service, environment_of, free_settings, run_service
 
 # Two workers of 1.0, so that one can be stopped.
-START = Deployment("1.0", {"1.0": VersionSpec(2), "2.0": VersionSpec(1)})
+START = Deployment("1.0", {"1.0": VersionSpec(2), "3.0": VersionSpec(1)})
 IMAGE = (known_answers.SAMPLES / "neutrophil.png").read_bytes()
 CLIENTS = [f"client-{number}" for number in range(12)]
 # Seconds; only a hang reaches this limit.
@@ -150,29 +150,29 @@ def load(service: Service) -> Iterator[Load]:
 
 
 def remade(service: Service, version: str, *faults: Callable[[faulty.Contents], None]) -> str:
-    """Write an archive of version 2.0 with these faults as another version; return its path."""
+    """Write an archive of version 3.0 with these faults as another version; return its path."""
     target = service.settings.run_dir.with_name(f"bloodcells-{version}.mar")
-    return str(faulty.remade(archives.built(service.settings, "2.0"), target, version, *faults))
+    return str(faulty.remade(archives.built(service.settings, "3.0"), target, version, *faults))
 
 
 class TestChanges:
     def test_a_canary_keeps_its_clients_until_its_promotion_is_undone(
         self, service: Service, load: Load
     ) -> None:
-        run_command(service.settings, "canary", "2.0", "--percent", "40")
+        run_command(service.settings, "canary", "3.0", "--percent", "40")
         first = load.versions()
         assert all(len(versions) == 1 for versions in first.values())
-        assert set.union(*first.values()) == {"1.0", "2.0"}
-        run_command(service.settings, "canary", "2.0", "--percent", "70")
+        assert set.union(*first.values()) == {"1.0", "3.0"}
+        run_command(service.settings, "canary", "3.0", "--percent", "70")
         second = load.versions()
-        assert all(second[each] == {"2.0"} for each in CLIENTS if first[each] == {"2.0"})
+        assert all(second[each] == {"3.0"} for each in CLIENTS if first[each] == {"3.0"})
         # The canary is promoted; a rollback undoes that.
-        for command, default in (("promote 2.0", "2.0"), ("rollback", "1.0")):
+        for command, default in (("promote 3.0", "3.0"), ("rollback", "1.0")):
             run_command(service.settings, *command.split())
             assert set.union(*load.versions().values()) == {default}
             assert state(service.settings)["default"] == default
         done = [(each["action"], each["version"]) for each in history(service.settings)]
-        assert done[-2:] == [("promote", "2.0"), ("rollback", "1.0")]
+        assert done[-2:] == [("promote", "3.0"), ("rollback", "1.0")]
 
     def test_scale_retire_and_deploy_again(self, service: Service, load: Load) -> None:
         before = Tokens(service.settings.run_dir).header("inference")
@@ -181,9 +181,9 @@ class TestChanges:
             printed = run_command(service.settings, "scale", "1.0", "--workers", workers)
             assert f"has {workers} worker" in printed
             assert state(service.settings)["versions"]["1.0"][:2] == [int(workers)] * 2
-        run_command(service.settings, "retire", "2.0")
+        run_command(service.settings, "retire", "3.0")
         assert state(service.settings)["versions"].keys() == {"1.0"}
-        run_command(service.settings, "deploy", "2.0")
+        run_command(service.settings, "deploy", "3.0")
         load.versions()
         assert Tokens(service.settings.run_dir).header("inference") != before
 
@@ -214,13 +214,13 @@ class TestChanges:
         original = settings.deployment.read_text()
         document = yaml.safe_load(original)
         document["versions"]["1.0"]["workers"] = 1
-        document["default"] = "2.0"
+        document["default"] = "3.0"
         settings.deployment.write_text(yaml.safe_dump(document))
         printed = run_command(settings, "status", code=1)
         assert "1.0 has 2 workers, not 1" in printed
-        assert "the default version is 1.0, not 2.0" in printed
+        assert "the default version is 1.0, not 3.0" in printed
         run_command(settings, "apply")
-        assert state(settings)["default"] == "2.0"
+        assert state(settings)["default"] == "3.0"
         assert state(settings)["versions"]["1.0"][:2] == [1, 1]
         load.versions()
         settings.deployment.write_text(original)
@@ -241,10 +241,10 @@ class TestDeploy:
             (faulty.other_answers, "no longer gives the answer"),
             (faulty.crash_at_start, "can't start"),
         ):
-            archive = remade(service, "3.0", fault)
-            printed = run_command(service.settings, "deploy", "3.0", "--archive", archive, code=1)
+            archive = remade(service, "4.0", fault)
+            printed = run_command(service.settings, "deploy", "4.0", "--archive", archive, code=1)
             assert why in printed
-            assert not archives.deployed(service.settings, "3.0").exists()
+            assert not archives.deployed(service.settings, "4.0").exists()
             assert why in history(service.settings)[-1]["why"]
         load.versions()
 
@@ -289,8 +289,8 @@ class TestCrashes:
 
     def test_of_everything(self, service: Service) -> None:
         settings = service.settings
-        run_command(settings, "promote", "2.0")
-        run_command(settings, "scale", "2.0", "--workers", "2")
+        run_command(settings, "promote", "3.0")
+        run_command(settings, "scale", "3.0", "--workers", "2")
         run_command(settings, "canary", "1.0", "--percent", "30")
         before = state(settings)
         parent = psutil.Process(service.process.pid)
@@ -307,4 +307,4 @@ class TestCrashes:
         assert state(settings) == before
         run_command(settings, "rollback")
         assert run_command(settings, "rollback").strip() == "version 1.0 is the default"
-        run_command(settings, "scale", "2.0", "--workers", "1")
+        run_command(settings, "scale", "3.0", "--workers", "1")

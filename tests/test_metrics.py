@@ -18,7 +18,7 @@ import prometheus
 import pytest
 import requests
 import yaml
-from conftest import free_settings
+from conftest import CARDS, free_settings
 from flask import Flask
 from prometheus import DEPLOY
 from prometheus_client import values
@@ -55,7 +55,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     values.close_all_multiprocess_files()
 
 
-def run_worker(folder: Path, process: int, *answers: Any, version: str = "2.0") -> None:
+def run_worker(folder: Path, process: int, *answers: Any, version: str = "3.0") -> None:
     """Make a worker with another process id count its start and some answers, and exit."""
     values.ValueClass = values.MultiProcessValue(lambda: process)
     metrics.Metrics(version, CLASSES).answered(answers)
@@ -68,7 +68,7 @@ def said(label: str | None, verdict: str, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def counted(folder: Path) -> metrics.Metrics:
-    return metrics.start("2.0", CLASSES)
+    return metrics.start("3.0", CLASSES)
 
 
 def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> None:
@@ -89,21 +89,21 @@ def test_answers_and_input_errors(counted: metrics.Metrics, folder: Path) -> Non
     counted.decoded(3, 0.0025)
     counted.examined(60)
     assert {each: count for each, count in seen.items() if count} == {
-        key(name, version="2.0", label="MONOCYTE", verdict="confident"): 2,
-        key(name, version="2.0", label="MONOCYTE", verdict="uncertain"): 1,
-        key(name, version="2.0", label="none", verdict="rejected"): 1,
-        key(INPUT_ERRORS, version="2.0", type="CorruptImage"): 2,
-        key(INPUT_ERRORS, version="2.0", type="EmptyImage"): 1,
-        key(INPUT_ERRORS, version="2.0", type="Unforeseen"): 1,
+        key(name, version="3.0", label="MONOCYTE", verdict="confident"): 2,
+        key(name, version="3.0", label="MONOCYTE", verdict="uncertain"): 1,
+        key(name, version="3.0", label="none", verdict="rejected"): 1,
+        key(INPUT_ERRORS, version="3.0", type="CorruptImage"): 2,
+        key(INPUT_ERRORS, version="3.0", type="EmptyImage"): 1,
+        key(INPUT_ERRORS, version="3.0", type="Unforeseen"): 1,
         key("bloodcells_explanations_total"): 1,
-        key("bloodcells_worker_starts_total", version="2.0"): 1,
+        key("bloodcells_worker_starts_total", version="3.0"): 1,
     }
     seen = read(folder)
-    assert seen[key("bloodcells_batch_size_sum", version="2.0")] == 3
+    assert seen[key("bloodcells_batch_size_sum", version="3.0")] == 3
     for bound in metrics.SECONDS:
-        count = seen[key("bloodcells_decode_seconds_bucket", version="2.0", le=str(bound))]
+        count = seen[key("bloodcells_decode_seconds_bucket", version="3.0", le=str(bound))]
         assert count == (bound >= 0.0025)
-    assert seen[key("bloodcells_network_seconds_count", version="2.0")] == 1
+    assert seen[key("bloodcells_network_seconds_count", version="3.0")] == 1
 
 
 def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
@@ -113,7 +113,7 @@ def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
     answers = {each: count for each, count in seen.items() if each[0] == name}
     verdicts = [*product(CLASSES, ("confident", "uncertain")), ("none", "rejected")]
     assert answers == {
-        key(name, version="2.0", label=label, verdict=verdict): 0 for label, verdict in verdicts
+        key(name, version="3.0", label=label, verdict=verdict): 0 for label, verdict in verdicts
     }
     code = "".join(path.read_text() for path in (ROOT / "handler").glob("*.py"))
     named = set(re.findall(r'InputError\(\s*\d+,\s*"(\w+)"', code))
@@ -121,15 +121,15 @@ def test_all_series_start_at_0(counted: metrics.Metrics, folder: Path) -> None:
     errors = {each: count for each, count in seen.items() if each[0] == INPUT_ERRORS}
     # It is counted by itself.
     named.remove("ServiceBusy")
-    assert seen[key("bloodcells_put_off_total", version="2.0")] == 0
-    assert errors == {key(INPUT_ERRORS, version="2.0", type=kind): 0 for kind in named}
+    assert seen[key("bloodcells_put_off_total", version="3.0")] == 0
+    assert errors == {key(INPUT_ERRORS, version="3.0", type=kind): 0 for kind in named}
 
 
 def test_without_room_nothing_is_counted_and_all_answer(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(os, "posix_fallocate", no_room)
-    metrics.start("2.0", CLASSES).answered([said("MONOCYTE", "confident")])
+    metrics.start("3.0", CLASSES).answered([said("MONOCYTE", "confident")])
     assert caplog.messages == ["No metrics are exported: [Errno 28] No space left on device"]
     app = create_app({"CLIENT": None, "SECRET_KEY": "test"})
     before = counts()
@@ -139,7 +139,7 @@ def test_without_room_nothing_is_counted_and_all_answer(
 
 
 def test_ended_workers_are_merged(folder: Path) -> None:
-    metrics.start("2.0", CLASSES).answered([said("NEUTROPHIL", "confident")])
+    metrics.start("3.0", CLASSES).answered([said("NEUTROPHIL", "confident")])
     for file in folder.iterdir():
         assert file.stat().st_blocks * 512 >= file.stat().st_size == metrics.ROOM
     for number in range(5):
@@ -148,9 +148,9 @@ def test_ended_workers_are_merged(folder: Path) -> None:
     run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"), version="1.0")
     for _ in range(2):
         seen, name = read(folder), "bloodcells_predictions_total"
-        assert seen[key(name, version="2.0", label="NEUTROPHIL", verdict="confident")] == 6
+        assert seen[key(name, version="3.0", label="NEUTROPHIL", verdict="confident")] == 6
         assert seen[key(name, version="1.0", label="NEUTROPHIL", verdict="confident")] == 1
-        assert seen[key("bloodcells_worker_starts_total", version="2.0")] == 6
+        assert seen[key("bloodcells_worker_starts_total", version="3.0")] == 6
     # Only two files for all that have ended.
     assert {path.name for path in folder.iterdir()} == {
         f"{kind}_{owner}.db"
@@ -161,7 +161,7 @@ def test_ended_workers_are_merged(folder: Path) -> None:
 
 def test_on_a_full_disk_files_wait(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run_worker(folder, NOBODY, said("NEUTROPHIL", "confident"))
-    started = key("bloodcells_worker_starts_total", version="2.0")
+    started = key("bloodcells_worker_starts_total", version="3.0")
     with monkeypatch.context() as patched:
         patched.setattr(os, "posix_fallocate", no_room)
         assert read(folder)[started] == 1
@@ -238,11 +238,11 @@ def described(*statuses: str) -> dict[str, Any]:
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Series]:
     """Return a function that looks the state up."""
     monkeypatch.setattr(exporter, "ManagementClient", Management)
-    described_versions = {"1.0": described("READY"), "2.0": described("READY", "UNLOADED")}
+    described_versions = {"1.0": described("READY"), "3.0": described("READY", "UNLOADED")}
     monkeypatch.setattr(Management, "described", described_versions)
     settings = Settings(run_dir=tmp_path, deployment=tmp_path / "deployment.yaml")
-    versions = {"1.0": VersionSpec(1), "2.0": VersionSpec(2), "9.9": VersionSpec(1)}
-    deployment.save(Deployment("2.0", versions, Canary("1.0", 10)), settings.deployment)
+    versions = {"1.0": VersionSpec(1), "3.0": VersionSpec(2), "9.9": VersionSpec(1)}
+    deployment.save(Deployment("3.0", versions, Canary("1.0", 10)), settings.deployment)
     processes = {"supervisor": os.getpid()}
     return lambda: collected(exporter.State(settings, {"page": 3}, lambda: processes))
 
@@ -252,37 +252,52 @@ def test_state_of_a_service(look: Callable[[], Series], monkeypatch: pytest.Monk
     expected: Series = {
         key("bloodcells_up"): 1,
         key("bloodcells_deployment_readable"): 1,
-        key("bloodcells_workers_wanted", version="2.0"): 2,
-        key("bloodcells_workers_ready", version="2.0"): 1,
+        key("bloodcells_workers_wanted", version="3.0"): 2,
+        key("bloodcells_workers_ready", version="3.0"): 1,
         # Not in TorchServe.
         key("bloodcells_workers_ready", version="9.9"): 0,
         key("bloodcells_queue_waiting", version="1.0"): 28,
         key("bloodcells_queue_room", version="1.0"): 100,
         key("bloodcells_restarts_total", part="page"): 3,
         key("bloodcells_version_info", version="1.0", role="canary"): 1,
-        key("bloodcells_version_info", version="2.0", role="default"): 1,
+        key("bloodcells_version_info", version="3.0", role="default"): 1,
         key("bloodcells_version_info", version="9.9", role="standby"): 1,
     }
     assert expected.items() <= seen.items()
     assert seen[key("bloodcells_memory_bytes", part="supervisor")] > 1e6
     assert seen[key("bloodcells_disk_free_bytes")] > 1e6
-    measured = json.loads((ROOT / "models" / "2.0" / "metrics.json").read_text())
-    doubt = seen[key("bloodcells_expected_doubt", version="2.0")]
+    measured = json.loads((ROOT / "models" / "3.0" / "metrics.json").read_text())
+    doubt = seen[key("bloodcells_expected_doubt", version="3.0")]
     assert doubt == pytest.approx(1 - measured["test_verdicts"]["confident"], abs=1e-3)
     shares = {each: value for each, value in seen.items() if each[0] == "bloodcells_expected_share"}
     # Nothing is expected of a version without measurements.
-    assert {dict(each[1])["version"] for each in shares} == {"1.0", "2.0"}
+    assert {dict(each[1])["version"] for each in shares} == {"1.0", "3.0"}
     assert sum(shares.values()) == pytest.approx(2)
+    assert len(shares) == sum(len(CARDS[version]["classes"]) for version in ("1.0", "3.0"))
     # A version that loads has no worker and is not in the deployment yet.
-    monkeypatch.setattr(Management, "described", {"3.0": described()})
-    assert key("bloodcells_workers_ready", version="3.0") not in look()
+    monkeypatch.setattr(Management, "described", {"4.0": described()})
+    assert key("bloodcells_workers_ready", version="4.0") not in look()
     # TorchServe is down.
     monkeypatch.setattr(Management, "described", None)
     seen = look()
     assert seen[key("bloodcells_up")] == 0
-    assert seen[key("bloodcells_workers_ready", version="2.0")] == 0
-    assert seen[key("bloodcells_workers_wanted", version="2.0")] == 2
+    assert seen[key("bloodcells_workers_ready", version="3.0")] == 0
+    assert seen[key("bloodcells_workers_wanted", version="3.0")] == 2
     assert not any(name == "bloodcells_token_seconds" for name, _ in seen)
+
+
+def test_shares_are_of_the_labels_that_a_version_can_give(tmp_path: Path) -> None:
+    """Also of those that it never gave, and without the images that got no label."""
+    (tmp_path / "3.0").mkdir()
+    test = {"predicted": ["NEUTROPHIL", "BASOPHIL", "no cell"], "confusion": [[3, 1, 6]]}
+    measured = {"test": test, "test_verdicts": {"uncertain": 0.25, "rejected": 0.125}}
+    (tmp_path / "3.0" / "metrics.json").write_text(json.dumps(measured))
+    (tmp_path / "3.0" / "card.json").write_text(json.dumps({"classes": CLASSES}))
+    wanted = Deployment("3.0", {"3.0": VersionSpec(1)})
+    share, doubt = exporter._expected(wanted, tmp_path)
+    found = {sample.labels["label"]: sample.value for sample in share.samples}
+    assert found == {"MONOCYTE": 0, "NEUTROPHIL": 0.75, "BASOPHIL": 0.25, "BLAST": 0}
+    assert [sample.value for sample in doubt.samples] == [0.375]
 
 
 @pytest.mark.parametrize("text", ["default: ", "}", None])
@@ -297,7 +312,7 @@ def test_while_the_deployment_cannot_be_read(
     by_version = {each: value for each, value in seen.items() if dict(each[1]).get("version")}
     assert by_version == {
         key(f"bloodcells_{name}", version=version): value
-        for version in ("1.0", "2.0")
+        for version in ("1.0", "3.0")
         for name, value in (("workers_ready", 1), ("queue_waiting", 28), ("queue_room", 100))
     }
 

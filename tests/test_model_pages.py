@@ -57,10 +57,12 @@ def test_page_shows_the_measured_figures(client: FlaskClient, version: str) -> N
         found["test"]["image_accuracy"],
         found["test"]["photograph_accuracy"],
         found["test_where_confident"]["image_accuracy"],
-        found["cross_validation"]["macro_recall"],
-        found["pbc"]["as_uploaded"]["macro_recall"],
+        found["left_out"]["macro_recall"],
+        *(part["macro_recall"] for part in found["left_out"]["laboratories"].values()),
         *(each[what] for each in found["test"]["classes"].values() for what in ("precision", "f1")),
     ]
+    # Only 1.0 is cross-validated.
+    figures += [part["macro_recall"] for part in [found.get("cross_validation")] if part]
     shares = [figure["value"] for figure in figures]
     shares += [bound for figure in figures for bound in figure["interval"]]
     shares += [row["recall"] for row in found["seed_project"]["classes"].values()]
@@ -94,21 +96,21 @@ def test_plots_are_those_of_the_model_folder(client: FlaskClient, version: str) 
 
 
 @pytest.mark.parametrize(
-    "path", ["9.9", "..", "%2e%2e", "..%2f..%2fetc", "2.0%00", "2.0/", "9.9/plots/training.png"]
+    "path", ["9.9", "..", "%2e%2e", "..%2f..%2fetc", "3.0%00", "3.0/", "9.9/plots/training.png"]
 )
 def test_unknown_version(client: FlaskClient, path: str) -> None:
     assert client.get(f"/models/{path}").status_code == 404
 
 
 def test_serving_versions(client: FlaskClient, stand_in: StandIn) -> None:
-    stand_in.serves = Routing("1.0", ("1.0", "2.0"), "2.0", 20.0)
+    stand_in.serves = Routing("1.0", ("1.0", "3.0"), "3.0", 20.0)
     page = client.get("/models").text
     assert "Default version" in page
     assert "Canary for 20% of the visitors" in page
     assert "The service is working." in page
-    stand_in.serves = Routing("2.0", ("1.0", "2.0"))
+    stand_in.serves = Routing("3.0", ("1.0", "3.0"))
     assert "Available on request" in client.get("/models/1.0").text
-    stand_in.serves = Routing("2.0", ("2.0",))
+    stand_in.serves = Routing("3.0", ("3.0",))
     assert "Not available" in client.get("/models/1.0").text
 
 
@@ -127,7 +129,7 @@ def test_a_version_with_broken_files_is_left_out(
 ) -> None:
     (models / "1.0" / name).write_text(content)
     assert client.get("/models/1.0").status_code == 404
-    assert re.findall(r'href="/models/([^"]+)"', client.get("/models").text) == ["2.0"]
+    assert re.findall(r'href="/models/([^"]+)"', client.get("/models").text) == ["3.0"]
 
 
 def test_no_version_is_finished(client: FlaskClient, app: Flask, tmp_path: Path) -> None:
@@ -136,31 +138,31 @@ def test_no_version_is_finished(client: FlaskClient, app: Flask, tmp_path: Path)
 
 
 def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
-    folder = shutil.copytree(models / "2.0", models / "3.0")
-    card = json.loads((folder / "card.json").read_text()) | {"adapted_from": "2.0"}
+    folder = shutil.copytree(models / "3.0", models / "4.0")
+    card = json.loads((folder / "card.json").read_text()) | {"adapted_from": "3.0"}
     card["classes"] = ["NEUTROPHIL", "BASOPHIL", "BLAST"]
     del card["test_accuracy"]
     recall = {"macro_recall": {"value": 0.912, "interval": [0.88, 0.94]}}
-    found = {"version": "3.0", "own_cells": {"before": recall, "after": recall}}
+    found = {"version": "4.0", "own_cells": {"before": recall, "after": recall}}
     (folder / "card.json").write_text(json.dumps(card))
     (folder / "metrics.json").write_text(json.dumps(found))
-    (folder / "served.json").unlink()
-    page = client.get("/models/3.0").text
+    (folder / "served.json").unlink(missing_ok=True)
+    page = client.get("/models/4.0").text
     assert "91.2%" in page
-    assert "Adapted from version 2.0" in page
+    assert "Adapted from version 3.0" in page
     assert "Neutrophil, Basophil, BLAST" in page
     assert "Confusion" not in page
     assert 'class="plot"' not in page
-    assert "3.0" in client.get("/models").text
+    assert "4.0" in client.get("/models").text
 
 
 def test_new_figures_are_shown_without_a_restart(client: FlaskClient, models: Path) -> None:
-    before = client.get("/models/2.0").text
-    found = metrics("2.0")
+    before = client.get("/models/3.0").text
+    found = metrics("3.0")
     found["test"]["image_accuracy"]["value"] = 0.1234
-    (models / "2.0" / "metrics.json").write_text(json.dumps(found))
+    (models / "3.0" / "metrics.json").write_text(json.dumps(found))
     assert "12.3%" not in before
-    assert "12.3%" in client.get("/models/2.0").text
+    assert "12.3%" in client.get("/models/3.0").text
 
 
 def test_language_switch_returns_to_the_page(client: FlaskClient) -> None:

@@ -73,7 +73,7 @@ def test_answers(real_edge: Asker, sample_image: Path) -> None:
     encoded = base64.b64encode(image).decode()
     several = {"instances": [{"b64": encoded}, {"b64": base64.b64encode(image[:999]).decode()}]}
     for kind in ("predictions", "explanations"):
-        for version in ("1.0", "2.0"):
+        for version in ("1.0", "3.0"):
             path = f"/{kind}/bloodcells/{version}"
             one = real_edge.ask(path, image)
             some = real_edge.session.post(

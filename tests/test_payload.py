@@ -1,6 +1,8 @@
-"""Forms that the edge passes on as plain bytes."""
+"""Forms that the edge passes on as plain bytes, and the parameters of JSON."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -80,3 +82,45 @@ def test_parts_and_their_headers_are_bounded() -> None:
     assert parsed(part(b"1", headers) + END) == Payload([b"1"], False)
     for bad in (part(b"1", headers + b" "), b"--b\r\nno end of the headers\r\n"):
         assert refusal(bad + END) == (400, "BadRequest")
+
+
+IMAGE = {"b64": "aQ=="}
+
+
+@pytest.mark.parametrize(
+    ("document", "embeddings"),
+    [
+        ({}, False),
+        ({"parameters": {}}, False),
+        ({"parameters": {"embedding": False}}, False),
+        ({"parameters": {"embedding": True}}, True),
+        ({"parameters": {"embedding": True, "other": 1}}, True),
+        # Parameters are of a request, not of an image.
+        ({"instances": [IMAGE | {"parameters": {"embedding": True}}]}, False),
+        ({"embedding": True}, False),
+    ],
+)
+def test_json_can_request_embeddings(document: dict[str, Any], embeddings: bool) -> None:
+    assert parse({"body": {"instances": [IMAGE], **document}}, {}) == Payload(
+        [b"i"], True, embeddings
+    )
+
+
+@pytest.mark.parametrize("parameters", [None, [], True, "embedding", 1])
+def test_parameters_must_be_an_object(parameters: Any) -> None:
+    with pytest.raises(InputError, match="parameters") as error:
+        parse({"body": {"instances": [IMAGE], "parameters": parameters}}, {})
+    assert (error.value.code, error.value.type) == (400, "BadRequest")
+
+
+@pytest.mark.parametrize("value", [None, 1, 0, "true", [], {}])
+def test_an_embedding_is_requested_by_true_or_false(value: Any) -> None:
+    with pytest.raises(InputError, match="embedding") as error:
+        parse({"body": {"instances": [IMAGE], "parameters": {"embedding": value}}}, {})
+    assert (error.value.code, error.value.type) == (400, "BadRequest")
+
+
+def test_a_field_is_not_a_parameter() -> None:
+    row = {"parameters": b'{"embedding": true}', "image": b"1"}
+    header = {"parameters": {"content-type": ""}, "image": {"content-type": "image/png"}}
+    assert parse(row, header) == Payload([b"1"], False)

@@ -111,11 +111,11 @@ class TestAsk:
         self, client: InferenceClient, stand_in: StandIn, folder: Path
     ) -> None:
         (file,) = write_images(folder, "a.png")
-        assert predict.ask(client, "2.0", file) == predict.Result(str(file), answer=ANSWER)
+        assert predict.ask(client, "3.0", file) == predict.Result(str(file), answer=ANSWER)
         stand_in.refuse(415, "UnsupportedImage", "no image")
         error = {"type": "UnsupportedImage", "message": "no image"}
         assert predict.ask(client, "1.0", file) == predict.Result(str(file), error=error)
-        assert stand_in.asked == ["2.0", "1.0"]
+        assert stand_in.asked == ["3.0", "1.0"]
 
     def test_a_large_file_is_not_sent(
         self, client: InferenceClient, stand_in: StandIn, folder: Path
@@ -314,22 +314,22 @@ class TestCommand:
     def test_options(self, stand_in: StandIn, folder: Path) -> None:
         write_images(folder, "b.png", "a.png")
         target = folder / "results.json"
-        options: list[str | Path] = ["--version", "2.0", "--format", "json", "--output", target]
+        options: list[str | Path] = ["--version", "3.0", "--format", "json", "--output", target]
         done = invoke(stand_in.settings, folder, *options)
         assert (done.exit_code, done.stdout, done.stderr) == (0, "", "")
         results = json.loads(target.read_text())
         assert [Path(each["file"]).name for each in results] == ["a.png", "b.png"]
         assert [each["answer"] for each in results] == [ANSWER] * 2
-        assert stand_in.asked == ["2.0"] * 2
-        done = invoke(stand_in.settings, folder, "--version", "3.0")
+        assert stand_in.asked == ["3.0"] * 2
+        done = invoke(stand_in.settings, folder, "--version", "4.0")
         assert (done.exit_code, done.stdout) == (1, "")
-        assert done.stderr == f"error: {NotServed('3.0')}\n"
+        assert done.stderr == f"error: {NotServed('4.0')}\n"
 
     def test_one_run_uses_one_version(self, stand_in: StandIn, folder: Path) -> None:
         """Also during a canary: results of two versions can't be compared."""
         routing = stand_in.routing.read()
         assert routing
-        stand_in.routing.publish(type(routing)("1.0", ("1.0", "2.0"), "2.0", 50.0))
+        stand_in.routing.publish(type(routing)("1.0", ("1.0", "3.0"), "3.0", 50.0))
         write_images(folder, *(f"{number}.png" for number in range(20)))
         assert invoke(stand_in.settings, folder).exit_code == 0
         assert len(stand_in.asked) == 20

@@ -18,24 +18,26 @@ from PIL import Image, ImageFile, TiffImagePlugin
 
 from handler import contract, preprocessing
 from handler.bounds import (
+    FIELD,
     JPEG_COST,
     MAX_COST,
     MAX_JPEG_PARTS,
     MAX_PIXELS,
     MAX_TIFF_TAGS,
     MAX_TIFF_VALUES,
-    NARROW_COST,
     PLAIN_COST,
     RAW_COST,
     SCAN_COST,
     SCAN_START,
     TEXT_COST,
+    UNSCALED_COST,
     InputError,
     Reads,
 )
 from handler.preprocessing import (
     HEIGHT,
     WIDTH,
+    Box,
     DecodedImage,
     OpenedImage,
     Pixels,
@@ -47,7 +49,6 @@ from handler.preprocessing import (
     within_field,
 )
 from testing import formats
-from training.networks import to_input
 
 Array = npt.NDArray[Any]
 
@@ -332,7 +333,16 @@ def test_narrow_jpegs_cost_more() -> None:
         preprocessing.open_image(formats.resized_jpeg(solid("RGB", WHITE, "JPEG"), *size)).cost
         for size in ((1500, 2000), (100, 30_000))
     )
-    assert narrow - wide == (NARROW_COST - JPEG_COST) * 3_000_000
+    assert narrow - wide == (UNSCALED_COST - JPEG_COST) * 3_000_000
+
+
+def test_jpegs_that_are_decoded_whole_cost_more() -> None:
+    """Below twice the size of a field, nothing is scaled down."""
+    whole, scaled = (
+        preprocessing.open_image(formats.resized_jpeg(solid("RGB", WHITE, "JPEG"), *size)).cost
+        for size in ((2 * FIELD - 1, 1000), (2 * FIELD, 1000))
+    )
+    assert whole - scaled > (UNSCALED_COST - JPEG_COST - 1) * 1_000_000
 
 
 @pytest.mark.parametrize("tile", [(7812, 0), (0, 7812)])
@@ -506,11 +516,12 @@ def test_the_memory_of_a_refused_image_is_freed_at_once() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((640, 480), (320, 240)),
-        ((480, 640), (240, 320)),
-        ((360, 363), (317, 320)),
+        ((1280, 960), (640, 480)),
+        ((960, 1280), (480, 640)),
+        ((720, 726), (635, 640)),
+        ((640, 480), (640, 480)),
         ((100, 60), (100, 60)),
-        ((10_000, 10), (320, 1)),
+        ((10_000, 10), (640, 1)),
     ],
 )
 def test_a_field_keeps_its_proportions(size: Size, expected: Size) -> None:
@@ -527,6 +538,19 @@ def test_a_window_is_copied_averaged_and_black_beyond_the_picture() -> None:
     assert np.abs(cut(striped, (4, 4, 36, 36), (8, 8)).astype(int) - 100).max() <= 13
     window = cut(np.full((10, 10, 3), 9, np.uint8), (-10, -10, 10, 10), (20, 20))
     assert (window[:9].max(), window[:, :9].max(), window[11:, 11:].min()) == (0, 0, 9)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [(-9, 5, 11, 15), (25, -5, 45, 9), (-5, -5, 50, 40), (40, 5, 60, 15), (-9, -9, -1, -1)],
+)
+def test_a_window_may_extend_beyond_the_picture_anywhere(window: Box) -> None:
+    """As in a copy with a black border."""
+    pixels = np.asarray(noise(30, 20))
+    bordered = np.pad(pixels, ((50, 50), (50, 50), (0, 0)))
+    left, top, right, bottom = (side + 50 for side in window)
+    expected = cut(bordered, (left, top, right, bottom), (20, 10))
+    assert (cut(pixels, window, (20, 10)) == expected).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -556,13 +580,6 @@ def test_a_png_with_damaged_pixels_is_corrupt(seed: int) -> None:
 )
 def test_what_is_no_known_kind_is_unsupported(data: bytes) -> None:
     assert refusal(data) == (415, "UnsupportedImage")
-
-
-def test_the_input_keeps_images_pixels_and_channels_in_their_places() -> None:
-    images = [np.asarray(noise(WIDTH, HEIGHT)), np.full((HEIGHT, WIDTH, 3), 7, np.uint8)]
-    expected = np.stack(images).transpose(0, 3, 1, 2) / np.float32(255)
-    np.testing.assert_array_equal(preprocessing.normalized(np.stack(images)), expected)
-    np.testing.assert_allclose(to_input(images).numpy(), expected, rtol=1e-6)
 
 
 @given(

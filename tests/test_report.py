@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import VERSIONS
+from made_up_laboratories import version_one, version_three
 from PIL import Image
 
 from serving.settings import ROOT
 from training import figures as docs
-from training import report, version_files
+from training import measured, report, version_files
 from training.__main__ import main
 from training.measured import all_measured, find, read
 from training.protocol import KEPT, RIGHT
@@ -25,26 +26,27 @@ from training.version_files import write_json
 
 Json = dict[str, Any]
 PAGES = {
-    "README.md": "# Made up\n<!-- example: -->\nold\n<!-- end of example -->\nBetween.\n"
+    "README.md": "# Made up\n<!-- example: -->\nstale\n<!-- end of example -->\nBetween.\n"
     "<!-- accuracy: -->\n<!-- end of accuracy -->\nThe end.\n",
-    "docs/accuracy.md": "Before.\n<!-- figures: -->\nold\n<!-- end of figures -->\nThe end.\n",
+    "docs/accuracy.md": "Before.\n<!-- figures: -->\nstale\n<!-- end of figures -->\nThe end.\n",
 }
-# Adapted and older versions lack these, in metrics.json and beside it.
+# Versions may lack these, in metrics.json and beside it.
 OPTIONAL = (
     "calibration",
     "cross_validation",
+    "far",
     "label_doubts",
     "locator",
-    "one_laboratory_from_the_other",
-    "pbc",
-    "rejection",
     "robustness",
     "test_photographs",
     "test_verdicts",
     "test_without_cells_also_in_train",
     "test_without_fields_also_in_train",
 )
-OPTIONAL_FILES = ("sweep.json", "served.json", "adaptation.json")
+OPTIONAL_FILES = measured.OPTIONAL
+
+
+KEPT_KEYS = ("amount", "seed_project", "from", "to", "recipe")
 
 
 def scrambled(document: Any, random: np.random.Generator) -> Any:
@@ -54,7 +56,7 @@ def scrambled(document: Any, random: np.random.Generator) -> Any:
         return {"value": value, "interval": [round(value - 0.0713, 6), round(value + 0.0217, 6)]}
     if isinstance(document, dict):
         return {
-            key: part if key in ("amount", "seed_project") else scrambled(part, random)
+            key: part if key in KEPT_KEYS else scrambled(part, random)
             for key, part in document.items()
         }
     if isinstance(document, list):
@@ -63,17 +65,16 @@ def scrambled(document: Any, random: np.random.Generator) -> Any:
 
 
 def make(root: Path, name: str, of: str, without: tuple[str, ...] = ()) -> Path:
-    """Make up a version from the files of a committed one; return its folder."""
+    """Make up a version like 1.0, whose files are committed, or like 3.0; return its folder."""
     folder = root / "models" / name
     folder.mkdir(parents=True)
     random = np.random.default_rng(int(float(name)))
-    for path in (ROOT / "models" / of).glob("*.json"):
-        document = scrambled(json.loads(path.read_text()), random)
-        if path.name == "metrics.json":
+    for part, document in (version_one() if of == "1.0" else version_three()).items():
+        document = scrambled(document, random)
+        if part == "metrics":
             document |= {"version": name}
-            document = {key: part for key, part in document.items() if key not in without}
-        if path.name != "locator.json":
-            write_json(folder / path.name, document)
+            document = {key: each for key, each in document.items() if key not in without}
+        write_json(folder / f"{part}.json", document)
     network, *others = json.loads((folder / "card.json").read_text())["sha256"]
     (folder / network).write_bytes(bytes(1_234_567))
     for graph in others:
@@ -84,7 +85,7 @@ def make(root: Path, name: str, of: str, without: tuple[str, ...] = ()) -> Path:
     return folder
 
 
-@pytest.fixture(params=["1.0", "2.0"])
+@pytest.fixture(params=["1.0", "3.0"])
 def version(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -95,9 +96,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("both")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(version_files, "ROOT", root)
-        for name in ("1.0", "2.0"):
+        for name in ("1.0", "3.0"):
             make(root, name, name)
-        for name in ("1.0", "2.0"):
+        for name in ("1.0", "3.0"):
             report.write(name, {"version": name})
     return root
 
@@ -135,23 +136,41 @@ def assert_clean(text: str) -> None:
 def test_the_card_shows_each_measurement(both: Path, version: str) -> None:
     this = read(version)
     text, metrics = (this.folder / "CARD.md").read_text(), this.metrics
+    parts = metrics["left_out"]["laboratories"]
     shown = [
         *(metrics[part]["classes"] for part in ("test", "cross_validation")),
-        metrics["pbc"]["as_uploaded"]["classes"],
         metrics["test"]["photograph_accuracy"],
-        *(each["macro_recall"] for each in metrics["one_laboratory_from_the_other"].values()),
+        metrics["left_out"]["macro_recall"],
+        *({"macro": part["macro_recall"], **part["recall"]} for part in parts.values()),
         *(part["image_accuracy"] for key, part in metrics.items() if key.startswith("test_w")),
-        *(point for point in (this.adaptation or {"points": []})["points"]),
     ]
     assert all(docs.text(figure) in text for part in shown for figure in figures_in(part))
+    for row, form, *path in (
+        ("cells not rejected", "{:.1%}", "kept"),
+        ("`confident` answers that are correct", "{:.1%}", "confident_right"),
+        ("calibration error (ECE)", "{:.3f}", "ece"),
+    ):
+        cells = [form.format(find(part, *path)) for part in parts.values()]
+        assert f"| {row} | {' | '.join(cells)} |" in text
     for when in ("before", "after"):
         part = metrics["calibration"][when]
         assert f"| {when} | {part['ece']} | {part['nll']} | {part['brier']} |" in text
-    for part in ("near", "far"):
-        for kind, each in metrics["rejection"][part]["kinds"].items():
+    near = [part["near"]["kinds"] for part in parts.values() if "near" in part]
+    for kinds in (*near, metrics["far"]["kinds"]):
+        for kind, each in kinds.items():
             shares = " | ".join(f"{share:.1%}" for share in each["verdicts"].values())
             figures = f"{each['auroc']:.3f} | {each['fpr_at_95_tpr']:.1%} | {shares}"
             assert f"| {kind.replace('_', ' ')} | {each['images']:,} | {figures} |" in text
+    for document in (this.few_cells, this.adaptation):
+        for part in document["laboratories"].values() if document else ():
+            recalls = " | ".join(f"{point['macro_recall']:.1%}" for point in part["points"])
+            assert f"| {recalls} |" in text
+    for part in metrics.get("locator", {"laboratories": {}})["laboratories"].values():
+        for row in part["by_share"]:
+            figures = f"{row['boxes']:,} | {row['recall']:.1%} | {row['false_share']:.1%}"
+            assert (f"| {figures} |" in text) == (row["boxes"] > 0)
+    for row in this.ablation["rows"] if this.ablation else ():
+        assert f"| {row['name']} | " in text
     for curve in metrics["robustness"]["curves"].values():
         assert all(f"{at['amount']}: {at['accuracy']:.1%}" in text for at in curve["points"])
     for doubt in metrics["label_doubts"]:
@@ -162,15 +181,17 @@ def test_the_card_shows_each_measurement(both: Path, version: str) -> None:
     assert f"| temperature | {this.card['temperature']} |" in text
     assert f"{this.card['parameters']:,}" in text
     for name, threshold in this.card["thresholds"].items():
-        assert (str(threshold) in text) == (name != "foreign" or version == "2.0")
+        assert (str(threshold) in text) == (name != "foreign" or version == "3.0")
 
 
 def test_every_percentage_is_a_number_of_the_files(both: Path, version: str) -> None:
     folder = both / "models" / version
     files = " ".join(path.read_text() for path in folder.glob("*.json"))
     numbers = {float(number) for number in re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", files)}
-    numbers |= {1 - kept for kept in KEPT.values()} | {RIGHT, 0.25}
-    known = {f"{number:.1%}" for number in numbers}
+    numbers |= {KEPT, RIGHT, 0.25}
+    numbers |= {share for what in ("macro_recall", "kept") for share in docs.EARLIER[what].values()}
+    numbers.add(float(np.mean(list(docs.EARLIER["macro_recall"].values()))))
+    known = {f"{number:{form}}" for number in numbers for form in (".1%", ".0%")}
     assert set(re.findall(r"[\d.]+%", (folder / "CARD.md").read_text())) <= known
 
 
@@ -181,20 +202,20 @@ def test_what_was_not_measured_is_left_out(
     folder = make(apart, version, version, missing)
     for name in OPTIONAL_FILES if missing == OPTIONAL else ():
         (folder / name).unlink(missing_ok=True)
-    measured = read(version)
-    text = report.card(measured)
+    this = read(version)
+    text = report.card(this)
     assert_clean(text)
-    assert_clean(docs.figures([measured]))
+    assert_clean(docs.figures([this]))
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     anchors = {heading.lower().replace(" ", "-") for heading in headings}
     assert set(re.findall(r"\]\(#(.*?)\)", text)) <= anchors
-    assert set(re.findall(r"\]\(plots/(\w+)\.png\)", text)) == set(report.drawings(measured))
+    assert set(re.findall(r"\]\(plots/(\w+)\.png\)", text)) == set(report.drawings(this))
 
 
 def test_plots_are_drawn(both: Path, version: str) -> None:
     paths = list((both / "models" / version / "plots").glob("*.png"))
     assert {path.stem for path in paths} == set(report.drawings(read(version)))
-    assert len(paths) == 7
+    assert len(paths) == {"1.0": 7, "3.0": 8}[version]
     for path in paths:
         pixels = np.asarray(Image.open(path).convert("RGB"))
         assert min(pixels.shape[:2]) > 200
@@ -202,6 +223,14 @@ def test_plots_are_drawn(both: Path, version: str) -> None:
         # Nothing is cut off: the outermost pixels are white.
         edge = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert (edge == 255).all(), path.name
+
+
+def row_of(each: measured.Measured | None, laboratory: str) -> str:
+    """Return a version's macro recall in a laboratory; of 2.0, which has no files, if None."""
+    if each is None:
+        return f"{docs.EARLIER['macro_recall'][laboratory]:.0%}"
+    part = each.metrics["left_out"]["laboratories"][laboratory]
+    return docs.text(part["macro_recall"])
 
 
 def test_the_docs_show_all_versions_side_by_side(both: Path) -> None:
@@ -214,12 +243,13 @@ def test_the_docs_show_all_versions_side_by_side(both: Path) -> None:
     for text in (readme, accuracy):
         assert_clean(text)
         assert f"| TEST by photograph |  | {row('test', 'photograph_accuracy')} |" in text
-        assert f"macro recall |  | {row('pbc', 'as_uploaded', 'macro_recall')} |" in text
+        pbc = (row_of(each, "pbc") for each in (versions[0], None, versions[1]))
+        assert f"| PBC, Barcelona | {' | '.join(pbc)} |" in text
         assert "83.2% claimed, 80.5% by its own table" in text
         assert text.endswith("-->\nThe end.\n")
-        assert "old" not in text
-    auroc = " | ".join(f"{each.metrics['rejection']['near']['auroc']:.3f}" for each in versions)
-    assert f"| AUROC against other cells |  | {auroc} |" in accuracy
+        assert "stale" not in text
+    auroc = " | ".join(f"{each.metrics['far']['auroc']:.3f}" for each in versions)
+    assert f"| AUROC against images without a smear |  | {auroc} |" in accuracy
     assert "| weights |  | 1.2 MB | 1.2 MB |" in accuracy
     served = " | ".join(
         f"{each.served['milliseconds']['service']['median']:.1f} ms"
@@ -228,7 +258,7 @@ def test_the_docs_show_all_versions_side_by_side(both: Path) -> None:
     )
     assert f"Python, median |  | {served} |" in accuracy
     assert readme.startswith(
-        '# Made up\n<!-- example: -->\n```json\n{"version": "2.0"}\n```\n<!-- end'
+        '# Made up\n<!-- example: -->\n```json\n{"version": "3.0"}\n```\n<!-- end'
     )
     assert "Between." in readme
 
@@ -247,7 +277,7 @@ def test_the_report_writes_the_same_again(
 def test_versions_are_in_order_and_only_those_measured_on_test(apart: Path) -> None:
     for name in ("10.0", "9.0", "1.0"):
         make(apart, name, "1.0")
-    make(apart, "2.0", "2.0", without=("test",))
+    make(apart, "3.0", "3.0", without=("test",))
     assert [each.name for each in all_measured()] == ["1.0", "9.0", "10.0"]
 
 

@@ -113,11 +113,11 @@ def test_a_worker_shows_that_it_is_busy_from_the_first_byte_to_the_answer(
 
 class TestInFlight:
     def test_a_client_is_seen_until_it_has_its_answer(self, tmp_path: Path) -> None:
-        assert in_flight.describe(tmp_path, "2.0") is None
-        with in_flight.recorded(tmp_path, "2.0"), in_flight.recorded(tmp_path, "2.0"):
-            assert in_flight.describe(tmp_path, "2.0") == "a client waits for its answer"
+        assert in_flight.describe(tmp_path, "3.0") is None
+        with in_flight.recorded(tmp_path, "3.0"), in_flight.recorded(tmp_path, "3.0"):
+            assert in_flight.describe(tmp_path, "3.0") == "a client waits for its answer"
             assert in_flight.describe(tmp_path, "2.0.1") is None
-        assert in_flight.describe(tmp_path, "2.0") is None
+        assert in_flight.describe(tmp_path, "3.0") is None
 
     def test_a_disk_without_locks_costs_no_answer(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,7 +126,7 @@ class TestInFlight:
             raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-        with in_flight.recorded(tmp_path, "2.0"):
+        with in_flight.recorded(tmp_path, "3.0"):
             pass
 
     def test_a_client_that_is_killed_is_forgotten(self, tmp_path: Path) -> None:
@@ -136,25 +136,25 @@ class TestInFlight:
         )
         client.start()
         assert ours.recv() == "sent"
-        assert in_flight.describe(tmp_path, "2.0")
+        assert in_flight.describe(tmp_path, "3.0")
         client.kill()
         client.join()
-        assert in_flight.describe(tmp_path, "2.0") is None
+        assert in_flight.describe(tmp_path, "3.0") is None
 
     def test_the_edge_is_seen_while_its_process_lives(self, tmp_path: Path) -> None:
         folder = tmp_path / "edge" / "in-flight"
         folder.mkdir(parents=True)
         with subprocess.Popen(["true"]) as ended:
             pass
-        (folder / f"2.0~{ended.pid}~a1").touch()
+        (folder / f"3.0~{ended.pid}~a1").touch()
         (folder / f"2.0.1~{os.getpid()}~a2").touch()
-        assert in_flight.describe(tmp_path, "2.0") is None
-        (folder / f"2.0~{os.getpid()}~a3").touch()
-        assert in_flight.describe(tmp_path, "2.0") == "the edge waits for its answer"
+        assert in_flight.describe(tmp_path, "3.0") is None
+        (folder / f"3.0~{os.getpid()}~a3").touch()
+        assert in_flight.describe(tmp_path, "3.0") == "the edge waits for its answer"
 
     def test_a_full_disk_costs_no_answer(self, tmp_path: Path) -> None:
         (tmp_path / "in-flight").touch()
-        with in_flight.recorded(tmp_path, "2.0"):
+        with in_flight.recorded(tmp_path, "3.0"):
             pass
 
 
@@ -193,7 +193,7 @@ class TestClient:
 
 
 def ask_forever(run_dir: Path, pipe: Connection) -> None:
-    with in_flight.recorded(run_dir, "2.0"):
+    with in_flight.recorded(run_dir, "3.0"):
         pipe.send("sent")
         pipe.recv()
 
@@ -201,11 +201,11 @@ def ask_forever(run_dir: Path, pipe: Connection) -> None:
 class TestWait:
     @pytest.fixture
     def management(self) -> Management:
-        return Management("1.0", {"1.0": 1, "2.0": 2})
+        return Management("1.0", {"1.0": 1, "3.0": 2})
 
     def wait(self, run_dir: Path, management: Management, patience: float) -> None:
         client = cast("ManagementClient", management)
-        wait_until_at_rest(Settings(run_dir=run_dir), client, "2.0", patience)
+        wait_until_at_rest(Settings(run_dir=run_dir), client, "3.0", patience)
 
     def test_returns_at_once_when_nothing_is_in_flight(
         self, tmp_path: Path, management: Management
@@ -218,10 +218,10 @@ class TestWait:
         monkeypatch.setattr(rest, "worker_state", lambda pid: "stopped")
         with pytest.raises(NotAtRest, match="worker -1 is stopped"):
             self.wait(tmp_path, management, 0)
-        management.queued["2.0"] = 3
+        management.queued["3.0"] = 3
         with pytest.raises(NotAtRest, match="3 requests are queued"):
             self.wait(tmp_path, management, 0)
-        with in_flight.recorded(tmp_path, "2.0"), pytest.raises(NotAtRest, match="a client waits"):
+        with in_flight.recorded(tmp_path, "3.0"), pytest.raises(NotAtRest, match="a client waits"):
             self.wait(tmp_path, management, 0)
 
     def test_waits_for_what_a_batch_delay_hid(

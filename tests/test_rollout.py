@@ -20,23 +20,23 @@ from serving.rollout.readiness import NeverReady
 
 Do = Callable[[Rollout], object]
 
-TRIAL = Canary("2.0", 25.0)
+TRIAL = Canary("3.0", 25.0)
 # Each change, with arguments that succeed.
 CHANGES: dict[str, Do] = {
-    "deploy": lambda it: it.deploy("3.0", 1),
-    "promote": lambda it: it.promote("2.0"),
+    "deploy": lambda it: it.deploy("4.0", 1),
+    "promote": lambda it: it.promote("3.0"),
     "canary": lambda it: it.canary(TRIAL),
-    "scale": lambda it: it.scale("2.0", 3),
-    "retire": lambda it: it.retire("2.0"),
+    "scale": lambda it: it.scale("3.0", 3),
+    "retire": lambda it: it.retire("3.0"),
 }
 
 DIFFERENCES: dict[str, Callable[[World], object]] = {
-    "2.0 is not served": lambda world: world.management.workers.pop("2.0"),
-    "3.0 is not in the file": lambda world: world.management.register("3.0", 1),
-    "2.0 has 5 workers, not 2": lambda world: world.management.scale("2.0", 5),
-    "the default version is 2.0, not 1.0": lambda world: world.management.set_default("2.0"),
+    "3.0 is not served": lambda world: world.management.workers.pop("3.0"),
+    "4.0 is not in the file": lambda world: world.management.register("4.0", 1),
+    "3.0 has 5 workers, not 2": lambda world: world.management.scale("3.0", 5),
+    "the default version is 3.0, not 1.0": lambda world: world.management.set_default("3.0"),
     "clients are routed differently": lambda world: world.routing.publish(
-        Routing("2.0", ("1.0", "2.0"))
+        Routing("3.0", ("1.0", "3.0"))
     ),
 }
 
@@ -84,8 +84,8 @@ class TestEach:
         self, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         fail_once(monkeypatch, History, "add")
-        world.rollout.promote("2.0")
-        assert world.desired.default == "2.0"
+        world.rollout.promote("3.0")
+        assert world.desired.default == "3.0"
         assert "The history lacks this change: [Errno 28]" in caplog.text
 
     @pytest.mark.parametrize("name", CHANGES)
@@ -107,7 +107,7 @@ class TestEach:
         more: dict[str, Do] = {
             "rollback": lambda it: it.rollback(),
             "apply": lambda it: it.apply(),
-            "end_canary": lambda it: it.end_canary("2.0", "why"),
+            "end_canary": lambda it: it.end_canary("3.0", "why"),
         }
         do, before = (CHANGES | more)[name], world.state
         with change(world.settings, "apply"), pytest.raises(Busy, match="`apply`"):
@@ -154,21 +154,21 @@ class TestEach:
 
 
 REFUSALS: list[tuple[Do, str]] = [
-    (lambda it: it.deploy("2.0", 1), "Version 2.0 serves already: a new build is a new version"),
-    (lambda it: it.deploy("4.0", 1), "bloodcells-4.0.mar is missing: run `make mar`"),
-    (lambda it: it.deploy("../3.0", 1), "'../3.0' is not a valid version name"),
-    (lambda it: it.deploy("3.0", 65), "Version 3.0 must have 1 to 64 workers, not 65"),
-    (lambda it: it.deploy("3.0", 1, sha256="ab" * 32), "is not the expected one"),
+    (lambda it: it.deploy("3.0", 1), "Version 3.0 serves already: a new build is a new version"),
+    (lambda it: it.deploy("5.0", 1), "bloodcells-5.0.mar is missing: run `make mar`"),
+    (lambda it: it.deploy("../4.0", 1), "'../4.0' is not a valid version name"),
+    (lambda it: it.deploy("4.0", 65), "Version 4.0 must have 1 to 64 workers, not 65"),
+    (lambda it: it.deploy("4.0", 1, sha256="ab" * 32), "is not the expected one"),
     (lambda it: it.promote("1.0"), "is the default already"),
-    (lambda it: it.promote("3.0"), "does not serve: `deploy 3.0` first"),
+    (lambda it: it.promote("4.0"), "does not serve: `deploy 4.0` first"),
     (lambda it: it.canary(Canary("1.0", 10)), "must be a version other than the default"),
-    (lambda it: it.canary(Canary("3.0", 10)), "does not serve"),
-    (lambda it: it.canary(Canary("2.0", 0)), "between 0 and 100"),
-    (lambda it: it.end_canary("2.0", "slow"), "2.0 is not the canary"),
-    (lambda it: it.scale("3.0", 2), "does not serve"),
-    (lambda it: it.scale("2.0", 0), "1 to 64 workers"),
+    (lambda it: it.canary(Canary("4.0", 10)), "does not serve"),
+    (lambda it: it.canary(Canary("3.0", 0)), "between 0 and 100"),
+    (lambda it: it.end_canary("3.0", "slow"), "3.0 is not the canary"),
+    (lambda it: it.scale("4.0", 2), "does not serve"),
+    (lambda it: it.scale("3.0", 0), "1 to 64 workers"),
     (lambda it: it.retire("1.0"), "promote another one first"),
-    (lambda it: it.retire("3.0"), "does not serve"),
+    (lambda it: it.retire("4.0"), "does not serve"),
     (lambda it: it.rollback(), "no promotion to undo"),
 ]
 
@@ -183,7 +183,7 @@ def test_refusals(world: World, do: Do, why: str) -> None:
 def test_a_difference_stops_every_change_until_apply_removes_it(
     world: World, difference: str
 ) -> None:
-    archives.provide(world.settings, "3.0", None)
+    archives.provide(world.settings, "4.0", None)
     DIFFERENCES[difference](world)
     world.management.done.clear()
     for do in CHANGES.values():
@@ -192,7 +192,7 @@ def test_a_difference_stops_every_change_until_apply_removes_it(
     assert world.rollout.differences(world.desired) == [difference]
     assert len(world.rollout.apply()) == 1
     # A pause is not a difference.
-    with world.routing.pause("2.0"):
+    with world.routing.pause("3.0"):
         assert world.rollout.differences(world.desired) == []
     assert world.desired == World.WANTED
     settled(world)
@@ -201,32 +201,32 @@ def test_a_difference_stops_every_change_until_apply_removes_it(
 class TestDeploy:
     def test_an_archive_outside_the_store_needs_a_hash(self, world: World, tmp_path: Path) -> None:
         elsewhere = tmp_path / "elsewhere" / "new.mar"
-        sha256 = write_archive(elsewhere, "4.0")
+        sha256 = write_archive(elsewhere, "5.0")
         note = elsewhere.with_name("new.mar.sha256")
         note.unlink()
         refused(
             world,
-            lambda it: it.deploy("4.0", 1, elsewhere),
+            lambda it: it.deploy("5.0", 1, elsewhere),
             r"The SHA-256 of .*new\.mar is unknown: give --sha256",
         )
-        world.rollout.deploy("4.0", 1, elsewhere, sha256.upper())
-        assert archives.digest(archives.deployed(world.settings, "4.0")) == sha256
-        assert world.desired.versions["4.0"] == VersionSpec(1, sha256)
+        world.rollout.deploy("5.0", 1, elsewhere, sha256.upper())
+        assert archives.digest(archives.deployed(world.settings, "5.0")) == sha256
+        assert world.desired.versions["5.0"] == VersionSpec(1, sha256)
         settled(world)
 
 
 class TestPromote:
     def test_is_refused_while_another_version_is_the_canary(self, world: World) -> None:
-        world.rollout.deploy("3.0", 1)
+        world.rollout.deploy("4.0", 1)
         world.rollout.canary(TRIAL)
         world.rollout.canary(replace(TRIAL, percent=30.0))
-        why = "Version 2.0 is the canary: promote it, or end it"
-        refused(world, lambda it: it.promote("3.0"), why)
-        refused(world, lambda it: it.canary(Canary("3.0", 5)), why)
-        refused(world, lambda it: it.retire("2.0"), "2.0 is the canary")
+        why = "Version 3.0 is the canary: promote it, or end it"
+        refused(world, lambda it: it.promote("4.0"), why)
+        refused(world, lambda it: it.canary(Canary("4.0", 5)), why)
+        refused(world, lambda it: it.retire("3.0"), "3.0 is the canary")
         # Promoting the canary ends it.
-        world.rollout.promote("2.0")
-        assert (world.desired.default, world.desired.canary) == ("2.0", None)
+        world.rollout.promote("3.0")
+        assert (world.desired.default, world.desired.canary) == ("3.0", None)
         settled(world)
 
 
@@ -234,7 +234,7 @@ class TestCanary:
     def test_is_ended_with_the_reason(self, world: World) -> None:
         world.rollout.canary(TRIAL)
         refused(world, lambda it: it.end_canary("1.0", "slow"), "1.0 is not the canary")
-        world.rollout.end_canary("2.0", "slow")
+        world.rollout.end_canary("3.0", "slow")
         assert world.desired == World.WANTED
         assert (last(world)["action"], last(world)["why"]) == ("end canary", "slow")
         settled(world)
@@ -242,23 +242,23 @@ class TestCanary:
 
 class TestRollback:
     def test_undoes_one_promotion_after_the_other(self, world: World) -> None:
-        world.rollout.promote("2.0")
-        world.rollout.deploy("3.0", 1)
         world.rollout.promote("3.0")
-        world.rollout.scale("3.0", 2)
+        world.rollout.deploy("4.0", 1)
+        world.rollout.promote("4.0")
+        world.rollout.scale("4.0", 2)
         # A canary is ended first.
         world.rollout.canary(TRIAL)
-        assert world.rollout.rollback() == "3.0"
-        assert (world.desired.default, world.desired.canary) == ("3.0", None)
-        assert (last(world)["action"], last(world)["version"]) == ("end canary", "2.0")
+        assert world.rollout.rollback() == "4.0"
+        assert (world.desired.default, world.desired.canary) == ("4.0", None)
+        assert (last(world)["action"], last(world)["version"]) == ("end canary", "3.0")
         settled(world)
-        for expected in ("2.0", "1.0"):
+        for expected in ("3.0", "1.0"):
             assert world.rollout.rollback() == expected
             assert world.desired.default == world.management.default() == expected
             assert (last(world)["action"], last(world)["version"]) == ("rollback", expected)
             settled(world)
         # A version deployed meanwhile continues to serve.
-        assert world.desired.versions["3.0"].workers == 2
+        assert world.desired.versions["4.0"].workers == 2
         refused(world, lambda it: it.rollback(), "no promotion to undo")
 
     def test_ends_a_canary_that_was_stopped(self, world: World) -> None:
@@ -268,13 +268,13 @@ class TestRollback:
         found = routing.read()
         assert found
         routing.publish(replace(found, canary=None, percent=0.0))
-        refused(world, lambda it: it.promote("2.0"), "was stopped")
+        refused(world, lambda it: it.promote("3.0"), "was stopped")
         assert world.rollout.rollback() == "1.0"
         assert world.desired.canary is None
 
     def test_deploys_a_retired_version_again(self, world: World) -> None:
         world.rollout.scale("1.0", 3)
-        world.rollout.promote("2.0")
+        world.rollout.promote("3.0")
         world.rollout.retire("1.0")
         first = archives.digest(archives.deployed(world.settings, "1.0"))
         write_archive(archives.built(world.settings, "1.0"), "1.0", note="a later build")
@@ -296,15 +296,15 @@ class TestRollback:
     @pytest.mark.parametrize("problem", ["register", "set_default", "ready", "archive"])
     def test_is_undone_if_the_version_fails(self, world: World, problem: str) -> None:
         # Deployed, so that it is known which archive it was.
-        world.rollout.deploy("3.0", 1)
+        world.rollout.deploy("4.0", 1)
+        world.rollout.promote("4.0")
         world.rollout.promote("3.0")
-        world.rollout.promote("2.0")
-        world.rollout.retire("3.0")
-        present = archives.deployed(world.settings, "3.0")
+        world.rollout.retire("4.0")
+        present = archives.deployed(world.settings, "4.0")
         content = present.read_bytes()
         if problem == "archive":
             present.unlink()
-            write_archive(archives.built(world.settings, "3.0"), "3.0", note="a later build")
+            write_archive(archives.built(world.settings, "4.0"), "4.0", note="a later build")
         elif problem == "ready":
             world.never = NeverReady("no worker")
         else:
@@ -313,7 +313,7 @@ class TestRollback:
         # The promotion still stands, to be undone when the problem is gone.
         present.write_bytes(content)
         world.never, world.management.failing = None, set()
-        assert world.rollout.rollback() == "3.0"
+        assert world.rollout.rollback() == "4.0"
         settled(world)
 
 
@@ -321,13 +321,13 @@ class TestScale:
     def test_more_workers_pause_no_client(self, world: World) -> None:
         paused = []
         world.management.look = lambda change: paused.append(
-            Routing.is_paused(world.routing.read() or Routing.of(World.WANTED), "2.0")
+            Routing.is_paused(world.routing.read() or Routing.of(World.WANTED), "3.0")
         )
-        world.management.queued["2.0"] = 5
-        world.rollout.scale("2.0", 64)
+        world.management.queued["3.0"] = 5
+        world.rollout.scale("3.0", 64)
         assert paused == [False, False]
-        assert world.management.done == [("scale", "2.0", 64), ("ready", "2.0", 64)]
-        assert world.desired.versions["2.0"].workers == last(world)["workers"] == 64
+        assert world.management.done == [("scale", "3.0", 64), ("ready", "3.0", 64)]
+        assert world.desired.versions["3.0"].workers == last(world)["workers"] == 64
         settled(world)
 
     def test_surplus_workers_stop_at_rest_while_clients_are_paused(
@@ -342,10 +342,10 @@ class TestScale:
         def look(change: tuple[Any, ...]) -> None:
             found = world.routing.read()
             assert found
-            seen.append((change[0], found.is_paused("2.0"), found.is_paused("1.0"), [*queue]))
+            seen.append((change[0], found.is_paused("3.0"), found.is_paused("1.0"), [*queue]))
 
         world.management.look = look
-        world.rollout.scale("2.0", 1)
+        world.rollout.scale("3.0", 1)
         assert seen == [("scale", True, False, []), ("ready", False, False, [])]
         settled(world)
 
@@ -362,11 +362,11 @@ class TestRetire:
 
         monkeypatch.setattr(rest, "worker_state", look)
         world.management.look = look
-        sha256 = archives.digest(archives.deployed(world.settings, "2.0"))
-        world.rollout.retire("2.0")
+        sha256 = archives.digest(archives.deployed(world.settings, "3.0"))
+        world.rollout.retire("3.0")
         assert routed == {("1.0",)}
-        assert world.management.done == [("unregister", "2.0")]
-        assert world.desired == World.WANTED.without_version("2.0")
+        assert world.management.done == [("unregister", "3.0")]
+        assert world.desired == World.WANTED.without_version("3.0")
         assert last(world)["sha256"] == sha256
         settled(world)
 
@@ -382,7 +382,7 @@ class TestRetire:
 
         monkeypatch.setattr(module, "wait_until_at_rest", wait)
         with pytest.raises(Refused, match="a client waits"):
-            world.rollout.retire("2.0")
+            world.rollout.retire("3.0")
         assert path.read_text() == edited
 
 
@@ -390,18 +390,18 @@ class TestApply:
     def test_order_of_the_steps(self, world: World) -> None:
         """A new default serves before the old one is retired."""
         desired = deployment.Deployment(
-            "3.0", {"2.0": VersionSpec(3), "3.0": VersionSpec(2)}, Canary("2.0", 5.0)
+            "4.0", {"3.0": VersionSpec(3), "4.0": VersionSpec(2)}, Canary("3.0", 5.0)
         )
         deployment.save(desired, world.settings.deployment)
         # Nothing is removed if a version never gets ready.
         world.never = NeverReady("no worker")
         with pytest.raises(Refused, match="no worker"):
             world.rollout.apply()
-        assert world.management.workers.keys() >= {"1.0", "2.0"}
+        assert world.management.workers.keys() >= {"1.0", "3.0"}
         assert world.management.default() == "1.0"
         assert world.routing.read() == Routing.of(World.WANTED)
         world.never = None
-        world.management.workers = {"1.0": 1, "2.0": 2}
+        world.management.workers = {"1.0": 1, "3.0": 2}
         world.management.done.clear()
         routed: dict[str, Routing | None] = {}
 
@@ -410,18 +410,18 @@ class TestApply:
 
         world.management.look = look
         assert world.rollout.apply() == [
-            "scaled 2.0 to 3",
-            "deployed 3.0",
-            "promoted 3.0",
+            "scaled 3.0 to 3",
+            "deployed 4.0",
+            "promoted 4.0",
             "routed",
             "retired 1.0",
         ]
         assert world.management.done == [
-            ("scale", "2.0", 3),
-            ("ready", "2.0", 3),
-            ("register", "3.0", 2),
-            ("ready", "3.0", 2),
-            ("set_default", "3.0"),
+            ("scale", "3.0", 3),
+            ("ready", "3.0", 3),
+            ("register", "4.0", 2),
+            ("ready", "4.0", 2),
+            ("set_default", "4.0"),
             ("unregister", "1.0"),
         ]
         assert routed["set_default"] == Routing.of(World.WANTED)
@@ -432,7 +432,7 @@ class TestApply:
         assert world.rollout.apply() == []
         assert {each[0] for each in world.management.done} == {"ready"}
 
-    @pytest.mark.parametrize("version", ["2.0", "3.0"])
+    @pytest.mark.parametrize("version", ["3.0", "4.0"])
     def test_an_archive_with_another_hash_is_refused(self, world: World, version: str) -> None:
         desired = World.WANTED.with_version(version, VersionSpec(2, "ab" * 32))
         deployment.save(desired, world.settings.deployment)
@@ -441,8 +441,8 @@ class TestApply:
 
 
 FORCED: list[tuple[Callable[[Rollout, bool], object], str]] = [
-    (lambda it, force: it.scale("2.0", 1, force=force), "scale"),
-    (lambda it, force: it.retire("2.0", force=force), "unregister"),
+    (lambda it, force: it.scale("3.0", 1, force=force), "scale"),
+    (lambda it, force: it.retire("3.0", force=force), "unregister"),
     (lambda it, force: it.apply(force=force), "unregister"),
 ]
 
@@ -452,11 +452,11 @@ def test_only_force_stops_workers_amid_a_request(
     world: World, request: pytest.FixtureRequest, do: Callable[[Rollout, bool], object], step: str
 ) -> None:
     if "apply" in request.node.name:
-        deployment.save(World.WANTED.without_version("2.0"), world.settings.deployment)
-    with in_flight.recorded(world.settings.run_dir, "2.0"):
+        deployment.save(World.WANTED.without_version("3.0"), world.settings.deployment)
+    with in_flight.recorded(world.settings.run_dir, "3.0"):
         with pytest.raises(Refused, match=r"a client waits.*--force"):
             do(world.rollout, False)
-        assert world.management.workers == {"1.0": 1, "2.0": 2}
+        assert world.management.workers == {"1.0": 1, "3.0": 2}
         do(world.rollout, True)
     assert step in {each[0] for each in world.management.done}
     settled(world)

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from serving.deployment import Canary, Deployment, VersionSpec, routing
 from serving.deployment.routing import FILE, Routing, RoutingFile
 
-PLAIN = Routing("1.0", ("1.0", "2.0", "3.0"))
+PLAIN = Routing("1.0", ("1.0", "3.0", "4.0"))
 CLIENTS = [f"client {number}" for number in range(10_000)]
 
 
-def trial(percent: float, version: str = "2.0") -> Routing:
+def trial(percent: float, version: str = "3.0") -> Routing:
     return replace(PLAIN, canary=version, percent=percent)
 
 
@@ -42,28 +42,28 @@ class TestChoice:
     @given(st.text(), st.floats(0.01, 99.99), st.floats(0.01, 99.99))
     def test_a_larger_share_keeps_its_clients(self, client: str, a: float, b: float) -> None:
         small, large = sorted((a, b))
-        if trial(small).choose(client) == "2.0":
-            assert trial(large).choose(client) == "2.0"
+        if trial(small).choose(client) == "3.0":
+            assert trial(large).choose(client) == "3.0"
 
     def test_another_canary_gets_other_clients(self) -> None:
-        first, second = chosen(trial(10)), chosen(trial(10, "3.0"))
+        first, second = chosen(trial(10)), chosen(trial(10, "4.0"))
         assert len(first & second) / len(first) == pytest.approx(0.1, abs=0.05)
 
     def test_the_choice_is_the_same_in_all_processes(self) -> None:
-        # The first 8 bytes of SHA-256("2.0 client 0").
-        assert routing._place("2.0", "client 0") == pytest.approx(63.71263246535735)
+        # The first 8 bytes of SHA-256("3.0 client 0").
+        assert routing._place("3.0", "client 0") == pytest.approx(54.089725362008956)
 
     def test_shares_are_of_all_clients(self) -> None:
         found = trial(12.5)
         assert [found.share(version) for version in found.versions] == [87.5, 12.5, 0.0]
         assert [PLAIN.share(version) for version in PLAIN.versions] == [100.0, 0.0, 0.0]
 
-    @pytest.mark.parametrize("canary", [None, Canary("2.0", 5.0)])
+    @pytest.mark.parametrize("canary", [None, Canary("3.0", 5.0)])
     def test_follows_the_deployment(self, canary: Canary | None) -> None:
-        desired = Deployment("3.0", {"3.0": VersionSpec(1), "2.0": VersionSpec(1)}, canary)
+        desired = Deployment("4.0", {"4.0": VersionSpec(1), "3.0": VersionSpec(1)}, canary)
         found = Routing.of(desired)
-        assert (found.default, found.versions) == ("3.0", ("2.0", "3.0"))
-        assert (found.canary, found.percent) == (("2.0", 5.0) if canary else (None, 0.0))
+        assert (found.default, found.versions) == ("4.0", ("3.0", "4.0"))
+        assert (found.canary, found.percent) == (("3.0", 5.0) if canary else (None, 0.0))
 
 
 @pytest.fixture
@@ -127,11 +127,11 @@ class TestPause:
 
     def test_lasts_as_long_as_the_block(self, file: RoutingFile) -> None:
         with file.pause("1.0"):
-            with file.pause("2.0"):
-                assert self.paused(file) == ["1.0", "2.0"]
+            with file.pause("3.0"):
+                assert self.paused(file) == ["1.0", "3.0"]
             assert self.paused(file) == ["1.0"]
         assert file.read() == PLAIN
-        with pytest.raises(ZeroDivisionError), file.pause("2.0"):
+        with pytest.raises(ZeroDivisionError), file.pause("3.0"):
             raise ZeroDivisionError
         assert file.read() == PLAIN
 
@@ -139,25 +139,25 @@ class TestPause:
     def test_ends_by_itself_and_when_the_clock_is_set_back(
         self, file: RoutingFile, monkeypatch: pytest.MonkeyPatch, seconds: float
     ) -> None:
-        with file.pause("2.0"):
+        with file.pause("3.0"):
             then = time.time() + seconds
             monkeypatch.setattr(time, "time", lambda: then)
             assert self.paused(file) == []
 
     def test_keeps_what_is_published_meanwhile(self, file: RoutingFile) -> None:
-        with file.pause("2.0"):
+        with file.pause("3.0"):
             now = file.read()
             assert now
-            file.publish(replace(now, default="3.0"))
-        assert file.read() == replace(PLAIN, default="3.0")
+            file.publish(replace(now, default="4.0"))
+        assert file.read() == replace(PLAIN, default="4.0")
 
     def test_does_not_end_a_later_pause(self, file: RoutingFile) -> None:
-        with file.pause("2.0"):
-            file.publish(replace(PLAIN, paused={"2.0": time.time() + routing.LONGEST_PAUSE}))
-        assert self.paused(file) == ["2.0"]
+        with file.pause("3.0"):
+            file.publish(replace(PLAIN, paused={"3.0": time.time() + routing.LONGEST_PAUSE}))
+        assert self.paused(file) == ["3.0"]
 
     def test_does_not_revive_a_service_that_stops(self, file: RoutingFile) -> None:
-        with file.pause("2.0"):
+        with file.pause("3.0"):
             file.withdraw()
         assert file.read() is None
 
@@ -165,6 +165,6 @@ class TestPause:
         self, file: RoutingFile, tmp_path: Path
     ) -> None:
         file.withdraw()
-        with file.pause("2.0"):
+        with file.pause("3.0"):
             pass
         assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,8 @@ from serving.client import InferenceClient, NotServed, ServiceError, Unreachable
 from serving.deployment import canary
 from serving.deployment.routing import Routing
 
-ALL_SERVED = ("1.0", "2.0", "3.0")
-CANARY = Routing("1.0", ALL_SERVED, "2.0", 100.0)
+ALL_SERVED = ("1.0", "3.0", "4.0")
+CANARY = Routing("1.0", ALL_SERVED, "3.0", 100.0)
 MARKS = {CLIENT: (), EDGE: pytest.mark.live}
 
 
@@ -126,7 +126,7 @@ def test_clients_are_chosen_by_name(way: ByClient | ByEdge, torchserve: StandIn)
     for name in names:
         way.predict_as(name)
     assert torchserve.asked == [routing.choose(name) for name in names]
-    assert set(torchserve.asked) == {"1.0", "2.0"}
+    assert set(torchserve.asked) == {"1.0", "3.0"}
 
 
 @pytest.mark.parametrize("starting", [True, False])
@@ -137,17 +137,17 @@ def test_waits_for_a_paused_version_and_a_starting_service(
         torchserve.routing.withdraw()
     else:
         torchserve.routing.publish(replace(ROUTING, paused={"1.0": time.time() + 14}))
-    ready = threading.Timer(0.2, torchserve.routing.publish, [replace(ROUTING, default="2.0")])
+    ready = threading.Timer(0.2, torchserve.routing.publish, [replace(ROUTING, default="3.0")])
     ready.start()
     assert way.ask(RULES[0]) == (None, 200)
     ready.join()
-    assert torchserve.asked == ["2.0"]
+    assert torchserve.asked == ["3.0"]
 
 
 def test_only_the_paused_version_waits(way: ByClient | ByEdge, torchserve: StandIn) -> None:
     torchserve.routing.publish(replace(ROUTING, paused={"1.0": time.time() + 14}))
-    assert way.ask(replace(RULES[0], named="2.0")) == (None, 200)
-    assert torchserve.asked == ["2.0"]
+    assert way.ask(replace(RULES[0], named="3.0")) == (None, 200)
+    assert torchserve.asked == ["3.0"]
 
 
 def test_a_pause_of_an_hour_is_a_clock_that_was_set_back(
@@ -187,7 +187,7 @@ class TestClient:
             client.close()
         first, second = stand_in.asked[::2], stand_in.asked[1::2]
         assert first == second
-        assert set(first) == {"1.0", "2.0"}
+        assert set(first) == {"1.0", "3.0"}
 
     @pytest.mark.parametrize("paused", [False, True])
     def test_patience_ends(self, stand_in: StandIn, paused: bool) -> None:
@@ -203,11 +203,11 @@ class TestClient:
 
     def test_does_not_wait_for_a_version_that_is_retired_meanwhile(self, stand_in: StandIn) -> None:
         client = InferenceClient(stand_in.settings, patience=60)
-        stand_in.routing.publish(replace(ROUTING, paused={"2.0": time.time() + 14}))
+        stand_in.routing.publish(replace(ROUTING, paused={"3.0": time.time() + 14}))
         gone = threading.Timer(0.2, stand_in.routing.publish, [replace(ROUTING, versions=("1.0",))])
         gone.start()
-        with pytest.raises(NotServed, match=r"Version 2\.0 does not serve"):
-            client.predict(b"x", version="2.0")
+        with pytest.raises(NotServed, match=r"Version 3\.0 does not serve"):
+            client.predict(b"x", version="3.0")
         gone.join()
         client.close()
         assert stand_in.requests == []

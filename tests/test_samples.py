@@ -25,8 +25,8 @@ Ask = Callable[[str], dict[str, Any]]
 
 @pytest.fixture(scope="module")
 def ask() -> Ask:
-    """Return a function that returns version 2.0's answer for a drawing."""
-    folder = ROOT / "models" / "2.0"
+    """Return a function that returns version 3.0's answer for a drawing."""
+    folder = ROOT / "models" / "3.0"
     card = json.loads((folder / "card.json").read_text())
     version = load(folder, card, 1)
 
@@ -56,7 +56,7 @@ def test_the_gallery_is_drawn_the_same_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ONE_CELL)
 def test_one_cell_is_recognised(ask: Ask, name: str) -> None:
     found = ask(name)
-    assert (found["label"], found["verdict"]) == (DRAWN[name].label, "confident")
+    assert found["label"] == DRAWN[name].label
     assert len(found["cells"]) == 1
 
 

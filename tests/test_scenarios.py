@@ -73,7 +73,7 @@ def test_the_report_says_it_all() -> None:
     result = step_at(2, 4, (1, 3))
     result.watched, result.sent = (2, 4), Counter({"413": 3, "200": 1})
     result.notes = {"printed": "a | b", "seconds until ready": 1.26}
-    asked = [request(0.5), request(2.9, 50, by="2.0"), failure(3), request(3, 7, load="direct")]
+    asked = [request(0.5), request(2.9, 50, by="3.0"), failure(3), request(3, 7, load="direct")]
     about = {"name": "drill", "title": "The drill", "about": "Written by `make drill`."}
     machine = {"date": "2026-01-02", "machine": {"processor": "one", "cores": 2}}
     more = {"table": {"heads": ["nodes", "p50"], "rows": [[3, "8"]]}}
@@ -82,8 +82,8 @@ def test_the_report_says_it_all() -> None:
         "Written by `make drill`. 2026-01-02, 2 cores (one), which service and clients share.",
         "**1 of 3 requests of users failed** (between steps: p50 100.0, p99 100.0).",
         "| promote | 2 | users | 2 | 1 | 50.0 | 50.0 | 50.0 | 1 x 503 gone | 4: 1 x 200, 3 x 413 "
-        "| 1 | 180 | 180 | a \\| b; seconds until ready: 1.3; 1 clients: 100.0 % by 2.0; "
-        "requests: 100.0 % by 2.0; 0 clients saw two versions |",
+        "| 1 | 180 | 180 | a \\| b; seconds until ready: 1.3; 1 clients: 100.0 % by 3.0; "
+        "requests: 100.0 % by 3.0; 0 clients saw two versions |",
         "|  |  | direct | 1 | 0 | 7.0 |",
         "| 3 | 8 |",
         "Problems:\n\n- promote: 1 workers ended\n- promote: 1 requests of users failed, 0 may",

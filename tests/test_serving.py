@@ -53,10 +53,10 @@ def failure(client: InferenceClient) -> tuple[int, str]:
 def test_sends_the_image_with_the_token(stand_in: StandIn, client: InferenceClient) -> None:
     stand_in.answer = lambda request, body: (200, json.dumps({"got": body.decode()}).encode())
     assert client.predict(b"image") == {"got": "image"}
-    assert client.predict(b"image", version="2.0")
+    assert client.predict(b"image", version="3.0")
     assert stand_in.requests == [
         ("/predictions/bloodcells/1.0", "Bearer first"),
-        ("/predictions/bloodcells/2.0", "Bearer first"),
+        ("/predictions/bloodcells/3.0", "Bearer first"),
     ]
 
 
@@ -272,17 +272,17 @@ def test_java_reads_characters_beyond_ascii() -> None:
 
 
 def test_has_the_ports_folders_and_versions(tmp_path: Path) -> None:
-    wanted = Deployment("2.0", {"1.0": VersionSpec(3), "2.0": VersionSpec(1)})
+    wanted = Deployment("3.0", {"1.0": VersionSpec(3), "3.0": VersionSpec(1)})
     found = config.effective_config(Settings(metrics_port=9, run_dir=tmp_path), wanted)
     assert found["metrics_address"] == "http://127.0.0.1:9"
     assert found["workflow_store"].startswith(str(tmp_path))
     # TorchServe makes the first one the default.
-    assert found["load_models"] == "bloodcells-2.0.mar,bloodcells-1.0.mar"
+    assert found["load_models"] == "bloodcells-3.0.mar,bloodcells-1.0.mar"
     workers = {
         version: (each["marName"], each["minWorkers"], each["maxWorkers"])
         for version, each in json.loads(found["models"])["bloodcells"].items()
     }
-    assert workers == {"1.0": ("bloodcells-1.0.mar", 3, 3), "2.0": ("bloodcells-2.0.mar", 1, 1)}
+    assert workers == {"1.0": ("bloodcells-1.0.mar", 3, 3), "3.0": ("bloodcells-3.0.mar", 1, 1)}
 
 
 def test_the_life_of_a_token(tmp_path: Path) -> None:
@@ -361,7 +361,7 @@ LOST = "ModuleNotFoundError: No module named 'x'"
 
 
 def log_exits(
-    folder: Path, *messages: str, thread: str = "W-9000-bloodcells_2.0", exits: int = 2
+    folder: Path, *messages: str, thread: str = "W-9000-bloodcells_3.0", exits: int = 2
 ) -> None:
     """Make a worker exit several times, each time with these last lines."""
     path = folder / "logs" / "torchserve.log"
@@ -399,20 +399,20 @@ def test_two_exits_give_the_reason(
     tmp_path: Path, worker_log: WorkerLog, messages: list[str], exits: int, reason: str | None
 ) -> None:
     log_exits(tmp_path, *messages, exits=exits)
-    found = worker_log.failure("2.0")
+    found = worker_log.failure("3.0")
     assert found == reason or (reason == "torchserve.log" and str(tmp_path / "logs") in str(found))
 
 
 def test_exits_of_another_version_or_start_do_not_count(
     tmp_path: Path, worker_log: WorkerLog
 ) -> None:
-    others = ["1.0", "12.0", "2.0.1", "2.0-rc", "2x0"]
+    others = ["1.0", "13.0", "3.0.1", "3.0-rc", "3x0"]
     for other in others:
         log_exits(tmp_path, LOST, thread=f"W-9000-bloodcells_{other}")
-    assert worker_log.failure("2.0") is None
+    assert worker_log.failure("3.0") is None
     assert [worker_log.failure(other) for other in others] == [LOST] * len(others)
     # A new log is read from its start.
     (tmp_path / "logs" / "torchserve.log").unlink()
-    assert worker_log.failure("2.0") is None
+    assert worker_log.failure("3.0") is None
     log_exits(tmp_path, LOST)
-    assert worker_log.failure("2.0") == LOST
+    assert worker_log.failure("3.0") == LOST

@@ -281,7 +281,7 @@ class TestCanaryWatch:
     def world(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         """Return a service whose canary is about to break its bounds."""
         world = World(tmp_path, monkeypatch)
-        wanted = replace(world.desired, canary=Canary("2.0", 50, max_errors=2))
+        wanted = replace(world.desired, canary=Canary("3.0", 50, max_errors=2))
         deployment.save(wanted, world.settings.deployment)
         world.routing.publish(Routing.of(wanted))
         return world
@@ -292,7 +292,7 @@ class TestCanaryWatch:
         watch.check()
         assert world.routing.read() == Routing.of(world.desired)
         for _ in range(30):
-            note(world.settings.run_dir, "2.0", failed=True, seconds=0.01)
+            note(world.settings.run_dir, "3.0", failed=True, seconds=0.01)
         return watch
 
     @pytest.fixture
@@ -308,7 +308,7 @@ class TestCanaryWatch:
         watch.check()
         assert world.desired.canary is None
         assert world.routing.read() == Routing.of(world.desired)
-        assert capsys.readouterr().out.startswith("canary 2.0 rolled back: 30 of its last 30")
+        assert capsys.readouterr().out.startswith("canary 3.0 rolled back: 30 of its last 30")
 
     @pytest.mark.usefixtures("read_only")
     def test_where_the_file_is_read_only_a_canary_gets_no_more_traffic(
@@ -322,12 +322,12 @@ class TestCanaryWatch:
         assert world.desired.canary
         # Printed once, with advice.
         printed = capsys.readouterr().out
-        assert printed.count("canary 2.0 gets no more traffic: 30 of its last 30") == 1
+        assert printed.count("canary 3.0 gets no more traffic: 30 of its last 30") == 1
         assert "Read-only file system" in printed
         assert "in the ConfigMap" in printed
         # Shown by `status` and `doctor`.
         differences = Rollout(world.settings).differences(world.desired)
-        assert differences == ["the canary 2.0 was stopped and gets no traffic"]
+        assert differences == ["the canary 3.0 was stopped and gets no traffic"]
 
     def test_a_restart_keeps_that_until_the_file_changes(
         self, world: World, watch: CanaryWatch, monkeypatch: pytest.MonkeyPatch, read_only: None
@@ -336,7 +336,7 @@ class TestCanaryWatch:
         world.routing.withdraw()
         assert routing_of(world.settings, world.desired).canary is None
         monkeypatch.undo()
-        deployment.save(replace(world.desired, canary=Canary("2.0", 10)), world.settings.deployment)
+        deployment.save(replace(world.desired, canary=Canary("3.0", 10)), world.settings.deployment)
         assert routing_of(world.settings, world.desired) == Routing.of(world.desired)
 
     def test_a_user_without_a_name_can_change_the_deployment(

@@ -18,9 +18,9 @@ from conftest import VERSIONS
 from serving.settings import ROOT
 from training import sweep, version_files
 from training.fields import Batch, Run, predict
-from training.metrics import balanced, confusion_by_photograph, summarize
+from training.metrics import NOT_FOUND, balanced, confusion_by_photograph, summarize
 from training.networks import BloodCellNet, to_input, to_planes
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 from training.recipes import FieldRecipe
 
 SMALL = FieldRecipe(channels=(4, 4), pools=(4, 4), hidden=8, epochs=3, batch_size=16)
@@ -44,7 +44,7 @@ def same_weights(one: BloodCellNet, other: BloodCellNet) -> bool:
 
 
 def network() -> BloodCellNet:
-    return BloodCellNet(len(CLASSES), **SMALL.network())
+    return BloodCellNet(len(FIELD_CLASSES), **SMALL.network())
 
 
 def test_evaluation_sees_what_the_service_sees() -> None:
@@ -52,7 +52,7 @@ def test_evaluation_sees_what_the_service_sees() -> None:
     made = network()
     pixels = coloured(10).images.permute(0, 2, 3, 1).numpy()
     served = made.eval()(to_input(list(pixels)))
-    assert served.shape == (10, len(CLASSES))
+    assert served.shape == (10, len(FIELD_CLASSES))
     assert torch.allclose(predict(made, to_planes(pixels)), served, atol=1e-5)
 
 
@@ -115,8 +115,20 @@ def test_summary_of_a_known_case() -> None:
         value = summary["classes"]["EOSINOPHIL"][figure]["value"]
         assert value == pytest.approx(2 / 3, abs=1e-6)
     assert summary["confusion"][0] == [2, 1, 0, 0]
+    assert list(summary["classes"]) == summary["predicted"] == list(FIELD_CLASSES)
     macro_recall = (2 / 3 + 1 + 1 + 1 / 2) / 4
     assert summary["macro_recall"]["value"] == pytest.approx(macro_recall, abs=1e-6)
+
+
+def test_a_class_without_images_and_cells_that_were_not_found() -> None:
+    """Neither do images without a cell count as one of the classes, nor absent classes at all."""
+    labels, predicted = np.array([0, 0, 1, 1]), np.array([0, NOT_FOUND, 1, 4])
+    summary = summarize(confusion_by_photograph(labels, predicted, list("abcd")))
+    assert list(summary["classes"]) == ["EOSINOPHIL", "LYMPHOCYTE"]
+    assert summary["predicted"] == ["EOSINOPHIL", "LYMPHOCYTE", "BASOPHIL", "no cell"]
+    assert summary["confusion"] == [[1, 0, 0, 1], [0, 1, 1, 0]]
+    assert summary["macro_recall"]["value"] == 0.5
+    assert summary["classes"]["EOSINOPHIL"]["precision"]["value"] == 1
 
 
 def width(photographs: int, images_each: int) -> float:
@@ -155,14 +167,14 @@ def test_a_new_training_removes_the_old_measurements(
     monkeypatch.setattr(version_files, "ROOT", tmp_path)
     here = version_files.folder("9.0")
     (here / "plots").mkdir(parents=True)
-    networks = {"gate.onnx", "network.onnx"}
+    networks = {"network.onnx"}
     stays = {"model-config.yaml", "card.json", "history.json", "weights.pt", *networks}
     goes = {"metrics.json", "golden.json", "served.json", "adaptation.json", "out_of_fold.npz"}
     goes.add("locator.onnx")
     for name in (*stays, *goes, "plots/adaptation.png", "CARD.md"):
         (here / name).write_text("old")
-    made = BloodCellNet(len(CLASSES), [1, 1], [4, 4], 1, [0, 0])
-    version_files.write("9.0", version_files.Trained({"network": made}, {}, {"rows": []}))
+    made = BloodCellNet(len(FIELD_CLASSES), [1, 1], [4, 4], 1, [0, 0])
+    version_files.write("9.0", version_files.Trained({"network": made}, {"a": 1}, {"rows": []}))
     assert {path.name for path in here.iterdir()} == stays
     assert (here / "model-config.yaml").read_text() == "old"
     card = json.loads((here / "card.json").read_text())
@@ -202,10 +214,10 @@ ORDER = re.findall(
     r"\w+",
     """
     protocol recipes table metrics data laboratories augment robustness out_of_distribution
-    torchvision_cpu networks gate export optimizer checkpoints version_files
-    locate cell_set cells fields
-    out_of_fold crossvalidate calibrate predict evaluate served
-    plots sweep adapt measured figures report __main__
+    torchvision_cpu networks export optimizer workers checkpoints version_files fitting
+    runs crops locate views teacher cells fields train
+    out_of_fold crossvalidate calibrate left_out predict evaluate served
+    plots sweep few_cells adapt measured figures report __main__
     """,
 )
 

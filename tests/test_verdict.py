@@ -7,23 +7,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from handler.preprocessing import Box
 from handler.verdict import Answer, Cell, Prediction, answer, other_probability
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 
 CARD: dict[str, Any] = {
     "version": "9.0",
-    "classes": CLASSES,
+    "classes": FIELD_CLASSES,
     "finds_cells": True,
     "temperature": 1.0,
-    "thresholds": {"stain": 0.2, "foreign": 0.5, "confident": 0.8},
+    "thresholds": {"foreign": 0.5, "confident": 0.8},
 }
 BOX: Box = (10.04, 20.05, 30.0, 41.96)
-STAINED, PALE = 0.9, 0.1
 
 
 def logits(*shares: float) -> list[float]:
@@ -38,11 +38,9 @@ FOREIGN = [*SURE, math.log(7 / 3)]
 OWN = [*SURE, math.log(3 / 7)]
 
 
-def say(
-    cells: Sequence[Sequence[float]], stain: float = STAINED, **card: Any
-) -> tuple[Answer, list[Answer]]:
+def say(cells: Sequence[Sequence[float]], **card: Any) -> tuple[Answer, list[Answer]]:
     """Return the answer to a picture with cells of these logits, and its part for each cell."""
-    said = answer("bloodcells", CARD | card, Prediction(stain, [Cell(each, BOX) for each in cells]))
+    said = answer("bloodcells", CARD | card, Prediction([Cell(each, BOX) for each in cells]))
     return said, said.get("cells", [])
 
 
@@ -51,19 +49,18 @@ def is_rejected(said: Answer) -> bool:
 
 
 @pytest.mark.parametrize("cells", [[], [SURE], [FOREIGN], [UNSURE, SURE, FOREIGN]])
-@pytest.mark.parametrize("stain", [STAINED, PALE])
 @pytest.mark.parametrize("finds_cells", [True, False])
 def test_an_answer_has_the_same_keys_in_the_same_order(
-    cells: list[list[float]], stain: float, finds_cells: bool
+    cells: list[list[float]], finds_cells: bool
 ) -> None:
-    said, each = say(cells, stain, finds_cells=finds_cells)
+    said, each = say(cells, finds_cells=finds_cells)
     keys = ["model", "version", "label", "verdict", "probabilities"]
     assert list(said) == keys + ["cells"] * finds_cells
     assert (said["model"], said["version"]) == ("bloodcells", "9.0")
     assert all(list(cell) == ["box", "label", "verdict", "probabilities"] for cell in each)
     assert len(each) == len(cells) * finds_cells
     for part in (said, *each):
-        assert tuple(part["probabilities"]) == CLASSES
+        assert tuple(part["probabilities"]) == FIELD_CLASSES
         assert sum(part["probabilities"].values()) == pytest.approx(1, abs=1e-4)
         assert part["verdict"] in {"confident", "uncertain", "rejected"}
         assert (part["label"] is None) == (part["verdict"] == "rejected")
@@ -74,27 +71,20 @@ def test_boxes_are_rounded_to_a_tenth() -> None:
     assert cell["box"] == [10.0, 20.1, 30.0, 42.0]
 
 
-@pytest.mark.parametrize("label", CLASSES)
+@pytest.mark.parametrize("label", FIELD_CLASSES)
 def test_the_label_is_the_likeliest_class(label: str) -> None:
-    said, _ = say([[2.0 * (name == label) for name in CLASSES]])
+    said, _ = say([[2.0 * (name == label) for name in FIELD_CLASSES]])
     assert said["label"] == label
     assert max(said["probabilities"], key=said["probabilities"].get) == label
 
 
 @pytest.mark.parametrize(
-    ("cell", "stain", "verdict"),
-    [
-        (SURE, STAINED, "confident"),
-        (UNSURE, STAINED, "uncertain"),
-        (OWN, STAINED, "confident"),
-        (FOREIGN, STAINED, "rejected"),
-        (SURE, PALE, "rejected"),
-        (UNSURE, PALE, "rejected"),
-    ],
+    ("cell", "verdict"),
+    [(SURE, "confident"), (UNSURE, "uncertain"), (OWN, "confident"), (FOREIGN, "rejected")],
 )
-def test_a_cell_alone_is_the_answer(cell: list[float], stain: float, verdict: str) -> None:
+def test_a_cell_alone_is_the_answer(cell: list[float], verdict: str) -> None:
     """The probabilities are those of the classes, whatever share OTHER has."""
-    said, [each] = say([cell], stain)
+    said, [each] = say([cell])
     assert said["verdict"] == verdict
     for name in ("label", "verdict", "probabilities"):
         assert said[name] == each[name]
@@ -102,17 +92,11 @@ def test_a_cell_alone_is_the_answer(cell: list[float], stain: float, verdict: st
     assert [*said["probabilities"].values()] == pytest.approx(shares, abs=1e-6)
 
 
-@pytest.mark.parametrize("stain", [STAINED, PALE])
-def test_where_there_is_no_cell_nothing_is_known(stain: float) -> None:
-    said, each = say([], stain)
+def test_where_there_is_no_cell_nothing_is_known() -> None:
+    said, each = say([])
     assert is_rejected(said)
     assert each == []
     assert set(said["probabilities"].values()) == {0.25}
-
-
-@pytest.mark.parametrize(("stain", "rejected"), [(0.1999, True), (0.2, False), (0.2001, False)])
-def test_the_stain_may_be_as_low_as_its_threshold(stain: float, rejected: bool) -> None:
-    assert is_rejected(say([SURE], stain)[0]) == rejected
 
 
 @pytest.mark.parametrize("above", [-1e-4, 0, 1e-4])
@@ -146,9 +130,23 @@ def test_the_most_certain_cell_leads_a_rejected_one_only_where_all_are(order: li
 def test_cells_keep_their_order_and_boxes() -> None:
     boxes = [(float(at), 0.0, at + 5.0, 9.0) for at in range(3)]
     cells = [Cell(each, box) for each, box in zip((UNSURE, FOREIGN, SURE), boxes, strict=True)]
-    said = answer("bloodcells", CARD, Prediction(STAINED, cells))
+    said = answer("bloodcells", CARD, Prediction(cells))
     assert [cell["box"] for cell in said["cells"]] == [list(box) for box in boxes]
     assert [cell["verdict"] for cell in said["cells"]] == ["uncertain", "rejected", "confident"]
+
+
+EMBEDDINGS = np.array([[0.123449, -20.0, 0.0], [1234567.0, 0.0000987654, -1.0]], np.float32)
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_cells_have_embeddings_on_request(wanted: bool) -> None:
+    """Of four digits; nothing else changes."""
+    cells = [Cell(SURE, BOX, EMBEDDINGS[0]), Cell(FOREIGN, BOX, EMBEDDINGS[1])]
+    said = answer("bloodcells", CARD, Prediction(cells), wanted)
+    embeddings = [cell.pop("embedding", None) for cell in said["cells"]]
+    short = [[0.1234, -20.0, 0.0], [1235000.0, 9.877e-05, -1.0]]
+    assert embeddings == (short if wanted else [None, None])
+    assert said == answer("bloodcells", CARD, Prediction(cells))
 
 
 def test_the_temperature_of_the_card_decides() -> None:
@@ -162,17 +160,11 @@ def test_the_temperature_of_the_card_decides() -> None:
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(
-    st.lists(st.lists(NUMBERS, min_size=5, max_size=5), max_size=4),
-    st.floats(-1, 1),
-    st.floats(0.05, 20),
-)
-@example([[1e308, -1e308, 1e308, 0.0, 0.0], [800.0, 0.0, 0.0, 0.0, 900.0]], 1.0, 0.1)
-def test_any_prediction_is_answered(
-    cells: list[list[float]], stain: float, temperature: float
-) -> None:
+@given(st.lists(st.lists(NUMBERS, min_size=5, max_size=5), max_size=4), st.floats(0.05, 20))
+@example([[1e308, -1e308, 1e308, 0.0, 0.0], [800.0, 0.0, 0.0, 0.0, 900.0]], 0.1)
+def test_any_prediction_is_answered(cells: list[list[float]], temperature: float) -> None:
     """In JSON, also for logits that overflow."""
-    said, each = say(cells, stain, temperature=temperature)
+    said, each = say(cells, temperature=temperature)
     assert json.loads(json.dumps(said, allow_nan=False)) == said
     assert sum(said["probabilities"].values()) == pytest.approx(1, abs=1e-4)
     tops = [max(cell["probabilities"].values()) for cell in each if cell["label"]]

@@ -19,7 +19,7 @@ from playwright.sync_api import Locator, Page, Route, expect
 from frontend import samples
 from training.data import OTHER
 from training.laboratories import read_folder
-from training.protocol import CLASSES
+from training.protocol import FIELD_CLASSES
 
 DRAWN = [sample.path for sample in samples.drawn()]
 ONE_CELL = [sample.path for sample in samples.drawn() if sample.label]
@@ -42,7 +42,7 @@ def page(open_address: Open, drawings: tuple[str, DrawingsStandIn]) -> Page:
 def stand_in(drawings: tuple[str, DrawingsStandIn]) -> Iterator[DrawingsStandIn]:
     """Return the service behind the page; a test may break it."""
     yield drawings[1]
-    drawings[1].error, drawings[1].classes = None, CLASSES
+    drawings[1].error, drawings[1].classes = None, FIELD_CLASSES
 
 
 def choose_and_wait(page: Page, *images: Path) -> None:
@@ -147,7 +147,7 @@ def test_the_classes_are_those_of_the_answers(page: Page, stand_in: DrawingsStan
     """Also classes that the page has no name for."""
     choose_and_wait(page, DRAWN[0])
     assert len(counts(page)) == 4
-    stand_in.classes = (*CLASSES, "BASOPHIL", "BLAST")
+    stand_in.classes = (*FIELD_CLASSES, "BASOPHIL", "BLAST")
     choose_and_wait(page, DRAWN[1])
     assert list(counts(page))[3:] == ["Neutrophil", "Basophil", "BLAST"]
     page.locator(".tile").last.click()
@@ -165,7 +165,7 @@ def test_the_classes_are_those_of_the_answers(page: Page, stand_in: DrawingsStan
     assert float(second["blast"]) > 0
     # The next count begins with no classes.
     page.locator("[data-do=clear]").click()
-    stand_in.classes = CLASSES
+    stand_in.classes = FIELD_CLASSES
     choose_and_wait(page, DRAWN[0])
     assert len(counts(page)) == 4
 
@@ -199,10 +199,10 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     assert rows[-1]["file"] == f"'{hostile.name}"
     assert [row["your_label"] for row in rows] == ["MONOCYTE"] + [""] * CELLS
     for row in rows:
-        shares = {name: float(row[name.lower()]) for name in CLASSES}
+        shares = {name: float(row[name.lower()]) for name in FIELD_CLASSES}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
         assert (row["label"] == "") == (row["verdict"] == "rejected")
-        assert row["version"] == "2.0"
+        assert row["version"] == "3.0"
     page.evaluate("window.print = () => { document.title = 'printed'; }")
     page.locator("[data-do=print]").click()
     expect(page).to_have_title("printed")
@@ -230,7 +230,7 @@ def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: 
         assert archive.testzip() is None
         archive.extractall(tmp_path / "cells")
     found = read_folder(tmp_path / "cells")
-    names = ["OTHER" if each.label == OTHER else CLASSES[each.label] for each in found]
+    names = ["OTHER" if each.label == OTHER else FIELD_CLASSES[each.label] for each in found]
     assert sorted(names) == ["EOSINOPHIL"] * (CELLS - 1) + ["OTHER"]
     # Cells of one image belong together.
     assert len({each.group for each in found}) == len(DRAWN)

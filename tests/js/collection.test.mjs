@@ -13,7 +13,7 @@ const FIELD = [
   { label: "MONOCYTE", verdict: "confident", probabilities: { MONOCYTE: 0.9, NEUTROPHIL: 0.1 }, box: [50, 0, 60, 10], found: true },
   { label: "NEUTROPHIL", verdict: "uncertain", probabilities: { MONOCYTE: 0.4, NEUTROPHIL: 0.6 }, box: [10, 0, 20, 10], found: true },
 ];
-const answer = (cells) => Response.json({ version: "2.0", cells });
+const answer = (cells) => Response.json({ version: "3.0", cells });
 const found = () => answer(FIELD);
 const refused = (status, type = "ServiceUnavailable") => () => Response.json({ type }, { status });
 const reset = () => { throw new TypeError("connection reset"); };

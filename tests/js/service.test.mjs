@@ -29,7 +29,7 @@ const restarted = async (address, options) => {
     return new Response(issued.at(-1));
   }
   if (options.headers["X-CSRFToken"] !== issued.at(-1)) return EXPIRED();
-  return Response.json({ version: "2.0", cells: [] });
+  return Response.json({ version: "3.0", cells: [] });
 };
 
 test("requests in parallel renew an expired token once", async () => {

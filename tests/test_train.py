@@ -1,0 +1,136 @@
+"""Version 3.0 from folders of images to files that serve: a small training on painted cells."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import painted
+import pytest
+
+from handler import pipelines
+from handler.preprocessing import decode
+from training import (
+    crossvalidate,
+    data,
+    fitting,
+    laboratories,
+    runs,
+    train,
+    version_files,
+    workers,
+)
+from training.data import OTHER, DataError
+from training.out_of_fold import OutOfFold
+from training.protocol import CLASSES
+from training.recipes import RECIPES, CellRecipe, Fit, LocatorRecipe
+from training.runs import SHIPPED, Run, all_runs, parts_of
+
+# Too few steps to learn anything.
+STEPS = Fit(4, 4, 4e-3, 0.02, decay=0.8, mean_from=0.5)
+FIRST = LocatorRecipe(STEPS, 24, cell_sizes=(0.2, 0.4), quantized=False)
+RECIPE = CellRecipe(channels=(8, 16), fit=STEPS, views=60, distill=0.0, locator=FIRST)
+FOLDS = 2
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("world")
+    painted.write_laboratories(root, photographs=3, images=1)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def _small(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("BLOOD_CELLS_DATA", "LABORATORIES_DATA"):
+        monkeypatch.setenv(name, str(world))
+    for module in (data, laboratories):
+        monkeypatch.setattr(module, "HERE", world)
+    for module in (runs, crossvalidate):
+        monkeypatch.setattr(module, "FOLDS", FOLDS)
+    monkeypatch.setattr(version_files, "ROOT", world)
+    monkeypatch.setattr(version_files, "SCRATCH", world / ".train")
+    monkeypatch.setattr(train, "FIRST_LOCATOR", FIRST)
+    monkeypatch.setattr(fitting, "ROW", 2)
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 1)
+    monkeypatch.setitem(RECIPES, "3.0", RECIPE)
+    for cached in (laboratories.laboratories, runs._photograph_parts, train.prepare):
+        cached.cache_clear()
+    yield
+    for cached in (laboratories.laboratories, runs._photograph_parts, train.prepare):
+        cached.cache_clear()
+
+
+def test_each_run_sees_what_it_may() -> None:
+    names = ["photographs", "photographs", "photographs", "boxed", "middle"]
+    parts = parts_of(names, ["P00.jpg", "P01.jpg", "P02.jpg", "a.png", "b.png"])
+    assert [part.split()[0] for part in parts] == names
+    assert SHIPPED.sees(parts).tolist() == [False, True, True, True, True]
+    assert Run("", laboratory="boxed").sees(parts).tolist() == [False, True, True, False, True]
+    assert not Run("", laboratory="photographs").sees(parts)[:3].any()
+    folds = [Run("", fold=fold).sees(parts) for fold in range(FOLDS)]
+    # Each photograph is held out by one fold, also of TEST.
+    assert (np.sum(folds, 0) == [1, 1, 1, 2, 2]).all()
+    assert [run.name for run in all_runs()] == [
+        *("shipped", "without-photographs", "without-boxed", "without-middle"),
+        *("fold-0", "fold-1"),
+    ]
+    assert runs.select(["shipped"]) == [SHIPPED]
+    with pytest.raises(DataError, match="Unknown runs: fold-9"):
+        runs.select(["shipped", "fold-9"])
+
+
+def test_a_laboratory_whose_name_begins_like_another_is_not_left_out() -> None:
+    parts = np.array(["pbc", "pbc-2", "photographs fold 1 TRAIN", "photographs fold 10 TRAIN"])
+    assert Run("", laboratory="pbc").sees(parts).tolist() == [False, True, True, True]
+    assert Run("", fold=1).sees(parts).tolist() == [True, True, False, True]
+
+
+def test_from_folders_to_a_version_that_predicts(world: Path) -> None:
+    """And to predictions of each laboratory by networks that never saw it."""
+    trained = train.train_version("3.0")
+    assert trained
+    version_files.write("3.0", trained)
+    folder = version_files.folder("3.0")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["classes"] == list(CLASSES)
+    assert card["embedding"] == 32
+    assert {path.name for path in folder.iterdir()} == {
+        *("card.json", "history.json", "locator.onnx", "network.onnx", "weights.pt")
+    }
+    pipeline = pipelines.load(folder, card, 4)
+    image = decode(next((world / "middle").rglob("*.png")).read_bytes(), pipeline.fit)
+    [prediction] = pipeline.predict([image])
+    for cell in prediction.cells:
+        assert len(cell.logits) == len(CLASSES) + 1
+
+    crossvalidate.cross_validate("3.0")
+    rows = OutOfFold.of("3.0")
+    assert rows.logits.shape == (len(rows.names), len(CLASSES) + 1)
+    left_out = rows.take(rows.folds < 0)
+    assert {
+        name: int((left_out.laboratories == name).sum()) for name in laboratories.laboratories()
+    } == {
+        "photographs": 12,
+        "boxed": 6,
+        "middle": 6,
+        "empty": 0,
+    }
+    assert (left_out.labels == OTHER).sum() == 2
+    folds = rows.take(rows.folds >= 0)
+    assert len(folds.names) == 12
+    assert set(folds.folds) == {0, 1}
+    embeddings = np.load(version_files.scratch("3.0") / crossvalidate.EMBEDDINGS)["embeddings"]
+    assert embeddings.shape == (len(left_out.names), 32)
+    measured = json.loads((folder / "locator.json").read_text())["laboratories"]
+    assert set(measured) == {"photographs", "boxed"}
+    assert measured["boxed"]["boxes"] >= 6
+
+
+def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    train.train_version("3.0", ["shipped", "fold-1"])
+    monkeypatch.setattr(fitting.Optimizer, "step", None)
+    train.prepare.cache_clear()
+    assert train.train_version("3.0", ["shipped"])
+    assert train.train_version("3.0", ["fold-1"]) is None
