@@ -3,13 +3,13 @@
 # VERSION   the model version that a command is about (models/<version>/)
 # PYTHON    the interpreter that .venv/ is created from
 
-VERSION ?= 2.0
+VERSION ?= 3.0
 # Versions that are trained and evaluated.
 VERSIONS := $(patsubst models/%/golden.json,%,$(wildcard models/*/golden.json))
 PYTHON ?= python3
 BIN := .venv/bin
 # Commands that change what clients get need VERSION on the command line.
-NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=2.0),$(VERSION))
+NAMED = $(if $(filter file,$(origin VERSION)),$(error Name a version: make $@ VERSION=3.0),$(VERSION))
 # Tests that share a started service stay in one process: see tests/conftest.py.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadgroup
 
@@ -73,7 +73,8 @@ sweep: .venv/dev.stamp  ## compare network designs by cross-validation
 evaluate: .venv/dev.stamp  ## evaluate VERSION; write its model card and plots
 	@$(BIN)/python -m training evaluate --version $(VERSION)
 
-curve: .venv/dev.stamp  ## measure how many own cells VERSION needs to adapt to a laboratory
+curve: .venv/dev.stamp  ## measure what a few labelled cells of a laboratory add to VERSION
+	@$(BIN)/python -m training few-cells --version $(VERSION)
 	@$(BIN)/python -m training curve --version $(VERSION)
 
 served: .venv/dev.stamp  ## evaluate VERSION through the running service

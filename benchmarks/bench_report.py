@@ -154,7 +154,7 @@ def page(found: Document) -> str:
         "# This deployment beside its peers",
         "Written by `make bench`. Version 1.0 on each server, two processes each; images a second, "
         f"median of {found['rounds']} rounds (least to most). *plain*: Pillow decodes all pixels, "
-        "torch runs the network eagerly. *ours*: the handler's decoding, gate, engine and verdict.",
+        "torch runs the network eagerly. *ours*: the handler's decoding, engine and verdict.",
         f"Failed requests, of all servers: {failures(found)}.",
         summary(found),
         "![images a second of each server](bench.png)",
@@ -234,7 +234,8 @@ def _profile(found: Document) -> str:
     cores = found["machine"]["cores"]
     whole = cores * 1e6 / median(found, SERVICE.name, "images_a_second", 64)
     worker, java = (cpu_microseconds(found, SERVICE.name, 64, kind) for kind in ("worker", "java"))
-    steps = {kind: cores * 1e6 / limit(found, kind) for kind in ("decode", "network", "gate")}
+    kinds = [kind for kind in found["limit"][0][SMALL] if kind not in ("work", "answers")]
+    steps = {kind: cores * 1e6 / limit(found, kind) for kind in kinds}
     rows = [
         ("the workers", worker),
         *((f"- {kind}", cost) for kind, cost in steps.items()),

@@ -1,7 +1,7 @@
 """The limit of the machine: the work on an image in a loop on all cores, without a server.
 
 `work` is to decode, to scale and to run the network; `answers` is all that the handler does, with
-its gate and the JSON; `decode`, `network` and `gate` are single steps.
+the JSON; `decode` and `network` are single steps.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def decoded(images: Batch) -> Pixels:
     return np.stack([decode(data).pixels for data in images])
 
 
-def network(name: str, pixels: Callable[[Batch], Pixels]) -> Answer:
-    """Return what runs one of the networks."""
-    engine = Engine((FOLDER / f"{name}.onnx").read_bytes(), 1, None)
+def network(pixels: Callable[[Batch], Pixels]) -> Answer:
+    """Return what runs the network."""
+    engine = Engine((FOLDER / "network.onnx").read_bytes(), 1, None)
     return lambda images: engine(pixels(images)).tolist()
 
 
@@ -45,11 +45,10 @@ def answers() -> Answer:
 
 # A cache leaves the time of the network alone.
 KINDS: dict[str, Callable[[], Answer]] = {
-    "work": lambda: network("network", decoded),
+    "work": lambda: network(decoded),
     "answers": answers,
     "decode": lambda: decoded,
-    "network": lambda: network("network", cache(decoded)),
-    "gate": lambda: network("gate", cache(decoded)),
+    "network": lambda: network(cache(decoded)),
 }
 
 

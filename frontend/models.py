@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 REQUIRED = ("card", "metrics")
 # Only some versions have these.
-OPTIONAL = ("history", "served", "locator")
+OPTIONAL = ("history", "served")
 PLOTS = ("reliability", "training")
 
 
@@ -33,7 +33,6 @@ class Model(NamedTuple):
     metrics: dict[str, Any]
     history: dict[str, Any]
     served: dict[str, Any]
-    locator: dict[str, Any]
 
     @property
     def version(self) -> str:

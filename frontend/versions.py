@@ -23,8 +23,8 @@ def serving() -> list[str]:
 def age(version: str) -> list[int | str]:
     """Return a sort key that orders versions by their numbers.
 
-    >>> sorted(["10.0", "2.1", "2.0"], key=age)
-    ['2.0', '2.1', '10.0']
+    >>> sorted(["10.0", "3.1", "3.0"], key=age)
+    ['3.0', '3.1', '10.0']
     """
     return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", version)]
 

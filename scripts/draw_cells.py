@@ -15,7 +15,7 @@ from PIL import Image
 from scripts.smear import Colour, Granules, Placed, Smear, WhiteCell, draw_field
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = 24
+SEED = 4
 SIZE = (640, 480)
 ROSE: Colour = (206, 118, 138)
 CORAL: Colour = (220, 134, 126)
@@ -95,14 +95,14 @@ WARM = Smear((242, 229, 206), (1.1, 1.05, 1.0), (1.6, 2.1))
 COOL = Smear((224, 225, 230), (1.0, 1.05, 1.0), (1.3, 1.8, 2.1))
 ROSY = Smear((234, 222, 222), (0.9, 1.0, 0.9), (1.3, 1.8, 2.1))
 GALLERY = (
-    Drawing("eosinophil-1", 13, ROSY, (("EOSINOPHIL", 0.48, 0.5),)),
-    Drawing("eosinophil-2", 4, WARM, (("EOSINOPHIL", 0.55, 0.47),)),
-    Drawing("field-1", 2, COOL, FIELD, scale=0.6),
+    Drawing("eosinophil-1", 1, ROSY, (("EOSINOPHIL", 0.48, 0.5),)),
+    Drawing("eosinophil-2", 1, WARM, (("EOSINOPHIL", 0.55, 0.47),)),
+    Drawing("field-1", 1, COOL, FIELD, scale=0.6),
     Drawing("lymphocyte-1", 3, COOL, (("LYMPHOCYTE", 0.47, 0.5),)),
-    Drawing("monocyte-1", 6, ROSY, (("MONOCYTE", 0.5, 0.5),)),
+    Drawing("monocyte-1", 16, ROSY, (("MONOCYTE", 0.5, 0.5),)),
     Drawing("neutrophil-1", 7, GREY, (("NEUTROPHIL", 0.52, 0.5),)),
     Drawing("neutrophil-2", 5, WARM, (("NEUTROPHIL", 0.45, 0.52),)),
-    Drawing("red-cells-1", 4, GREY),
+    Drawing("red-cells-1", 4, GREY, scale=0.8),
 )
 
 

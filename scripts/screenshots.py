@@ -124,7 +124,7 @@ def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
         yield save(page, "without-script")
     with opened("/models") as page:
         yield save(page, "models")
-    with opened("/models/2.0") as page:
+    with opened("/models/3.0") as page:
         yield save(page, "model")
     with opened("/nowhere", locale="pt-BR") as page:
         yield save(page, "error")

@@ -1,7 +1,7 @@
 """Two ways to compute an answer, for the servers that `make bench` compares.
 
 `Plain` is what documentation shows: Pillow decodes the whole image, torch runs the network eagerly.
-`Ours` is the handler: its decoding, gate, engine and verdict.
+`Ours` is the handler: its decoding, engine and verdict.
 """
 
 from __future__ import annotations
