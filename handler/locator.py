@@ -106,7 +106,7 @@ def decode(output: Floats) -> list[Cells]:
     scores = 1 / (1 + np.exp(-heat[places, None].astype(float)))
     cells = np.concatenate([middles - reaches, middles + reaches, scores], 1)
     parts = (_by_score(cells[canvases == canvas]) for canvas in range(len(output)))
-    return [_distinct(part[:MAX_CELLS]) for part in parts]
+    return [_distinct(part) for part in parts]
 
 
 def overlap(one: npt.ArrayLike, other: npt.ArrayLike) -> Any:
