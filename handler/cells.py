@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from handler.locator import Located
-from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, Size, cut
+from handler.preprocessing import HEIGHT, WIDTH, Box, Pixels, cut
 
 # Window height divided by the longer side of the cell's box.
 ZOOM = 1.35
 
 
-def cut_out(
-    field: Pixels, located: Sequence[Located], size: Size = (WIDTH, HEIGHT), zoom: float = ZOOM
-) -> list[Pixels]:
-    """Cut each located cell out of its field (H, W, 3): (height, width, 3)."""
-    return [cut(field, window(cell.box, zoom, size[0] / size[1]), size) for cell in located]
+def cut_out(field: Pixels, located: Sequence[Located]) -> list[Pixels]:
+    """Cut each located cell out of its field (H, W, 3): (60, 80, 3)."""
+    return [cut(field, window(cell.box), (WIDTH, HEIGHT)) for cell in located]
 
 
 def window(box: Box, zoom: float = ZOOM, proportions: float = WIDTH / HEIGHT) -> Box:

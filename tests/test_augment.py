@@ -95,7 +95,7 @@ def densities(images: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_cell_is_restained_like_its_partner() -> None:
-    """By the share that is asked for; what is dark stays."""
+    """The share decides how far; dark pixels keep their colour."""
     cell, partner = stained((0.8, 1.0, 0.3), 0), stained((0.3, 0.6, 0.9), 1)
     cell[:4] = 0
     image, other = (torch.from_numpy(each).permute(2, 0, 1)[None] / 255 for each in (cell, partner))

@@ -151,7 +151,7 @@ def old_cells(locator: Locator) -> CellSet | None:
     """Return some cells of the available laboratories that train versions, or None."""
     parts = []
     for name, laboratory in laboratories().items():
-        if laboratory.use == "background":
+        if laboratory.is_background:
             continue
         try:
             labelled = [each for each in laboratory.samples() if each.kind != NOT_LABELLED]

@@ -55,13 +55,6 @@ class Checkpoint:
         with atomic_write(self.path) as file:
             torch.save({"identity": self.identity, **state}, file)
 
-    def once(self, train: Callable[[], State]) -> State:
-        """Return the state that `train` returns, which runs only if none was saved."""
-        if (state := self.load()) is None:
-            state = train()
-            self.save(state)
-        return state
-
 
 def columns(
     folder: Path, run: object, code: Sequence[str], rows: int, kinds: Columns, compute: Compute

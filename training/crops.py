@@ -33,7 +33,7 @@ from training import data
 from training.checkpoints import columns
 from training.data import OTHER, DataError, Sample
 from training.export import as_served, in_torch
-from training.laboratories import laboratories
+from training.laboratories import PHOTOGRAPHS, laboratories
 from training.networks import Locator
 from training.table import Table
 
@@ -108,9 +108,9 @@ def labelled_cells() -> list[tuple[str, Sample]]:
     return [
         (laboratory.name, sample)
         for laboratory in laboratories().values()
-        if laboratory.use != "background"
+        if not laboratory.is_background
         for sample in laboratory.samples()
-        if sample.kind != NOT_LABELLED and (sample.box or laboratory.name != "photographs")
+        if sample.kind != NOT_LABELLED and (sample.box or laboratory.name != PHOTOGRAPHS)
     ]
 
 
@@ -138,7 +138,7 @@ def negatives() -> list[tuple[str, Sample]]:
     random = np.random.default_rng(3)
     listed = []
     for laboratory in laboratories().values():
-        if laboratory.use != "background":
+        if not laboratory.is_background:
             continue
         for sample in laboratory.samples():
             height, width = read(sample.path).pixels.shape[:2]
@@ -158,7 +158,7 @@ def negatives() -> list[tuple[str, Sample]]:
                 left, top, right, bottom = apart[random.integers(len(apart))]
                 box = left / width, top / height, right / width, bottom / height
                 sample = Sample(path, OTHER, kind.lower(), group, box)
-                listed.append(("photographs", sample))
+                listed.append((PHOTOGRAPHS, sample))
     return listed
 
 

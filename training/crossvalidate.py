@@ -24,12 +24,12 @@ from training import data, version_files, workers
 from training.data import Sample
 from training.export import as_served
 from training.fields import Batch, cross_predict
-from training.laboratories import laboratories
+from training.laboratories import PHOTOGRAPHS, laboratories
 from training.locate import FRAMES, RIGHT_OVERLAP, frames, measure_locator, whole_sources
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, FOLDS
 from training.recipes import RECIPES, FieldRecipe
-from training.runs import PHOTOGRAPHS, SHIPPED, Run, select
+from training.runs import SHIPPED, Run, select
 from training.train import calibration, locator_of, network_of, train_runs
 
 BATCH = 16
@@ -59,7 +59,7 @@ def _by_field(root: Path, recipe: FieldRecipe, scratch: Path) -> OutOfFold:
     for fold, (_train, held_out) in enumerate(folds):
         numbers[held_out] = fold
     logits, _network = cross_predict(recipe, everything, folds, scratch, "")
-    return _predictions(samples, PHOTOGRAPHS, numbers, np.ones(len(images), bool), logits)
+    return OutOfFold.of_samples(samples, PHOTOGRAPHS, numbers, np.ones(len(images), bool), logits)
 
 
 def _by_cell(version: str, folder: Path, scratch: Path, selected: Sequence[Run]) -> OutOfFold:
@@ -135,7 +135,7 @@ def predict(
     folds = np.full(len(samples), fold)
     logits = np.array([cell.logits for cell in best], np.float32)
     embeddings = np.array([cell.embedding for cell in best], np.float32)
-    return _predictions(samples, laboratory, folds, found, logits), embeddings
+    return OutOfFold.of_samples(samples, laboratory, folds, found, logits), embeddings
 
 
 def labelled_cell(sample: Sample, size: Size, prediction: Prediction) -> Cell | None:
@@ -151,25 +151,6 @@ def labelled_cell(sample: Sample, size: Size, prediction: Prediction) -> Cell | 
         overlapping, best = max(matching, key=lambda match: match[0], default=(0, None))
         return best if overlapping >= RIGHT_OVERLAP else None
     return max(cells, key=lambda cell: _certainty(cell.logits), default=None)
-
-
-def _predictions(
-    samples: Sequence[Sample],
-    laboratory: str,
-    folds: np.ndarray,
-    found: np.ndarray,
-    logits: np.ndarray,
-) -> OutOfFold:
-    return OutOfFold(
-        np.array([sample.path.name for sample in samples]),
-        np.full(len(samples), laboratory),
-        np.array([sample.kind for sample in samples]),
-        np.array([sample.label for sample in samples]),
-        np.array([sample.group for sample in samples]),
-        folds,
-        found,
-        logits,
-    )
 
 
 def _certainty(logits: Sequence[float]) -> float:

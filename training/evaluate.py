@@ -19,7 +19,7 @@ from cleanlab.filter import find_label_issues
 from handler.verdict import Answer
 from training import data, left_out
 from training.calibrate import calibration, for_choosing, photographs_of
-from training.laboratories import laboratories
+from training.laboratories import PHOTOGRAPHS, laboratories
 from training.left_out import shares
 from training.metrics import confusion_by_photograph, separation, summarize
 from training.out_of_distribution import far_images
@@ -78,18 +78,15 @@ def never_seen(version: TrainedVersion) -> OutOfFold:
     """
     parts = []
     for name, laboratory in laboratories().items():
-        if name == "photographs" or "measurement" not in laboratory.use:
+        if name == PHOTOGRAPHS or not laboratory.is_measured:
             continue
         if samples := [each for each in laboratory.samples() if each.box is None]:
             contents = (sample.path.read_bytes() for sample in samples)
             predictions = version.predict(map(version.decode, contents), name)
             parts.append(
-                OutOfFold(
-                    np.array([sample.path.name for sample in samples]),
-                    np.full(len(samples), name),
-                    np.array([sample.kind for sample in samples]),
-                    np.array([sample.label for sample in samples]),
-                    np.array([sample.group for sample in samples]),
+                OutOfFold.of_samples(
+                    samples,
+                    name,
                     np.full(len(samples), -1),
                     np.full(len(samples), True),
                     np.array([each.cells[0].logits for each in predictions], np.float32),
@@ -123,7 +120,7 @@ def on_test(version: TrainedVersion, root: Path) -> Json:
 
 def on_photographs(rows: OutOfFold, card: Card) -> Json:
     """Measure by cross-validation over all photographs, if there is one, and the calibration."""
-    own = rows.take(rows.laboratories == "photographs")
+    own = rows.take(rows.laboratories == PHOTOGRAPHS)
     folds = own.take(own.folds >= 0)
     metrics: Json = {}
     if len(folds.labels):

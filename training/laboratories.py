@@ -30,6 +30,8 @@ from training import data
 from training.data import HERE, OTHER, DataError, Sample
 from training.protocol import CLASSES, FIELD_CLASSES, MIN_CELLS
 
+# The laboratory of the original project's images.
+PHOTOGRAPHS = "photographs"
 # The columns of boxes.csv: the centre and the size of a box are shares of the image's sides.
 BOX_COLUMNS = ["image", "label", "x_center", "y_center", "width", "height"]
 # Labels of boxes.csv for stages of a class.
@@ -62,9 +64,19 @@ class Laboratory:
             raise DataError(f"Set {variable} to {folder} {self.name}: {self.source}")
         return root
 
+    @property
+    def is_measured(self) -> bool:
+        """Return whether it is left out in turn, and measured."""
+        return self.use == "training, measurement"
+
+    @property
+    def is_background(self) -> bool:
+        """Return whether its fields show no white cell."""
+        return self.use == "background"
+
     def samples(self) -> list[Sample]:
         """List its cells; raise DataError if they are missing."""
-        if self.name == "photographs":
+        if self.name == PHOTOGRAPHS:
             return data.photographs(data.data_root(), "TRAIN", "TEST")
         return read_folder(self.root, self.slide)
 

@@ -28,10 +28,10 @@ from training.checkpoints import Checkpoint, columns
 from training.crops import in_pixels, read
 from training.data import DataError, Sample
 from training.fitting import History, fit
-from training.laboratories import laboratories
-from training.networks import Locator, to_planes
+from training.laboratories import PHOTOGRAPHS, laboratories
+from training.networks import Locator, scale, to_planes
 from training.recipes import LocatorRecipe
-from training.runs import PHOTOGRAPHS, parts_of
+from training.runs import parts_of
 
 # A cell of which less is visible is neither expected nor an error.
 LEAST_VISIBLE = 0.35
@@ -116,7 +116,7 @@ def whole_sources() -> list[Source]:
         for sample in laboratory.samples():
             if sample.box:
                 drawn.setdefault(sample.path, []).append(sample.box)
-            elif laboratory.use == "background":
+            elif laboratory.is_background:
                 drawn[sample.path] = []
         sources += [_source(laboratory.name, path, boxes) for path, boxes in drawn.items()]
     return sources
@@ -166,7 +166,7 @@ def train_locator(
         batch: np.ndarray, random: np.random.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, boxes = turned(canvases.pixels[batch], canvases.boxes[batch], random)
-        images = recolour_slightly(to_planes(pixels).float() / 255)
+        images = recolour_slightly(scale(to_planes(pixels)))
         output = locator(images.contiguous(memory_format=torch.channels_last))
         return _loss(output, *_targets([_visible(each) for each in boxes])), {}
 
@@ -365,9 +365,9 @@ def _draw_field(
     turn, onto, centre = _draw_map(field, side, sizes, random)
     boxes = [_turned(box, turn, onto, centre, side) for box in field.boxes]
     # The level whose pixels are at most as large as those of the square, or the last.
-    scale = math.sqrt(abs(np.linalg.det(turn)))
-    level = min(max(0, math.floor(-math.log2(scale))), len(field.levels) - 1)
-    image = field.levels[level].float() / 255
+    zoom = math.sqrt(abs(np.linalg.det(turn)))
+    level = min(max(0, math.floor(-math.log2(zoom))), len(field.levels) - 1)
+    image = scale(field.levels[level])
     height, width = field.levels[0].shape[2:]
     back, to_unit = np.linalg.inv(turn), np.array([2 / width, 2 / height])
     shift = back @ (np.full(2, side / 2) - onto) + centre

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,8 +10,7 @@ from typing import Self
 import numpy as np
 
 from training import version_files
-from training.data import DataError
-from training.protocol import CLASSES
+from training.data import DataError, Sample
 from training.table import Table
 
 
@@ -31,14 +31,29 @@ class OutOfFold(Table):
     found: np.ndarray
     logits: np.ndarray
 
-    @property
-    def predicted(self) -> np.ndarray:
-        """Return the most probable class."""
-        classes: np.ndarray = self.logits[:, : len(CLASSES)].argmax(1)
-        return classes
-
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **vars(self))
+
+    @classmethod
+    def of_samples(
+        cls,
+        samples: Sequence[Sample],
+        laboratory: str,
+        folds: np.ndarray,
+        found: np.ndarray,
+        logits: np.ndarray,
+    ) -> Self:
+        """Describe the predictions of a laboratory's samples."""
+        return cls(
+            np.array([sample.path.name for sample in samples]),
+            np.full(len(samples), laboratory),
+            np.array([sample.kind for sample in samples]),
+            np.array([sample.label for sample in samples]),
+            np.array([sample.group for sample in samples]),
+            folds,
+            found,
+            logits,
+        )
 
     @classmethod
     def of(cls, version: str) -> Self:

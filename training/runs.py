@@ -14,10 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from training import data
-from training.laboratories import laboratories
+from training.laboratories import PHOTOGRAPHS, laboratories
 from training.protocol import FOLDS
-
-PHOTOGRAPHS = "photographs"
 
 
 @dataclass(frozen=True)
@@ -48,7 +46,7 @@ def all_runs() -> list[Run]:
     left_out = [
         Run(f"without-{each.name}", laboratory=each.name)
         for each in laboratories().values()
-        if each.use == "training, measurement"
+        if each.is_measured
     ]
     return [SHIPPED, *left_out, *(Run(f"fold-{fold}", fold=fold) for fold in range(FOLDS))]
 

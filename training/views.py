@@ -19,7 +19,7 @@ from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp, warp_within
 from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
-from training.networks import to_input, to_planes
+from training.networks import scale, to_input, to_planes
 
 # The size of a view, larger than a window: a multiple of the teacher's 14 pixels.
 VIEW = (84, 112)
@@ -99,7 +99,7 @@ def nudge(views: Pixels) -> torch.Tensor:
     sides = torch.tensor([[1, HEIGHT / WIDTH], [WIDTH / HEIGHT, 1]])
     linear = turns(count, 0.1, 0.0, angle=0.25) * sides * half_turn
     maps = torch.cat([linear, (torch.rand(count, 2, 1) * 2 - 1) * 0.06], 2)
-    return recolour_slightly(warp_within(to_planes(views).float() / 255, maps, (HEIGHT, WIDTH)))
+    return recolour_slightly(warp_within(scale(to_planes(views)), maps, (HEIGHT, WIDTH)))
 
 
 def _draw_rows(
