@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +11,28 @@ import click
 
 from serving.client import ServiceError
 from serving.settings import ROOT
-from training import data
-from training.data import DataError
+from training import report, version_files
+from training.adapt import adapt, draw_curve
+from training.calibrate import calibrate
+from training.crossvalidate import cross_validate
+from training.data import DataError, data_root, fetch_and_check
+from training.evaluate import evaluate
+from training.few_cells import measure_few_cells
+from training.fields import train_fields
+from training.figures import write_readme
 from training.laboratories import as_table, counts, laboratories
+from training.measured import read
 from training.recipes import RECIPES, FieldRecipe
+from training.served import measure_served
+from training.sweep import sweep
+from training.train import train_version
 
 
 class Group(click.Group):
-    """Commands in the order of a model's life, with one line for each error.
-
-    A command's module is imported only to run it or to print its help.
-    """
+    """Commands in the order of a model's life, with one line for each error."""
 
     def list_commands(self, context: click.Context) -> list[str]:
-        return list(COMMANDS)
-
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        function, *options = COMMANDS[name]
-        if isinstance(function, str):
-            module, function = function.split(":")
-            function = getattr(import_module(f"training.{module}"), function)
-        for option in options:
-            function = option(function)
-        return click.command(name)(function)
+        return list(self.commands)
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -50,9 +46,7 @@ def get_data() -> None:
 
     Writes the table of docs/training.md if no laboratory is missing.
     """
-    from training.figures import write_readme
-
-    data.fetch_and_check()
+    fetch_and_check()
     cells = {}
     for name, laboratory in laboratories().items():
         try:
@@ -70,22 +64,17 @@ def train(version: str, runs: Sequence[str]) -> None:
     Version 3.0 also trains the networks that `crossvalidate` measures. TEST trains none that is
     shipped. An interrupted training continues: checkpoints are in .train/.
     """
-    from training import fields, train, version_files
-
     recipe = RECIPES[version]
     if isinstance(recipe, FieldRecipe):
         scratch = version_files.scratch(version)
-        version_files.write(version, fields.train_fields(data.data_root(), recipe, scratch))
-    elif trained := train.train_version(version, runs):
+        version_files.write(version, train_fields(data_root(), recipe, scratch))
+    elif trained := train_version(version, runs):
         version_files.write(version, trained)
 
 
 def served(version: str) -> None:
     """Measure a version through the running service: served.json."""
-    from training import measured, report
-    from training.served import measure_served
-
-    measured.read(version)
+    read(version)
     try:
         measure_served(version)
     except ServiceError as error:
@@ -95,9 +84,6 @@ def served(version: str) -> None:
 
 def evaluate_and_report(version: str) -> None:
     """Measure a version: metrics.json, its plots and its model card."""
-    from training import report
-    from training.evaluate import evaluate
-
     report.write(version, evaluate(version))
 
 
@@ -114,19 +100,22 @@ main = Group(
     help="From images to a measured version in models/VERSION/.",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-COMMANDS: dict[str, tuple[Any, ...]] = {
-    "data": (get_data,),
-    "sweep": ("sweep:sweep", epochs),
-    "train": (train, own_version, runs),
-    "crossvalidate": ("crossvalidate:cross_validate", own_version, runs),
-    "calibrate": ("calibrate:calibrate", any_version),
-    "evaluate": (evaluate_and_report, any_version),
-    "served": (served, any_version),
-    "report": ("report:write", any_version),
-    "adapt": ("adapt:adapt", *laboratory),
-    "few-cells": ("few_cells:measure_few_cells", any_version),
-    "curve": ("adapt:draw_curve", any_version),
-}
+for name, function, *options in (
+    ("data", get_data),
+    ("sweep", sweep, epochs),
+    ("train", train, own_version, runs),
+    ("crossvalidate", cross_validate, own_version, runs),
+    ("calibrate", calibrate, any_version),
+    ("evaluate", evaluate_and_report, any_version),
+    ("served", served, any_version),
+    ("report", report.write, any_version),
+    ("adapt", adapt, *laboratory),
+    ("few-cells", measure_few_cells, any_version),
+    ("curve", draw_curve, any_version),
+):
+    for option in options:
+        function = option(function)
+    main.command(name)(function)
 
 if __name__ == "__main__":
     main(prog_name="python -m training")
