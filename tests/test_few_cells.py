@@ -10,6 +10,7 @@ import pytest
 
 from training import few_cells, version_files
 from training.__main__ import main
+from training.crossvalidate import EMBEDDINGS
 from training.data import DataError
 from training.few_cells import Embedded, blend, draw, grid, head, measure_few_cells, recall
 from training.out_of_fold import OutOfFold
@@ -101,7 +102,10 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     more.save(version_files.folder("9.0") / "out_of_fold.npz")
     with pytest.raises(DataError, match=r"make train VERSION=9\.0"):
         measure_few_cells("9.0")
-    np.savez(version_files.scratch("9.0") / "embeddings.npz", embeddings=every.embeddings)
+    (version_files.scratch("9.0") / EMBEDDINGS).mkdir()
+    for part in parts:
+        name = f"{part.laboratories[0]}.npy"
+        np.save(version_files.scratch("9.0") / EMBEDDINGS / name, part.embeddings)
     main(["few-cells", "--version", "9.0"], standalone_mode=False)
     written = json.loads((version_files.folder("9.0") / "few_cells.json").read_text())
     pbc, raabin = (written["laboratories"][name] for name in ("pbc", "raabin"))

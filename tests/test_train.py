@@ -121,11 +121,36 @@ def test_from_folders_to_a_version_that_predicts(world: Path) -> None:
     folds = rows.take(rows.folds >= 0)
     assert len(folds.names) == 12
     assert set(folds.folds) == {0, 1}
-    embeddings = np.load(version_files.scratch("3.0") / crossvalidate.EMBEDDINGS)["embeddings"]
-    assert embeddings.shape == (len(left_out.names), 32)
+    embeddings = {
+        path.stem: np.load(path)
+        for path in (version_files.scratch("3.0") / crossvalidate.EMBEDDINGS).iterdir()
+    }
+    assert {name: each.shape for name, each in embeddings.items()} == {
+        name: ((left_out.laboratories == name).sum(), 32)
+        for name in ("photographs", "boxed", "middle")
+    }
     measured = json.loads((folder / "locator.json").read_text())["laboratories"]
     assert set(measured) == {"photographs", "boxed"}
     assert measured["boxed"]["boxes"] >= 6
+
+    # Runs that are named replace their own predictions only.
+    marked = OutOfFold.of("3.0")
+    marked.logits[:] = 77
+    marked.save(folder / "out_of_fold.npz")
+    version_files.write_json(
+        folder / "locator.json", {"laboratories": {"photographs": "kept", "boxed": "old"}}
+    )
+    crossvalidate.cross_validate("3.0", ["without-boxed", "fold-1"])
+    updated = OutOfFold.of("3.0")
+    kept = (updated.logits == 77).all(1)
+    assert set(updated.runs[kept]) == {"photographs -1", "photographs 0", "middle -1"}
+    assert set(updated.runs[~kept]) == {"boxed -1", "photographs 1"}
+    for run in np.unique(rows.runs):
+        before, after = rows.take(rows.runs == run), updated.take(updated.runs == run)
+        assert before.names.tolist() == after.names.tolist()
+        assert (before.logits == after.logits).all() == (run in {"boxed -1", "photographs 1"})
+    located = json.loads((folder / "locator.json").read_text())["laboratories"]
+    assert located == {"photographs": "kept", "boxed": measured["boxed"]}
 
 
 def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:

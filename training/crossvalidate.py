@@ -9,6 +9,7 @@ An interrupted run continues.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,21 +34,27 @@ from training.runs import SHIPPED, Run, select
 from training.train import calibration, locator_of, network_of, train_runs
 
 BATCH = 16
-# The embeddings of laboratories left out are kept in .train/.
-EMBEDDINGS = "embeddings.npz"
+# The folder in .train/ that holds the embeddings of each laboratory left out.
+EMBEDDINGS = "embeddings"
 
 
 def cross_validate(version: str, runs: Sequence[str] = ()) -> None:
-    """Predict each image by networks that never saw it: out_of_fold.npz."""
+    """Predict each image by networks that never saw it: out_of_fold.npz.
+
+    With --runs, the predictions of the other runs stay.
+    """
     root, folder = data.data_root(), version_files.folder(version)
     folder.mkdir(parents=True, exist_ok=True)
     scratch, recipe = version_files.scratch(version), RECIPES[version]
     if isinstance(recipe, FieldRecipe):
         predicted = _by_field(root, recipe, scratch)
     else:
-        predicted = _by_cell(version, folder, scratch, select(runs))
-    predicted.save(folder / "out_of_fold.npz")
-    print(f"wrote {folder / 'out_of_fold.npz'}")
+        predicted = _by_cell(version, folder, scratch, runs)
+    path = folder / "out_of_fold.npz"
+    if runs and path.exists():
+        predicted = OutOfFold.of(version).updated(predicted)
+    predicted.save(path)
+    print(f"wrote {path}")
 
 
 def _by_field(root: Path, recipe: FieldRecipe, scratch: Path) -> OutOfFold:
@@ -62,20 +69,21 @@ def _by_field(root: Path, recipe: FieldRecipe, scratch: Path) -> OutOfFold:
     return OutOfFold.of_samples(samples, PHOTOGRAPHS, numbers, np.ones(len(images), bool), logits)
 
 
-def _by_cell(version: str, folder: Path, scratch: Path, selected: Sequence[Run]) -> OutOfFold:
-    runs = [run for run in selected if run != SHIPPED]
+def _by_cell(version: str, folder: Path, scratch: Path, names: Sequence[str]) -> OutOfFold:
+    runs = [run for run in select(names) if run != SHIPPED]
     train_runs(version, runs)
     done = dict(workers.each(_measure, [(version, run) for run in runs], "predicting"))
-    results = [done[version, run] for run in runs]
-    rows = OutOfFold.join([predicted for predicted, *_ in results])
-    left_out = np.concatenate([embeddings for _, embeddings, _ in results])[rows.folds < 0]
-    np.savez_compressed(scratch / EMBEDDINGS, embeddings=left_out)
-    measured = [(run, locators) for run, (*_, locators) in zip(runs, results, strict=True)]
-    version_files.write_json(
-        folder / "locator.json",
-        {"laboratories": {run.laboratory: found for run, found in measured if found}},
-    )
-    return rows
+    path = folder / "locator.json"
+    located = json.loads(path.read_text())["laboratories"] if names and path.exists() else {}
+    (scratch / EMBEDDINGS).mkdir(exist_ok=True)
+    for run in runs:
+        _rows, embeddings, found = done[version, run]
+        if run.laboratory:
+            np.save(scratch / EMBEDDINGS / f"{run.laboratory}.npy", embeddings)
+        if found:
+            located[run.laboratory] = found
+    version_files.write_json(path, {"laboratories": located})
+    return OutOfFold.join([done[version, run][0] for run in runs])
 
 
 def _measure(work: tuple[str, Run]) -> tuple[OutOfFold, np.ndarray, dict[str, object] | None]:

@@ -93,9 +93,11 @@ def read(version: str) -> Embedded:
     """Read the found cells of laboratories left out; raise DataError without embeddings."""
     rows = OutOfFold.of(version)
     rows = rows.take(rows.folds < 0)
+    folder = version_files.scratch(version) / EMBEDDINGS
+    # The rows of a laboratory follow each other.
+    names = dict.fromkeys(rows.laboratories.tolist())
     try:
-        with np.load(version_files.scratch(version) / EMBEDDINGS) as file:
-            embeddings = file["embeddings"]
+        embeddings = np.concatenate([np.load(folder / f"{name}.npy") for name in names])
     except OSError as error:
         raise DataError(f"{error}\nRun `make train VERSION={version}` first.") from error
     cells = Embedded(rows.laboratories, rows.labels, rows.groups, rows.logits, embeddings)

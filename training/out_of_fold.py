@@ -31,6 +31,15 @@ class OutOfFold(Table):
     found: np.ndarray
     logits: np.ndarray
 
+    @property
+    def runs(self) -> np.ndarray:
+        """Return the laboratory and the fold of each row: what one run predicted."""
+        return np.char.add(np.char.add(self.laboratories, " "), self.folds.astype(str))
+
+    def updated(self, new: Self) -> Self:
+        """Return these rows, but those of the runs of `new` from `new`."""
+        return self.join([self.take(~np.isin(self.runs, new.runs)), new])
+
     def save(self, path: Path) -> None:
         np.savez_compressed(path, **vars(self))
 
