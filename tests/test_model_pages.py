@@ -156,6 +156,15 @@ def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
     assert "4.0" in client.get("/models").text
 
 
+def test_no_answer_on_test_is_confident(client: FlaskClient, models: Path) -> None:
+    assert "TEST, confident answers" in client.get("/models/3.0").text
+    found = metrics("3.0") | {"test_where_confident": None}
+    (models / "3.0" / "metrics.json").write_text(json.dumps(found))
+    page = client.get("/models/3.0")
+    assert page.status_code == 200
+    assert "TEST, confident answers" not in page.text
+
+
 def test_new_figures_are_shown_without_a_restart(client: FlaskClient, models: Path) -> None:
     before = client.get("/models/3.0").text
     found = metrics("3.0")

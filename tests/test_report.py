@@ -212,6 +212,17 @@ def test_what_was_not_measured_is_left_out(
     assert set(re.findall(r"\]\(plots/(\w+)\.png\)", text)) == set(report.drawings(this))
 
 
+def test_no_answer_on_test_is_confident(apart: Path, version: str) -> None:
+    path = make(apart, version, version) / "metrics.json"
+    write_json(path, json.loads(path.read_text()) | {"test_where_confident": None})
+    this, row = read(version), "where the verdict is `confident`"
+    text, accuracy = report.card(this), docs.figures([this])
+    for each in (text, accuracy):
+        assert_clean(each)
+    assert row not in text
+    assert f"| TEST by image, {row}, and how often |  | never |" in accuracy
+
+
 def test_plots_are_drawn(both: Path, version: str) -> None:
     paths = list((both / "models" / version / "plots").glob("*.png"))
     assert {path.stem for path in paths} == set(report.drawings(read(version)))

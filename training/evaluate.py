@@ -99,6 +99,7 @@ def on_test(version: TrainedVersion, root: Path) -> Json:
     """Measure on TEST, and on TEST without what TRAIN shows too."""
     images, train = (data.list_images(root, split) for split in ("TEST", "TRAIN"))
     answers = version.ask_files([image.path for image in images], "TEST")
+    confident = answers.verdicts == "confident"
     labels = np.array([image.label for image in images])
     photographs = np.array([image.photograph for image in images])
 
@@ -112,7 +113,7 @@ def on_test(version: TrainedVersion, root: Path) -> Json:
         "test": of(np.full(len(images), True)),
         "test_without_cells_also_in_train": without(data.CELLS_ALSO_IN_TRAIN),
         "test_without_fields_also_in_train": without(data.fields_also_in_train(images, train)),
-        "test_where_confident": of(answers.verdicts == "confident"),
+        "test_where_confident": of(confident) if confident.any() else None,
         "test_verdicts": shares(answers.verdicts),
         "test_photographs": _by_majority(labels, answers.predicted, photographs),
     }

@@ -244,4 +244,6 @@ def _milliseconds(where: str) -> Callable[[Measured], str]:
 
 def _confident(each: Measured) -> str:
     sure, whole = each.metrics["test_where_confident"], each.metrics["test"]
+    if sure is None:
+        return "never"
     return f"{text(sure['image_accuracy'])}, {sure['images'] / whole['images']:.0%} of all"
