@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from handler import pipelines
-from handler.preprocessing import decode
+from handler.locator import CANVAS
+from handler.preprocessing import HEIGHT, WIDTH, Pixels, decode
 from handler.verdict import answer
 from scripts.draw_cells import draw_cell
 from serving.deployment.known_answers import SAMPLES
@@ -25,6 +27,7 @@ from training.__main__ import main
 from training.calibrate import choose
 from training.crops import PATCH, CellSet
 from training.data import OTHER, Sample
+from training.export import Served, is_quantized, to_onnx
 from training.networks import CellNet, Locator
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, FIELD_CLASSES, KEPT_OWN
@@ -37,6 +40,8 @@ from training.views import NO_PARTNER, Views
 NETWORK = {"channels": [8, 16], "dropout": 0.1}
 CALIBRATION = {"temperature": 1.3, "thresholds": {"foreign": 0.5, "confident": 1}}
 NAMES = (*CLASSES, "OTHER")
+# Few cells of the laboratory's own, and many older ones.
+SIZES = {"own": 5, "old": 300}
 
 
 def be_apart(patch: pytest.MonkeyPatch, root: Path) -> None:
@@ -50,14 +55,20 @@ def be_apart(patch: pytest.MonkeyPatch, root: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also skip the ONNX graphs, which take seconds; the fixture `adapted` writes them."""
+    """Also skip the ONNX graphs, which take seconds."""
     be_apart(monkeypatch, tmp_path)
-    monkeypatch.setattr(version_files, "write_onnx", lambda *_: {})
+    monkeypatch.setattr(version_files, "to_onnx", lambda _network, path, _inputs: path.touch())
     monkeypatch.setattr(adapt, "write_golden", lambda _: None)
 
 
-def write_base(locator: Locator, network: CellNet, version: str = "3.0", **card: Any) -> Path:
-    """Write a made-up version; return its folder."""
+def write_base(
+    locator: Locator,
+    network: CellNet,
+    version: str = "3.0",
+    inputs: Mapping[str, Pixels] | None = None,
+    **card: Any,
+) -> Path:
+    """Write a made-up version, in 8 bits if there are inputs; return its folder."""
     described = {
         "classes": list(CLASSES),
         "input": "each cell",
@@ -67,7 +78,8 @@ def write_base(locator: Locator, network: CellNet, version: str = "3.0", **card:
         **CALIBRATION,
         **card,
     }
-    version_files.write(version, Trained({"locator": locator, "network": network}, described, {}))
+    networks = {"locator": locator, "network": network}
+    version_files.write(version, Trained(networks, described, {}, inputs or {}))
     folder = version_files.folder(version)
     (folder / "model-config.yaml").write_text("minWorkers: 5\n")
     return folder
@@ -167,7 +179,12 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Run:
         patch.setattr(adapt, "collect", cut_out_drawn)
         patch.setattr(adapt, "VIEWS", 8)
         patch.setattr(adapt, "FIT", Fit(2, 8, 1e-3, 0.05, decay=0.9, mean_from=0))
-        base = write_base(Locator().eval(), untrained())
+        random = np.random.default_rng(0)
+        inputs = {
+            "locator": random.integers(0, 256, (2, CANVAS, CANVAS, 3), np.uint8),
+            "network": random.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8),
+        }
+        base = write_base(Locator().eval(), untrained(), inputs=inputs)
         before = contents(base)
         result = teach(root / "cells")
         assert result.exit_code == 0, result.output
@@ -188,7 +205,7 @@ def test_a_laboratorys_cells_make_a_version(adapted: Run) -> None:
         "1 of 41 images show no white cell",
         "the old cells of photographs are not used: ",
         "the old cells of pbc are not used: Set PBC_DATA",
-        "macro recall on own cells: ",
+        "macro recall on held-out own cells: ",
     ):
         assert line in adapted.printed
     card, base = read(adapted.written / "card.json"), read(adapted.base / "card.json")
@@ -208,6 +225,25 @@ def test_the_network_is_trained_and_the_locator_stays(adapted: Run) -> None:
     assert same_weights(written["locator"], base["locator"])
     assert not same_weights(written["network"], base["network"])
     assert all(weights.isfinite().all() for weights in written["network"].values())
+
+
+def test_the_networks_compute_in_8_bits_as_those_of_the_base_do(adapted: Run) -> None:
+    assert is_quantized(adapted.base / "network.onnx")
+    assert is_quantized(adapted.written / "network.onnx")
+    written, before = contents(adapted.written), adapted.base_before
+    assert written["network.onnx"] != before["network.onnx"]
+    assert written["locator.onnx"] == before["locator.onnx"]
+    digests = read(adapted.written / "card.json")["sha256"]
+    for name in ("network.onnx", "locator.onnx"):
+        assert digests[name] == hashlib.sha256(written[name]).hexdigest()
+
+
+def test_both_kinds_of_cells_set_the_ranges_of_8_bits() -> None:
+    own, old = (made_up(photographed(name, [0] * count), name) for name, count in SIZES.items())
+    own.patches[:] = 100
+    inputs = adapt.calibration([own, old])
+    assert inputs.shape == (adapt.CALIBRATION // 2 + SIZES["own"], HEIGHT, WIDTH, 3)
+    assert (inputs == 100).all((1, 2, 3)).sum() == SIZES["own"]
 
 
 def test_the_known_answers_are_those_of_the_version(adapted: Run) -> None:
@@ -269,6 +305,10 @@ def trainings(monkeypatch: pytest.MonkeyPatch, collected: list[str]) -> list[Tra
         recorded.append(Training(own, old_views, seed, network.state_dict()))
         return certain(3, mark=len(recorded)), [{"train_loss": 1.0}]
 
+    def export(network: Served, path: Path, inputs: Pixels | None) -> None:
+        path.touch() if isinstance(network, Locator) else to_onnx(network, path, inputs)
+
+    monkeypatch.setattr(version_files, "to_onnx", export)
     monkeypatch.setattr(adapt, "train_on", train)
     monkeypatch.setattr(adapt, "views_of", lambda cells: cells)
     return recorded
@@ -334,6 +374,7 @@ def test_every_training_starts_from_the_older_version(
         own = read(first / "metrics.json")["own_cells"][when]
         recalls = [each["recall"]["value"] for each in own["classes"].values()]
         assert recalls == np.eye(len(CLASSES))[said].tolist()
+    assert not is_quantized(first / "network.onnx")
     second = taught(tmp_path / "cells", base="4.0", version="5.0")
     assert read(second / "card.json")["adapted_from"] == "4.0"
     own = read(second / "metrics.json")["own_cells"]
@@ -346,9 +387,9 @@ def test_old_training_cells_train_beside_its_own(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    """Some of each laboratory that is there, without TEST's photographs."""
-    monkeypatch.setenv("PBC_DATA", str(lay(tmp_path / "pbc", (3, 3, 3, 3, 9, 3))))
-    monkeypatch.setattr(adapt, "OLD", 3)
+    """Some of each laboratory that is there, without a quarter that is held out."""
+    monkeypatch.setenv("PBC_DATA", str(lay(tmp_path / "pbc", (4, 4, 4, 4, 9, 4))))
+    monkeypatch.setattr(adapt, "OLD", 4)
     write_base(Locator(), certain(0))
     written = taught(lay(tmp_path / "cells"))
     assert collected == ["own", "pbc"]
@@ -358,7 +399,7 @@ def test_old_training_cells_train_beside_its_own(
         assert np.bincount(training.old.labels).tolist() == [3] * 6
     old = read(written / "metrics.json")["old_cells"]
     for when, said in (("before", 0), ("after", 3)):
-        assert old[when]["images"] == 15
+        assert old[when]["images"] == 5
         assert old[when]["classes"][CLASSES[said]]["recall"]["value"] == 1
 
 

@@ -2,26 +2,29 @@
 
 A quarter of the laboratory's groups (training/laboratories.py) is held out. The network of an older
 version is trained further on the other groups, and on some cells of the laboratories of its first
-training that are available, so that it does not forget them. The locator does not change.
+training that are available, so that it does not forget them; the locator does not change. A quarter
+of the old cells is held out, too: they trained the older version, but not the new one.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from handler.engine import Engine, Network
 from handler.preprocessing import Pixels
 from training import data, version_files
 from training.calibrate import choose, of_test
-from training.cells import predict_cells, train_cells
-from training.crops import NOT_LABELLED, CellSet, collect
+from training.cells import train_cells
+from training.crops import NOT_LABELLED, CellSet, collect, windows
 from training.data import OTHER, DataError, Sample
-from training.export import Served
+from training.export import Served, as_served, is_quantized
 from training.few_cells import COUNTS, draw, recall
 from training.fitting import History
 from training.laboratories import laboratories, read_folder, require
@@ -32,7 +35,7 @@ from training.predict import write_golden
 from training.protocol import CLASSES, FIELD_CLASSES, HELD_OUT, INNER_FOLDS, KEPT_OWN
 from training.recipes import RECIPES, CellRecipe, Fit
 from training.runs import all_runs
-from training.train import network_of, prepare
+from training.train import CALIBRATION, network_of, prepare
 from training.version_files import Card, Trained
 from training.views import NO_PARTNER
 from training.views import choose as choose_views
@@ -46,6 +49,11 @@ OLD = 50
 BATCH = 64
 # What an adapted version has in common with its base.
 KEPT_FACTS = ("classes", "input", "finds_cells", "embedding", "network")
+# The cells that an adapted version and its base are measured on.
+MEASURED = {
+    "own_cells": "held-out own cells",
+    "old_cells": "held-out old cells, which trained an earlier version",
+}
 
 
 def adapt(base: str, folder: Path, version: str) -> None:
@@ -61,35 +69,49 @@ def adapt(base: str, folder: Path, version: str) -> None:
     require(cells.labels.tolist())
     if lacking := len(samples) - len(cells.labels):
         print(f"{lacking} of {len(samples)} images show no white cell and are not used")
+    require_groups(cells)
     train, held_out = split(cells)
-    old = old_cells(locator)
-    old_views = views_of(old) if old else None
+    measured, old, old_views = {"own_cells": held_out}, [], None
+    if all_old := old_cells(locator):
+        trained_on, measured["old_cells"] = split(all_old)
+        old, old_views = [trained_on], views_of(trained_on)
+    there, here = version_files.folder(base), version_files.folder(version)
+    quantized = is_quantized(there / "network.onnx")
     logits = np.zeros((len(train.labels), len(CLASSES) + 1), np.float32)
     for fold, (rest, unseen) in enumerate(data.grouped_folds(_samples(train), INNER_FOLDS, 0)):
-        judge, _ = train_on(network, train.take(rest), old_views, card, fold, f"fold {fold}")
-        logits[unseen], _ = predict_cells(judge, train.take(unseen))
+        seen = train.take(rest)
+        judge, _ = train_on(network, seen, old_views, card, fold, f"fold {fold}")
+        served = as_served(judge, calibration([seen, *old]) if quantized else None)
+        logits[unseen] = predict(served, train.take(unseen))
     trained, rows = train_on(network, train, old_views, card, INNER_FOLDS, "all")
     chosen = choose(_out_of_fold(train, logits), KEPT_OWN)
     kept = {name: card[name] for name in KEPT_FACTS}
     networks: dict[str, Served] = {"locator": locator, "network": trained}
-    history = {"adapted_from": base, "rows": rows}
     version_files.write(
-        version, Trained(networks, {**kept, **chosen, "adapted_from": base}, history)
+        version,
+        Trained(
+            networks,
+            card={**kept, **chosen, "adapted_from": base},
+            history={"adapted_from": base, "rows": rows},
+            calibration={"network": calibration([train, *old])} if quantized else {},
+            exported={"locator": there / "locator.onnx"},
+        ),
+    )
+    before, after = (
+        Engine((folder / "network.onnx").read_bytes(), 1, None) for folder in (there, here)
     )
     metrics = {
-        name: {"before": measure(network, part), "after": measure(trained, part)}
-        for name, part in (("own_cells", held_out), ("old_cells", old))
-        if part is not None
+        name: {"before": measure(before, part), "after": measure(after, part)}
+        for name, part in measured.items()
     }
-    here = version_files.folder(version)
     version_files.write_json(
         here / "metrics.json", {"version": version, "adapted_from": base, **metrics}
     )
-    shutil.copy(version_files.folder(base) / "model-config.yaml", here)
+    shutil.copy(there / "model-config.yaml", here)
     write_golden(version)
     for name, part in metrics.items():
         recalls = " to ".join(f"{each['macro_recall']['value']:.1%}" for each in part.values())
-        print(f"macro recall on {name.replace('_', ' ')}: {recalls}")
+        print(f"macro recall on {MEASURED[name]}: {recalls}")
     print(f"`make deploy VERSION={version}` serves it beside the other versions")
 
 
@@ -138,11 +160,15 @@ def load_base(version: str) -> tuple[Card, Locator, CellNet]:
     return card, networks["locator"], networks["network"]
 
 
-def split(cells: CellSet) -> tuple[CellSet, CellSet]:
-    """Split into training and held-out cells by group; raise DataError if groups are few."""
+def require_groups(cells: CellSet) -> None:
+    """Raise DataError unless each class has enough groups to hold some out."""
     for label, name in enumerate(FIELD_CLASSES):
         if (count := len(set(cells.groups[cells.labels == label]))) < HELD_OUT:
             raise DataError(f"{name} has {count} groups; each class needs at least {HELD_OUT}.")
+
+
+def split(cells: CellSet) -> tuple[CellSet, CellSet]:
+    """Split into training and held-out cells by group."""
     train, held_out = data.grouped_folds(_samples(cells), HELD_OUT, 0)[0]
     return cells.take(train), cells.take(held_out)
 
@@ -204,17 +230,33 @@ def train_on(
     return train_cells(views, labels, np.arange(len(labels)), recipe, seed, title, start=network)
 
 
-def measure(network: CellNet, cells: CellSet) -> dict[str, Any]:
+def calibration(parts: Sequence[CellSet]) -> Pixels:
+    """Return some of the cells that trained a network, to set the ranges of its 8 bits."""
+    random, inputs = np.random.default_rng(0), []
+    for part in parts:
+        some = random.permutation(len(part.labels))[: CALIBRATION // len(parts)]
+        inputs.append(windows(part.patches[some]))
+    return np.concatenate(inputs)
+
+
+def predict(network: Network, cells: CellSet) -> np.ndarray:
+    """Return the logits of cells, from a network as it is served."""
+    parts = [
+        network(windows(cells.patches[at : at + BATCH]))
+        for at in range(0, len(cells.labels), BATCH)
+    ]
+    return np.concatenate(parts)[:, : len(CLASSES) + 1]
+
+
+def measure(network: Network, cells: CellSet) -> dict[str, Any]:
     """Summarize a network's answers to cells of the classes."""
     known = cells.take(cells.labels < OTHER)
-    logits, _ = predict_cells(network, known)
-    predicted = logits[:, :OTHER].argmax(1)
+    predicted = predict(network, known)[:, :OTHER].argmax(1)
     return summarize(confusion_by_photograph(known.labels, predicted, known.groups.tolist()))
 
 
 def _point(network: CellNet, cells: CellSet, count: int) -> dict[str, Any]:
-    logits, _ = predict_cells(network, cells)
-    value = recall(cells.labels, logits[:, :OTHER])
+    value = recall(cells.labels, predict(as_served(network), cells)[:, :OTHER])
     return {"cells_a_class": count, "macro_recall": round(value, 4)}
 
 

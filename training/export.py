@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import nn
 
@@ -104,6 +105,11 @@ def to_onnx(network: Served, path: Path, calibration: Pixels | None = None) -> N
         )
     if calibration is not None:
         _quantize(path, calibration)
+
+
+def is_quantized(path: Path) -> bool:
+    """Return whether an exported network computes in 8 bits."""
+    return any(node.op_type == "QuantizeLinear" for node in onnx.load(path).graph.node)
 
 
 def _quantize(path: Path, calibration: Pixels) -> None:

@@ -39,13 +39,15 @@ Card = dict[str, Any]
 class Trained:
     """The result of training: networks by name, their part of the card, and the history.
 
-    Networks compute in 8 bits if there are inputs to calibrate them with.
+    Networks compute in 8 bits if there are inputs to calibrate them with. Those that did not change
+    have a file already, which is copied.
     """
 
     networks: Mapping[str, Served]
     card: Card
     history: dict[str, Any]
     calibration: Mapping[str, Pixels] = field(default_factory=dict)
+    exported: Mapping[str, Path] = field(default_factory=dict)
 
 
 def folder(version: str) -> Path:
@@ -84,7 +86,10 @@ def write_onnx(here: Path, trained: Trained) -> Card:
     files = []
     for name, network in trained.networks.items():
         files.append(here / f"{name}.onnx")
-        to_onnx(network, files[-1], trained.calibration.get(name))
+        if name in trained.exported:
+            shutil.copy(trained.exported[name], files[-1])
+        else:
+            to_onnx(network, files[-1], trained.calibration.get(name))
     return {
         "sha256": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(files)
