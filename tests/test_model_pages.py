@@ -49,6 +49,17 @@ def test_all_versions_newest_first(client: FlaskClient) -> None:
     assert page.count("<h1") == 1
 
 
+def test_versions_are_compared_in_each_laboratory(client: FlaskClient) -> None:
+    """Not by a mean: not all are measured in the same laboratories."""
+    page = client.get("/models").text
+    titles = {"photographs": "Photographs", "pbc": "PBC", "raabin": "Raabin-WBC", "rvpbs": "RV-PBS"}
+    for version in VERSIONS:
+        parts = metrics(version)["left_out"]["laboratories"]
+        recalls = {titles[name]: part["macro_recall"]["value"] for name, part in parts.items()}
+        shown = ", ".join(f"{title} {percent(recall)}" for title, recall in recalls.items())
+        assert f"<dd>{shown}</dd>" in page
+
+
 @pytest.mark.parametrize("version", VERSIONS)
 def test_page_shows_the_measured_figures(client: FlaskClient, version: str) -> None:
     page = client.get(f"/models/{version}").text

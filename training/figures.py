@@ -59,24 +59,22 @@ def accuracy(versions: Sequence[Measured]) -> str:
 
 
 def left_out(versions: Sequence[Measured]) -> list[str]:
-    """Return macro recall in laboratories that each version's networks never saw."""
+    """Return macro recall in each laboratory that a version's networks never saw.
+
+    There is no mean: versions are not measured in the same laboratories.
+    """
     recalls = {EARLIER["version"]: _earlier("macro_recall", EARLIER["macro_recall"])}
-    for each in versions:
-        whole = each.metrics["left_out"]
-        recalls[each.name] = {
-            name: text(part["macro_recall"]) for name, part in whole["laboratories"].items()
-        }
-        # The mean of some of the laboratories can't be compared with that of all.
-        if len(recalls[each.name]) == len(EARLIER["macro_recall"]):
-            recalls[each.name]["mean"] = text(whole["macro_recall"])
+    for version in versions:
+        parts = version.metrics["left_out"]["laboratories"]
+        recalls[version.name] = {name: text(part["macro_recall"]) for name, part in parts.items()}
     names = sorted(recalls, key=age)
-    rows = {name: laboratories()[name].title for name in EARLIER["macro_recall"]}
     return [
         _row("laboratory left out, macro recall", *(f"version {name}" for name in names)),
         "|---|" + "---|" * len(names),
         *(
-            _row(title, *(recalls[name].get(row, "") for name in names))
-            for row, title in {**rows, "mean": "mean"}.items()
+            _row(each.title, *(recalls[name].get(each.name, "") for name in names))
+            for each in laboratories().values()
+            if any(each.name in measured for measured in recalls.values())
         ),
     ]
 
