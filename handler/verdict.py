@@ -46,12 +46,12 @@ class Prediction:
 def answer(
     model: str, card: Mapping[str, Any], prediction: Prediction, embeddings: bool = False
 ) -> Answer:
-    """Return the answer of the most certain cell, with all cells if the version finds cells."""
-    cells = [_judge(card, cell) for cell in prediction.cells]
+    """Return the answer of the leading cell, with all cells if the version finds cells."""
+    cells = [judge(card, cell) for cell in prediction.cells]
     # Without a cell nothing is known of the classes.
     count = len(card["classes"])
     unknown = _document(card, None, "rejected", [1 / count] * count)
-    best = max(cells, key=_certainty, default=unknown)
+    best = max(cells, key=certainty, default=unknown)
     document = {"model": model, "version": card["version"], **best}
     if card["finds_cells"]:
         document["cells"] = [
@@ -74,7 +74,8 @@ def other_probability(card: Mapping[str, Any], logits: Sequence[float]) -> float
     return sum(probabilities(logits, card["temperature"])[len(card["classes"]) :])
 
 
-def _judge(card: Mapping[str, Any], cell: Cell) -> Answer:
+def judge(card: Mapping[str, Any], cell: Cell) -> Answer:
+    """Return the label, the verdict and the probabilities of a cell."""
     classes, thresholds = card["classes"], card["thresholds"]
     shares = probabilities(cell.logits[: len(classes)], card["temperature"])
     top = max(shares)
@@ -84,6 +85,14 @@ def _judge(card: Mapping[str, Any], cell: Cell) -> Answer:
         label = classes[shares.index(top)]
         verdict = "confident" if top >= thresholds["confident"] else "uncertain"
     return _document(card, label, verdict, shares)
+
+
+def certainty(cell: Answer) -> tuple[bool, float]:
+    """Return a key by which the leading cell of an image is the highest.
+
+    It is the most probable one that is not rejected, a rejected one only where all are.
+    """
+    return cell["label"] is not None, max(cell["probabilities"].values())
 
 
 def _described(cell: Cell, judged: Answer, embeddings: bool) -> Answer:
@@ -102,7 +111,3 @@ def _document(
     named = zip(card["classes"], shares, strict=True)
     rounded = {name: round(share, 6) for name, share in named}
     return {"label": label, "verdict": verdict, "probabilities": rounded}
-
-
-def _certainty(cell: Answer) -> tuple[bool, float]:
-    return cell["label"] is not None, max(cell["probabilities"].values())

@@ -45,6 +45,7 @@ def predictions(
         np.full(count, fold),
         np.ones(count, bool),
         np.column_stack([logits, others]).astype(np.float32),
+        np.ones(count, bool),
     )
 
 

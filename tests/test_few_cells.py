@@ -14,6 +14,7 @@ from training.crossvalidate import EMBEDDINGS
 from training.data import DataError
 from training.few_cells import Embedded, blend, draw, grid, head, measure_few_cells, recall
 from training.out_of_fold import OutOfFold
+from training.protocol import CLASSES
 
 
 def cells(laboratory: str, count: int = 240, apart: float = 3.0, classes: int = 4) -> Embedded:
@@ -82,7 +83,8 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(few_cells, "DRAWS", 2)
     for folder in (version_files.folder("9.0"), version_files.scratch("9.0")):
         folder.mkdir(parents=True)
-    card = {"version": "9.0", "temperature": 1.5, "thresholds": {}}
+    thresholds = {"foreign": 1.0, "confident": 0.9}
+    card = {"classes": CLASSES, "temperature": 1.5, "thresholds": thresholds}
     (version_files.folder("9.0") / "card.json").write_text(json.dumps(card))
     with pytest.raises(DataError, match=r"make train VERSION=9\.0"):
         measure_few_cells("9.0")
@@ -94,10 +96,10 @@ def test_what_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     every = Embedded.join(parts)
     count = len(every.labels)
     names, found = every.groups, every.embeddings.any(1)
-    folds = np.full(count, -1)
+    folds, first = np.full(count, -1), np.ones(count, bool)
     rows = names, every.laboratories, names, every.labels, every.groups, folds, found, every.logits
     # The photographs of the folds have no embeddings.
-    more = OutOfFold(*(np.append(column, column[:1], 0) for column in rows))
+    more = OutOfFold(*(np.append(column, column[:1], 0) for column in (*rows, first)))
     more.folds[-1] = 0
     more.save(version_files.folder("9.0") / "out_of_fold.npz")
     with pytest.raises(DataError, match=r"make train VERSION=9\.0"):

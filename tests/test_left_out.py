@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from made_up_laboratories import LABORATORIES, laboratories, predictions
 
+from handler.verdict import Cell, Prediction, answer
 from training import left_out
 from training.calibrate import choose, for_choosing
 from training.data import OTHER
@@ -68,6 +69,33 @@ def test_thresholds_hold_on_the_laboratories_that_chose_them() -> None:
     assert whole["near"]["auroc"] == pytest.approx(
         np.mean([part["near"]["auroc"] for part in parts.values()]), abs=1e-4
     )
+
+
+def test_the_measured_cell_is_the_one_that_the_service_answers_about() -> None:
+    rows = predictions(400, fold=-1)
+    rows.first[1:] = np.random.default_rng(0).random(399) < 0.4
+    card = card_for(rows) | {"thresholds": {"foreign": 0.05, "confident": 0.9}}
+    leading = rows.leading(card)
+    images = np.split(rows.logits, np.flatnonzero(rows.first)[1:])
+    assert len(leading.labels) == len(images)
+    for cells, logits in zip(images, leading.logits, strict=True):
+        several, alone = (
+            answer("bloodcells", card, Prediction([Cell(each) for each in part.tolist()]))
+            for part in (cells, logits[None])
+        )
+        for name in ("label", "verdict", "probabilities"):
+            assert several[name] == alone[name]
+
+
+def test_a_rejected_cell_is_measured_only_where_all_are_rejected() -> None:
+    """The most probable cell chooses the thresholds: without them none is rejected."""
+    rows = predictions(3, fold=-1)
+    rows.logits[:] = [[9, 0, 0, 0, 0, 12], [1, 0, 0, 0, 0, -9], [0, 5, 0, 0, 0, 9]]
+    rows.first[:] = [True, False, True]
+    card = card_for(rows) | {"temperature": 1.0, "thresholds": {"foreign": 0.5, "confident": 0.9}}
+    assert rows.leaders(card).tolist() == [1, 2]
+    assert left_out.verdicts_of(rows.leading(card), card).tolist() == ["uncertain", "rejected"]
+    assert for_choosing(rows).logits.tolist() == rows.logits[[0, 2]].tolist()
 
 
 def test_folds_are_not_laboratories_left_out() -> None:

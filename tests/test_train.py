@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from handler import pipelines
 from handler.preprocessing import decode
+from handler.verdict import Cell, Prediction
 from training import (
     crossvalidate,
     data,
@@ -21,7 +23,7 @@ from training import (
     version_files,
     workers,
 )
-from training.data import OTHER, DataError
+from training.data import OTHER, DataError, Sample
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES
 from training.recipes import RECIPES, CellRecipe, Fit, LocatorRecipe
@@ -108,17 +110,20 @@ def test_from_folders_to_a_version_that_predicts(world: Path) -> None:
     crossvalidate.cross_validate("3.0")
     rows = OutOfFold.of("3.0")
     assert rows.logits.shape == (len(rows.names), len(CLASSES) + 1)
+    # Of images without a drawn box, each cell has a row.
     left_out = rows.take(rows.folds < 0)
+    assert left_out.first[left_out.laboratories != "middle"].all()
+    images = left_out.take(left_out.first)
     assert {
-        name: int((left_out.laboratories == name).sum()) for name in laboratories.laboratories()
+        name: int((images.laboratories == name).sum()) for name in laboratories.laboratories()
     } == {
         "photographs": 12,
         "boxed": 6,
         "middle": 6,
         "empty": 0,
     }
-    assert (left_out.labels == OTHER).sum() == 2
-    folds = rows.take(rows.folds >= 0)
+    assert (images.labels == OTHER).sum() == 2
+    folds = rows.take((rows.folds >= 0) & rows.first)
     assert len(folds.names) == 12
     assert set(folds.folds) == {0, 1}
     embeddings = {
@@ -151,6 +156,21 @@ def test_from_folders_to_a_version_that_predicts(world: Path) -> None:
         assert (before.logits == after.logits).all() == (run in {"boxed -1", "photographs 1"})
     located = json.loads((folder / "locator.json").read_text())["laboratories"]
     assert located == {"photographs": "kept", "boxed": measured["boxed"]}
+
+
+def test_without_a_box_a_label_may_be_about_any_cell() -> None:
+    cells = [
+        Cell([0.0] * 6, (0.0, 0.0, 40.0, 40.0)),
+        Cell([9.0] * 6, (50.0, 50.0, 100.0, 100.0)),
+    ]
+    sample = Sample(Path(), 0, "", "")
+
+    def candidates(sample: Sample) -> list[Cell]:
+        return list(crossvalidate.candidates(sample, (100, 100), Prediction(cells)))
+
+    assert candidates(sample) == cells
+    assert candidates(replace(sample, box=(0.0, 0.0, 0.35, 0.4))) == cells[:1]
+    assert candidates(replace(sample, box=(0.2, 0.2, 0.7, 0.7))) == []
 
 
 def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:

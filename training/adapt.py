@@ -269,4 +269,4 @@ def _out_of_fold(cells: CellSet, logits: np.ndarray) -> OutOfFold:
     count, kinds = len(cells.labels), cells.labels.astype(str)
     folds, found = np.zeros(count, int), np.ones(count, bool)
     rows = cells.groups, cells.laboratories, kinds, cells.labels, cells.groups, folds, found
-    return OutOfFold(*rows, logits)
+    return OutOfFold(*rows, logits, first=found)

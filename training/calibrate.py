@@ -32,11 +32,17 @@ def calibrate(version: str) -> None:
 
 
 def for_choosing(rows: OutOfFold) -> OutOfFold:
-    """Return the images that may be used: of laboratories left out if there are any, not TEST's."""
+    """Return the images that may be used: of laboratories left out if there are any, not TEST's.
+
+    Of several cells the most probable leads: without thresholds, none is rejected.
+    """
     left_out = rows.folds < 0
-    return rows.take(
+    rows = rows.take(
         (left_out if left_out.any() else ~left_out) & ~of_test(rows.names, rows.groups)
     )
+    classes = CLASSES[: rows.logits.shape[1]]
+    thresholds = {"foreign": 1.0, "confident": 1.0}
+    return rows.leading({"classes": classes, "temperature": 1.0, "thresholds": thresholds})
 
 
 def of_test(names: np.ndarray, groups: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from handler.engine import Network
 from handler.locator import locate, overlap
 from handler.pipelines import CellByCell
 from handler.preprocessing import HEIGHT, WIDTH, Size, decode
-from handler.verdict import Cell, Prediction, probabilities
+from handler.verdict import Cell, Prediction
 from training import data, version_files, workers
 from training.data import Sample
 from training.export import as_served
@@ -66,7 +66,8 @@ def _by_field(root: Path, recipe: FieldRecipe, scratch: Path) -> OutOfFold:
     for fold, (_train, held_out) in enumerate(folds):
         numbers[held_out] = fold
     logits, _network = cross_predict(recipe, everything, folds, scratch, "")
-    return OutOfFold.of_samples(samples, PHOTOGRAPHS, numbers, np.ones(len(images), bool), logits)
+    ones = np.ones(len(images), bool)
+    return OutOfFold.of_samples(samples, PHOTOGRAPHS, numbers, ones, logits, ones)
 
 
 def _by_cell(version: str, folder: Path, scratch: Path, names: Sequence[str]) -> OutOfFold:
@@ -136,20 +137,25 @@ def predict(
         sizes = [(picture.width, picture.height) for picture in pictures]
         made = zip(sizes, version.predict(pictures), strict=True)
         predictions |= dict(zip(part, made, strict=True))
-    cells = [labelled_cell(sample, *predictions[sample.path]) for sample in samples]
     nothing = Cell([0.0] * (len(CLASSES) + 1), None, np.zeros(width, np.float32))
-    best = [cell or nothing for cell in cells]
-    found = np.array([cell is not None for cell in cells])
-    folds = np.full(len(samples), fold)
-    logits = np.array([cell.logits for cell in best], np.float32)
-    embeddings = np.array([cell.embedding for cell in best], np.float32)
-    return OutOfFold.of_samples(samples, laboratory, folds, found, logits), embeddings
+    rows = [
+        (sample, cell, at == 0)
+        for sample in samples
+        for at, cell in enumerate(candidates(sample, *predictions[sample.path]) or [nothing])
+    ]
+    found = np.array([cell is not nothing for _, cell, _ in rows])
+    folds = np.full(len(rows), fold)
+    logits = np.array([cell.logits for _, cell, _ in rows], np.float32)
+    embeddings = np.array([cell.embedding for _, cell, _ in rows], np.float32)
+    first = np.array([is_first for *_, is_first in rows])
+    shown = [sample for sample, *_ in rows]
+    return OutOfFold.of_samples(shown, laboratory, folds, found, logits, first), embeddings
 
 
-def labelled_cell(sample: Sample, size: Size, prediction: Prediction) -> Cell | None:
-    """Return the located cell that a label is about.
+def candidates(sample: Sample, size: Size, prediction: Prediction) -> Sequence[Cell]:
+    """Return the located cells that a label may be about.
 
-    It overlaps the drawn box by half; without a box it is the most certain one of the image.
+    The one that overlaps the drawn box by half; without a box, all cells of the image.
     """
     cells = prediction.cells
     if sample.box:
@@ -157,9 +163,5 @@ def labelled_cell(sample: Sample, size: Size, prediction: Prediction) -> Cell | 
         drawn = left * width, top * height, right * width, bottom * height
         matching = [(overlap(cell.box, drawn), cell) for cell in cells if cell.box]
         overlapping, best = max(matching, key=lambda match: match[0], default=(0, None))
-        return best if overlapping >= RIGHT_OVERLAP else None
-    return max(cells, key=lambda cell: _certainty(cell.logits), default=None)
-
-
-def _certainty(logits: Sequence[float]) -> float:
-    return max(probabilities(logits[: len(CLASSES)], 1.0))
+        return [best] if best and overlapping >= RIGHT_OVERLAP else []
+    return cells

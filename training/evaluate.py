@@ -90,6 +90,7 @@ def never_seen(version: TrainedVersion) -> OutOfFold:
                     np.full(len(samples), -1),
                     np.full(len(samples), True),
                     np.array([each.cells[0].logits for each in predictions], np.float32),
+                    np.full(len(samples), True),
                 )
             )
     return OutOfFold.join(parts)
@@ -121,7 +122,7 @@ def on_test(version: TrainedVersion, root: Path) -> Json:
 
 def on_photographs(rows: OutOfFold, card: Card) -> Json:
     """Measure by cross-validation over all photographs, if there is one, and the calibration."""
-    own = rows.take(rows.laboratories == PHOTOGRAPHS)
+    own = rows.take(rows.laboratories == PHOTOGRAPHS).leading(card)
     folds = own.take(own.folds >= 0)
     metrics: Json = {}
     if len(folds.labels):

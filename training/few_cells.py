@@ -56,8 +56,9 @@ class Embedded(Table):
 
 def measure_few_cells(version: str) -> None:
     """Write few_cells.json: macro recall by the number of labelled cells, and the recipe."""
-    cells = read(version)
-    cells.logits = cells.logits[:, : len(CLASSES)] / version_files.read_card(version)["temperature"]
+    card = version_files.read_card(version)
+    cells = read(version, card)
+    cells.logits = cells.logits[:, : len(CLASSES)] / card["temperature"]
     parts = {
         str(name): cells.take(cells.laboratories == name) for name in np.unique(cells.laboratories)
     }
@@ -89,7 +90,7 @@ def recipe(choice: int) -> dict[str, float]:
     return {"C": strength, "weight": weight}
 
 
-def read(version: str) -> Embedded:
+def read(version: str, card: version_files.Card) -> Embedded:
     """Read the found cells of laboratories left out; raise DataError without embeddings."""
     rows = OutOfFold.of(version)
     rows = rows.take(rows.folds < 0)
@@ -100,6 +101,8 @@ def read(version: str) -> Embedded:
         embeddings = np.concatenate([np.load(folder / f"{name}.npy") for name in names])
     except OSError as error:
         raise DataError(f"{error}\nRun `make train VERSION={version}` first.") from error
+    leaders = rows.leaders(card)
+    rows, embeddings = rows.take(leaders), embeddings[leaders]
     cells = Embedded(rows.laboratories, rows.labels, rows.groups, rows.logits, embeddings)
     known = rows.found & (rows.labels < len(CLASSES))
     return cells.take(known & ~of_test(rows.names, rows.groups))

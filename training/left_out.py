@@ -36,21 +36,21 @@ BASOPHIL = CLASSES.index("BASOPHIL")
 def measure(rows: OutOfFold, card: Card) -> Json:
     """Measure the predictions of laboratories left out, each and together."""
     rows = rows.take(rows.folds < 0)
+    leading = rows.leading(card)
     parts = {
         name: part
         for name in laboratories()
-        if len((part := rows.take(rows.laboratories == name)).labels)
+        if len((part := leading.take(leading.laboratories == name)).labels)
     }
-    known = rows.take(rows.labels < len(card["classes"]))
+    known = leading.take(leading.labels < len(card["classes"]))
     each = {name: _laboratory(part, card) for name, part in parts.items()}
     # The thresholds of 1.0 are chosen elsewhere anyway.
     if card["finds_cells"] and len(parts) > 1:
         for name in parts:
             own = rows.laboratories == name
-            each[name]["thresholds_of_the_others"] = _trust(
-                known.take(known.laboratories == name),
-                {**card, **choose(for_choosing(rows.take(~own)))},
-            )
+            others = {**card, **choose(for_choosing(rows.take(~own)))}
+            cells = rows.take(own & (rows.labels < len(card["classes"])))
+            each[name]["thresholds_of_the_others"] = _trust(cells.leading(others), others)
     aurocs = [part["near"]["auroc"] for part in each.values() if "near" in part]
     return {
         "laboratories": each,
