@@ -33,7 +33,7 @@ from training import data
 from training.checkpoints import columns
 from training.data import OTHER, DataError, Sample
 from training.export import as_served, in_torch
-from training.laboratories import PHOTOGRAPHS, laboratories
+from training.laboratories import PHOTOGRAPHS, SCENE, laboratories
 from training.networks import Locator
 from training.table import Table
 
@@ -42,10 +42,12 @@ MARGIN, PATCH = 2.43, 176
 # The longest side of the images that patches are cut from.
 LONGEST = 1600
 # The kinds of windows without a white cell, and how many a field of background gives.
-NEGATIVES = ("no_wbc", "rbc", "platelets")
+NEGATIVES = ("no_wbc", "rbc", "platelets", SCENE)
 WINDOWS = 4
 # The side of such a window's middle, in shares of the field's width.
-WINDOW_SIZES = (0.06, 0.25)
+WINDOW_SIZES = (0.06, 0.4)
+# A box of which the longer side is below this share of its kind's median shows a part of a cell.
+PART = 0.6
 # Of these not even the laboratory knows the class.
 NOT_LABELLED = "not_identifiable"
 CODE = ("training/crops.py", "handler/cells.py", "handler/preprocessing.py")
@@ -117,16 +119,27 @@ def labelled_cells() -> list[tuple[str, Sample]]:
 def find_boxes(
     cells: Sequence[tuple[str, Sample]], locator: Locator, scratch: Path
 ) -> list[tuple[str, Sample]]:
-    """Return the cells that a locator finds in the middle of their images, with their boxes."""
+    """Return the cells that a locator finds in the middle of their images, with their boxes.
+
+    Cells of which it finds only a part are left out.
+    """
     paths = [sample.path for _, sample in cells]
     weights = [round(parameter.sum().item(), 3) for parameter in locator.parameters()]
     kinds = {"boxes": ((4,), "f4")}
     find = partial(_middle_boxes, paths, locator)
     boxes = columns(scratch / "boxes", (paths, weights), CODE, len(paths), kinds, find)["boxes"]
+    sides = np.maximum(boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1])
+    kinds_of = np.array([f"{name} {sample.kind}" for name, sample in cells])
+    whole, seen = np.zeros(len(cells), bool), ~np.isnan(sides)
+    for kind in np.unique(kinds_of[seen]):
+        own = seen & (kinds_of == kind)
+        whole[own] = sides[own] >= PART * np.median(sides[own])
     return [
         (name, replace(sample, box=(left, top, right, bottom)))
-        for (name, sample), (left, top, right, bottom) in zip(cells, boxes.tolist(), strict=True)
-        if not np.isnan(left)
+        for (name, sample), (left, top, right, bottom), is_whole in zip(
+            cells, boxes.tolist(), whole, strict=True
+        )
+        if is_whole
     ]
 
 

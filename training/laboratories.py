@@ -29,9 +29,13 @@ from handler.contract import SUFFIXES
 from training import data
 from training.data import HERE, OTHER, DataError, Sample
 from training.protocol import CLASSES, FIELD_CLASSES, MIN_CELLS
+from training.scenes import draw_scenes
+from training.version_files import SCRATCH
 
 # The laboratory of the original project's images.
 PHOTOGRAPHS = "photographs"
+# Pictures of something else, and their kind.
+SCENES, SCENE = "scenes", "scene"
 # The columns of boxes.csv: the centre and the size of a box are shares of the image's sides.
 BOX_COLUMNS = ["image", "label", "x_center", "y_center", "width", "height"]
 # Labels of boxes.csv for stages of a class.
@@ -78,6 +82,9 @@ class Laboratory:
         """List its cells; raise DataError if they are missing."""
         if self.name == PHOTOGRAPHS:
             return data.photographs(data.data_root(), "TRAIN", "TEST")
+        if self.name == SCENES:
+            paths = draw_scenes(SCRATCH / SCENES)
+            return [Sample(path, OTHER, SCENE, path.stem) for path in paths]
         return read_folder(self.root, self.slide)
 
 
