@@ -14,6 +14,7 @@ from training import views, workers
 from training.crops import CellSet, windows
 from training.data import OTHER
 from training.networks import to_input
+from training.protocol import CLASSES
 from training.views import NO_PARTNER, VIEW, Views, choose, draw, nudge, views_of
 
 
@@ -71,16 +72,30 @@ def many() -> CellSet:
 
 def test_classes_are_drawn_equally_often_and_small_laboratories_more_often() -> None:
     cells = many()
-    chosen, partners = choose(cells, 20_000, np.random.default_rng(0))
+    chosen, _partners = choose(cells, 20_000, np.random.default_rng(0))
     times = np.bincount(chosen, minlength=115)
     for label in (0, 1, OTHER):
         assert times[cells.labels == label].sum() / 20_000 == pytest.approx(1 / 3, abs=0.02)
     assert times[100:105].mean() / times[:80].mean() == pytest.approx(16**0.6, rel=0.1)
-    # Partners are of any laboratory, and cells.
-    paired = partners[partners != NO_PARTNER]
-    assert len(paired) / 20_000 == pytest.approx(0.5, abs=0.02)
-    assert paired.max() < 105
-    assert (paired >= 100).mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_partners_are_cells_of_the_same_class_of_another_laboratory() -> None:
+    cells = many()
+    chosen, partners = choose(cells, 20_000, np.random.default_rng(0))
+    paired = partners != NO_PARTNER
+    assert (cells.labels[chosen[paired]] == cells.labels[partners[paired]]).all()
+    assert (cells.laboratories[chosen[paired]] != cells.laboratories[partners[paired]]).all()
+    # Only class 0 has cells in two laboratories; half of its views are re-stained.
+    assert set(cells.labels[partners[paired]]) == {0}
+    assert paired.mean() == pytest.approx(0.5 / 3, abs=0.02)
+
+
+def test_rare_classes_are_drawn_less() -> None:
+    cells = many()
+    cells.labels[cells.labels == 1] = CLASSES.index("BASOPHIL")
+    chosen, _partners = choose(cells, 20_000, np.random.default_rng(0))
+    share = (cells.labels[chosen] == CLASSES.index("BASOPHIL")).mean()
+    assert share == pytest.approx(0.3 / 2.3, abs=0.02)
 
 
 def test_a_run_uses_views_of_cells_and_partners_that_it_may_see() -> None:

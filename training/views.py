@@ -1,7 +1,7 @@
 """Augmented views of the cells, drawn once and shared by all runs.
 
-A view shows a cell turned, scaled and recoloured, half of them after re-staining it like a cell of
-any laboratory, its partner. A run uses the views whose cell and partner it may see.
+A view shows a cell turned, scaled and recoloured, half of them after re-staining it like its
+partner, a cell of another laboratory. A run uses the views whose cell and partner it may see.
 """
 
 from __future__ import annotations
@@ -19,11 +19,15 @@ from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp, warp_within
 from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
+from training.data import OTHER
 from training.networks import scale, to_input, to_planes
+from training.protocol import CLASSES
 
 # The size of a view, larger than a window: a multiple of the teacher's 14 pixels.
 VIEW = (84, 112)
-# All classes are drawn equally often; within one, each cell of a laboratory 1 / cells^BALANCE.
+# All classes are drawn equally often, but those that are rare in blood less. Within a class, each
+# cell of a laboratory is drawn 1 / cells^BALANCE as often.
+RARE = {"BASOPHIL": 0.3}
 BALANCE = 0.6
 # The share of the views that are re-stained, and the farthest that a cell is off the middle.
 RESTAINED, SHIFT = 0.5, 0.12
@@ -68,10 +72,11 @@ def choose(
     strata = [f"{one} {other}" for one, other in zip(cells.laboratories, cells.labels, strict=True)]
     shares = _counts(strata) ** -BALANCE * np.where(negative, 0.5, 1.0)
     for label in np.unique(cells.labels):
-        shares[cells.labels == label] /= shares[cells.labels == label].sum()
+        own = cells.labels == label
+        rarity = RARE.get(CLASSES[label], 1.0) if label != OTHER else 1.0
+        shares[own] *= rarity / shares[own].sum()
     chosen = random.choice(len(strata), count, p=shares / shares.sum())
-    others = np.where(negative, 0.0, 1 / _counts(cells.laboratories[~negative], cells.laboratories))
-    partners = random.choice(len(strata), count, p=others / others.sum())
+    partners = _partners(cells, chosen, ~negative, random)
     return chosen, np.where(random.random(count) < RESTAINED, partners, NO_PARTNER)
 
 
@@ -118,8 +123,26 @@ def _draw_rows(
     return {"pixels": np.concatenate(drawn)}
 
 
-def _counts(strata: Sequence[str] | np.ndarray, of: np.ndarray | None = None) -> np.ndarray:
+def _partners(
+    cells: CellSet, chosen: np.ndarray, usable: np.ndarray, random: np.random.Generator
+) -> np.ndarray:
+    """Draw a partner for each: a usable cell of its class, of another laboratory.
+
+    Classes differ in colour: with the stain of a neutrophil, an eosinophil would lose its mark.
+    """
+    partners = np.full(len(chosen), NO_PARTNER)
+    labels, laboratories = cells.labels[chosen], cells.laboratories[chosen]
+    for label in np.unique(labels):
+        for name in np.unique(laboratories):
+            rows = np.flatnonzero((labels == label) & (laboratories == name))
+            others = np.flatnonzero(usable & (cells.labels == label) & (cells.laboratories != name))
+            if len(others):
+                shares = 1 / _counts(cells.laboratories[others])
+                partners[rows] = random.choice(others, len(rows), p=shares / shares.sum())
+    return partners
+
+
+def _counts(strata: Sequence[str] | np.ndarray) -> np.ndarray:
     """Return how many cells the stratum of each has."""
-    names, counts = np.unique(strata, return_counts=True)
-    known = dict(zip(names.tolist(), counts.tolist(), strict=True))
-    return np.array([known.get(each, 1) for each in (strata if of is None else of)], float)
+    _names, places, counts = np.unique(strata, return_inverse=True, return_counts=True)
+    return counts[places].astype(float)
