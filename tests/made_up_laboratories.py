@@ -95,7 +95,6 @@ def version_three() -> dict[str, Any]:
             "recipe": {
                 "fit": {"steps": 100, "batch_size": 8},
                 "locator": {"fit": {"steps": 200, "batch_size": 4}},
-                "distill": 0.7,
             },
             "steps_a_row": 10,
             "rows": [{"train_loss": 1.5}, {"train_loss": 0.5}],
@@ -115,7 +114,7 @@ def version_three() -> dict[str, Any]:
         "adaptation": {"steps": 400, "laboratories": curves},
         "ablation": {
             "rows": [
-                {"name": "without the teacher", **dict.fromkeys(LABORATORIES, 0.7), "mean": 0.7}
+                {"name": "without re-staining", **dict.fromkeys(LABORATORIES, 0.7), "mean": 0.7}
             ]
         },
     }

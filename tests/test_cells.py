@@ -15,16 +15,13 @@ from torch import nn
 
 from handler.locator import CANVAS
 from handler.preprocessing import HEIGHT, WIDTH
-from training import workers
-from training.cells import distillation, predict_cells, train_cells
+from training.cells import predict_cells, train_cells
 from training.crops import windows
 from training.data import OTHER
 from training.export import Served, as_served, in_torch, is_quantized, to_onnx
 from training.networks import BloodCellNet, CellNet, Locator, to_input
 from training.protocol import CLASSES
-from training.recipes import CellRecipe, Fit, TeacherRecipe
-from training.teacher import BLOCKS, TOKENS, Head, teach
-from training.teacher import WIDTH as FEATURES
+from training.recipes import CellRecipe, Fit
 from training.views import draw
 
 SMALL = CellRecipe(
@@ -142,52 +139,3 @@ def test_training_starts_from_a_seed_or_a_copy_of_given_weights() -> None:
     assert same_weights(fresh, again)
     assert not same_weights(fresh, other)
     assert all(torch.equal(weight, before[name]) for name, weight in start.state_dict().items())
-
-
-def test_a_student_learns_from_its_teacher() -> None:
-    """The labels are all the same; the teacher knows two kinds."""
-    torch.manual_seed(0)
-    cells = painted.cells([1, 2] * 8)
-    views, rows = draw(cells.patches, [None] * 16), np.arange(16)
-    taught = np.zeros((16, len(CLASSES) + 1), np.float32)
-    taught[rows, cells.labels] = 12
-    steps = Fit(60, 8, 1e-2, 0.05, decay=0.8, mean_from=0.3)
-    recipe = replace(SMALL, fit=steps, distill=0.95)
-    network, _ = train_cells(views, np.ones(16, int), rows, recipe, 0, "", taught)
-    fresh = painted.cells([1, 2] * 4, seed=1000)
-    logits, large = predict_cells(network, fresh)[0], fresh.labels == 2
-    leaning = logits[:, 2] - logits[:, 1]
-    assert leaning[large].mean() > leaning[~large].mean() + 0.5
-
-
-def test_distillation_is_least_where_the_answers_agree() -> None:
-    taught = torch.tensor([[4.0, 0, -1]])
-    assert float(distillation(taught, taught, 2.0)) == pytest.approx(0, abs=1e-6)
-    assert float(distillation(taught.roll(1, 1), taught, 2.0)) > 1
-
-
-def test_the_teacher_is_tuned_for_the_rows_it_may_see(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And only once."""
-    monkeypatch.setattr(workers.os, "cpu_count", lambda: 1)
-    recipe = TeacherRecipe(Fit(2, 4, 1e-4, 0.05, 0.9, 0.3), frozen=BLOCKS - 1)
-    torch.manual_seed(0)
-    head = Head(1, 0.0)
-    weights = {
-        f"blocks.{BLOCKS - 1}.{name}": each for name, each in head.blocks[0].state_dict().items()
-    }
-    weights |= {f"norm.{name}": each for name, each in head.norm.state_dict().items()}
-    torch.save(weights, tmp_path / "teacher.pt")
-    tokens = torch.randn(6, TOKENS, FEATURES).bfloat16().view(torch.int16).numpy()
-    path = tmp_path / "3.0" / "runs" / "teacher.pt"
-
-    def tune() -> np.ndarray:
-        rows = np.array([0, 2, 3, 5])
-        return teach(tokens, np.arange(6), rows, recipe, 0, "", path, "cells")
-
-    logits = tune()
-    assert logits.shape == (6, len(CLASSES) + 1)
-    assert (abs(logits).max(1) > 0).tolist() == [True, False, True, True, False, True]
-    monkeypatch.setattr("training.teacher.fit", None)
-    assert (tune() == logits).all()

@@ -32,7 +32,7 @@ from training.runs import SHIPPED, Run, all_runs, parts_of
 # Too few steps to learn anything.
 STEPS = Fit(4, 4, 4e-3, 0.02, decay=0.8, mean_from=0.5)
 FIRST = LocatorRecipe(STEPS, 24, cell_sizes=(0.2, 0.4), quantized=False)
-RECIPE = CellRecipe(channels=(8, 16), fit=STEPS, views=60, distill=0.0, locator=FIRST)
+RECIPE = CellRecipe(channels=(8, 16), fit=STEPS, views=60, locator=FIRST)
 FOLDS = 2
 
 

@@ -213,9 +213,9 @@ def test_the_shipped_network_is_the_one_that_was_chosen() -> None:
 ORDER = re.findall(
     r"\w+",
     """
-    protocol recipes table metrics data laboratories augment robustness out_of_distribution
+    protocol recipes table metrics data augment robustness out_of_distribution
     torchvision_cpu networks export optimizer workers checkpoints version_files fitting
-    runs crops locate views teacher cells fields train
+    scenes laboratories runs crops locate views cells fields train
     out_of_fold crossvalidate calibrate left_out predict evaluate served
     plots sweep few_cells adapt measured figures report __main__
     """,

@@ -1,4 +1,4 @@
-"""The training loop of the locators, the classifiers of cells and their teachers.
+"""The training loop of the locators and the classifiers of cells.
 
 The result is the running mean of the weights, which does better on unknown laboratories (as in Cha
 et al. 2021). A step depends only on the weights, the seed and its number, so an interrupted run
@@ -7,7 +7,7 @@ gives the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from training.checkpoints import Checkpoint
-from training.optimizer import Optimizer, Part
+from training.optimizer import Optimizer
 from training.recipes import Fit
 
 # Steps for each row of the history, and between checkpoints.
@@ -37,19 +37,11 @@ def fit(
     seed: int,
     title: str,
     checkpoint: Checkpoint | None = None,
-    parts: Sequence[Part] = (),
 ) -> History:
-    """Train a network in place on batches of these rows; return the means of ROW steps each.
-
-    `parts` have learning rates of their own.
-    """
+    """Train a network in place on batches of these rows; return the means of ROW steps each."""
     network.train()
-    optimizer = Optimizer(
-        parts or [(network, recipe.learning_rate)],
-        recipe.weight_decay,
-        recipe.steps,
-        recipe.max_norm,
-    )
+    parts = [(network, recipe.learning_rate)]
+    optimizer = Optimizer(parts, recipe.weight_decay, recipe.steps, recipe.max_norm)
     mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.decay), use_buffers=True)
     learned: dict[str, Any] = {"network": network, "mean": mean, "optimizer": optimizer}
     history: History = []
@@ -84,6 +76,17 @@ def fit(
     network.load_state_dict(mean.module.state_dict())
     network.eval()
     return history
+
+
+def forward(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the output of a network (N, ...) for a training step, as float32.
+
+    On CPUs with AMX it is computed in bfloat16, which makes a step three times as fast.
+    """
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    with torch.autocast("cpu", torch.bfloat16, enabled=amx):
+        output: torch.Tensor = network(inputs)
+    return output.float()
 
 
 def _batch(rows: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from training.augment import recolour, recolour_slightly, refocus, warp
 from training.checkpoints import Checkpoint, columns
 from training.crops import in_pixels, read
 from training.data import DataError, Sample
-from training.fitting import History, fit
+from training.fitting import History, fit, forward
 from training.laboratories import PHOTOGRAPHS, laboratories
 from training.networks import Locator, scale, to_planes
 from training.recipes import LocatorRecipe
@@ -44,7 +44,7 @@ WHOLE, AROUND, CELL_MARGIN = 384, 192, 0.35
 CELLS_A_KIND, NOT_WHITE = 60, "platelet"
 # Mosaics of so many fields a side, and how often each; the shares of black and of empty tiles.
 GRIDS, GRID_SHARES = (1, 2, 3), (0.6, 0.25, 0.15)
-BLACK_TILES, EMPTY_TILES = 0.12, 0.1
+BLACK_TILES, EMPTY_TILES = 0.12, 0.15
 # A laboratory of n fields gives a canvas n^BALANCE times as often, with drawn boxes twice that.
 BALANCE = 0.3
 MOST_BOXES = 64
@@ -167,7 +167,7 @@ def train_locator(
     ) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, boxes = turned(canvases.pixels[batch], canvases.boxes[batch], random)
         images = recolour_slightly(scale(to_planes(pixels)))
-        output = locator(images.contiguous(memory_format=torch.channels_last))
+        output = forward(locator, images.contiguous(memory_format=torch.channels_last))
         return _loss(output, *_targets([_visible(each) for each in boxes])), {}
 
     return locator, fit(locator, recipe.fit, rows, loss, seed, title, checkpoint)

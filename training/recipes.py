@@ -48,27 +48,17 @@ class Fit:
 class LocatorRecipe:
     """A locator, trained on this many canvases."""
 
-    fit: Fit = Fit(2500, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5)
-    canvases: int = 16_000
+    fit: Fit = Fit(3000, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5)
+    canvases: int = 24_000
     # The share of the canvas that a cell takes, on a canvas of one field and in a mosaic's tile.
     cell_sizes: tuple[float, float] = (0.09, 0.95)
     tile_sizes: tuple[float, float] = (0.25, 0.7)
-    quantized: bool = True
+    # In 8 bits its small convolutions would be slower.
+    quantized: bool = False
 
 
 # Finds the cells that the other locators learn, where no boxes are drawn.
-FIRST_LOCATOR = LocatorRecipe(Fit(1000, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5), 4_000)
-
-
-@dataclass(frozen=True)
-class TeacherRecipe:
-    """The teacher: the blocks from `frozen` on learn, and the head at a rate of its own."""
-
-    fit: Fit = Fit(400, 96, 1e-4, 0.05, decay=0.985, mean_from=0.3)
-    head_rate: float = 1e-3
-    frozen: int = 6
-    dropout: float = 0.1
-    label_smoothing: float = 0.05
+FIRST_LOCATOR = LocatorRecipe(Fit(2500, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5), 10_000)
 
 
 @dataclass(frozen=True)
@@ -77,14 +67,10 @@ class CellRecipe:
 
     channels: tuple[int, ...] = (32, 64, 128, 128)
     dropout: float = 0.2
-    fit: Fit = Fit(3000, 64, 3e-3, 0.05, decay=0.995, mean_from=0.3)
+    fit: Fit = Fit(8000, 64, 3e-3, 0.05, decay=0.995, mean_from=0.3)
     label_smoothing: float = 0.05
-    views: int = 36_000
-    # The weight of the teacher's answers in the loss (0: no teacher), and their temperature.
-    distill: float = 0.0
-    temperature: float = 2.0
+    views: int = 72_000
     quantized: bool = True
-    teacher: TeacherRecipe = TeacherRecipe()
     locator: LocatorRecipe = LocatorRecipe()
 
     def network(self) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 """Train version 3.0 from the folders of images on.
 
 1. A first locator learns from the fields with drawn boxes, and finds the cells of the others.
-2. Cells, views, canvases and the tokens of a teacher are made once.
-3. Each run (training/runs.py) trains a locator and a network; the recipe may give the network a
-   teacher. Runs share the cores; all that is finished stays in .train/, so that an interrupted
-   training continues.
+2. Cells, views and canvases are made once.
+3. Each run (training/runs.py) trains a locator and a network. Runs share the cores; all that is
+   finished stays in .train/, so that an interrupted training continues.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from training.networks import CellNet, Locator
 from training.protocol import CLASSES
 from training.recipes import FIRST_LOCATOR, RECIPES, CellRecipe
 from training.runs import SHIPPED, Run, parts_of, select
-from training.teacher import teach, tokens_of
 from training.version_files import Trained, scratch
 from training.views import Views, views_of
 
@@ -52,7 +50,6 @@ class Prepared:
     parts: np.ndarray
     views: Views
     canvases: Canvases
-    tokens: np.ndarray | None
 
     @property
     def labels(self) -> np.ndarray:
@@ -86,12 +83,9 @@ def prepare(version: str) -> Prepared:
     found = find_boxes([each for each in labelled_cells() if not each[1].box], first, folder)
     sources = [*whole_sources(), *cell_sources(found)]
     canvases = draw_canvases(sources, recipe.locator, folder / "canvases")
-    views, tokens = views_of(cells, recipe.views, folder / "views"), None
-    if recipe.distill:
-        made = cells.identity, recipe.views
-        tokens = tokens_of(views, recipe.teacher, folder / "tokens", made)
+    views = views_of(cells, recipe.views, folder / "views")
     parts = parts_of(cells.laboratories.tolist(), cells.names.tolist())
-    return Prepared(recipe, cells, parts, views, canvases, tokens)
+    return Prepared(recipe, cells, parts, views, canvases)
 
 
 def locator_of(version: str, run: Run) -> tuple[Locator, History]:
@@ -106,29 +100,15 @@ def locator_of(version: str, run: Run) -> tuple[Locator, History]:
 
 
 def network_of(version: str, run: Run) -> tuple[CellNet, History]:
-    """Return a run's network; train it, after its teacher, if it is not trained yet."""
+    """Return a run's network; train it if it is not trained yet."""
     made = prepare(version)
     recipe, rows = made.recipe, made.views.seen(run.sees(made.parts))
     identity = made.cells.identity, recipe.views, rows.tolist()
-    taught = None
-    if made.tokens is not None:
-        path, title = _path(version, run, "teacher"), f"{run.name} teacher"
-        taught = teach(made.tokens, made.labels, rows, recipe.teacher, 0, title, path, identity)
     # The locator is no part of what the network depends on.
     settings = replace(recipe, locator=CellRecipe().locator, quantized=False)
-    if taught is None:
-        settings = replace(settings, teacher=CellRecipe().teacher)
     checkpoint = Checkpoint(_path(version, run, "network"), (settings, identity), CELL_CODE)
-    return train_cells(
-        made.views.pixels,
-        made.labels,
-        rows,
-        recipe,
-        0,
-        f"{run.name} network",
-        taught,
-        checkpoint=checkpoint,
-    )
+    views, title = made.views.pixels, f"{run.name} network"
+    return train_cells(views, made.labels, rows, recipe, 0, title, checkpoint=checkpoint)
 
 
 def calibration(version: str, run: Run) -> dict[str, Pixels]:
