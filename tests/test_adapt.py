@@ -483,7 +483,7 @@ def test_the_curve_trains_networks_that_never_saw_the_laboratory(
     names = np.repeat(["pbc", "raabin"], 40)
     cells = CellSet.join([made_up(samples[:40], "pbc"), made_up(samples[40:], "raabin")])
     views = Views(np.zeros((80, 84, 112, 3), np.uint8), np.arange(80), np.full(80, NO_PARTNER))
-    prepared = Prepared(RECIPES["3.0"], cells, names, views, None, None)  # type: ignore[arg-type]
+    prepared = Prepared(RECIPES["3.0"], cells, names, views, None)  # type: ignore[arg-type]
     runs = [
         TrainingRun("shipped"),
         TrainingRun("without-pbc", "pbc"),
