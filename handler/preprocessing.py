@@ -162,16 +162,21 @@ def _freed(error: InputError) -> InputError:
 def cut(pixels: Pixels, window: Box, size: Size) -> Pixels:
     """Cut out a window (left, top, right, bottom) and scale it to a size: (height, width, 3).
 
-    Parts outside the image are black.
+    Outside the image, its edge is repeated: a cell that fills its image keeps its class, which it
+    would often lose beside black.
     """
     left, top = int(np.floor(window[0])), int(np.floor(window[1]))
     right, bottom = int(np.ceil(window[2])) + 1, int(np.ceil(window[3])) + 1
+    height, width = pixels.shape[:2]
     # Pillow copies and converts all that it gets, so it gets no more than the part.
-    part = pixels[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)]
-    if part.shape[:2] != (bottom - top, right - left):
-        inside, part = part, np.zeros((bottom - top, right - left, 3), np.uint8)
-        y, x = max(-top, 0), max(-left, 0)
-        part[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+    if left >= 0 and top >= 0 and right <= width and bottom <= height:
+        part = pixels[top:bottom, left:right]
+    else:
+        rows, columns = (
+            np.arange(*ends).clip(0, side - 1)
+            for ends, side in (((top, bottom), height), ((left, right), width))
+        )
+        part = pixels.take(rows, 0).take(columns, 1)
     box = (window[0] - left, window[1] - top, window[2] - left, window[3] - top)
     # A reducing gap of 1 averages whole pixels first: faster, and less than a grey level away.
     scaled = Image.fromarray(part).resize(size, Image.Resampling.BILINEAR, box, reducing_gap=1)

@@ -55,11 +55,12 @@ def test_a_cell_alone_and_in_a_batch_has_the_same_output(channels: tuple[int, ..
     torch.manual_seed(0)
     network = shaken(cell_net(*channels))
     cells = painted.cells([*range(4)])
-    logits, embeddings = predict_cells(network, cells)
+    served = as_served(network)
+    logits, embeddings = predict_cells(served, cells)
     assert logits.shape == (4, len(CLASSES) + 1)
     assert embeddings.shape == (4, 2 * channels[-1])
     for at in range(4):
-        alone = predict_cells(network, cells.take(np.array([at])))
+        alone = predict_cells(served, cells.take(np.array([at])))
         np.testing.assert_allclose(alone[0], logits[at : at + 1], atol=1e-4)
         np.testing.assert_allclose(alone[1], embeddings[at : at + 1], atol=1e-4)
     with torch.no_grad():
@@ -116,7 +117,7 @@ def test_training_learns() -> None:
         views, cells.labels, rows, replace(SMALL, fit=steps), 0, "painted"
     )
     fresh = painted.cells([1, 2, OTHER] * 4, seed=1000)
-    right = predict_cells(network, fresh)[0].argmax(1) == fresh.labels
+    right = predict_cells(as_served(network), fresh)[0].argmax(1) == fresh.labels
     assert right.mean() > 0.8
     assert not network.training
 

@@ -21,7 +21,7 @@ from handler.engine import Engine, Network
 from handler.preprocessing import Pixels
 from training import data, version_files
 from training.calibrate import choose, of_test
-from training.cells import train_cells
+from training.cells import predict_cells, train_cells
 from training.crops import NOT_LABELLED, CellSet, collect, windows
 from training.data import OTHER, DataError, Sample
 from training.export import Served, as_served, is_quantized
@@ -82,7 +82,7 @@ def adapt(base: str, folder: Path, version: str) -> None:
         seen = train.take(rest)
         judge, _ = train_on(network, seen, old_views, card, fold, f"fold {fold}")
         served = as_served(judge, calibration([seen, *old]) if quantized else None)
-        logits[unseen] = predict(served, train.take(unseen))
+        logits[unseen] = predict_cells(served, train.take(unseen))[0]
     trained, rows = train_on(network, train, old_views, card, INNER_FOLDS, "all")
     chosen = choose(_out_of_fold(train, logits), KEPT_OWN)
     kept = {name: card[name] for name in KEPT_FACTS}
@@ -239,24 +239,15 @@ def calibration(parts: Sequence[CellSet]) -> Pixels:
     return np.concatenate(inputs)
 
 
-def predict(network: Network, cells: CellSet) -> np.ndarray:
-    """Return the logits of cells, from a network as it is served."""
-    parts = [
-        network(windows(cells.patches[at : at + BATCH]))
-        for at in range(0, len(cells.labels), BATCH)
-    ]
-    return np.concatenate(parts)[:, : len(CLASSES) + 1]
-
-
 def measure(network: Network, cells: CellSet) -> dict[str, Any]:
     """Summarize a network's answers to cells of the classes."""
     known = cells.take(cells.labels < OTHER)
-    predicted = predict(network, known)[:, :OTHER].argmax(1)
+    predicted = predict_cells(network, known)[0][:, :OTHER].argmax(1)
     return summarize(confusion_by_photograph(known.labels, predicted, known.groups.tolist()))
 
 
 def _point(network: CellNet, cells: CellSet, count: int) -> dict[str, Any]:
-    value = recall(cells.labels, predict(as_served(network), cells)[:, :OTHER])
+    value = recall(cells.labels, predict_cells(as_served(network), cells)[0][:, :OTHER])
     return {"cells_a_class": count, "macro_recall": round(value, 4)}
 
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
+from handler.engine import Network
 from handler.preprocessing import Pixels
 from training.checkpoints import Checkpoint
 from training.crops import CellSet, windows
-from training.export import as_served
 from training.fitting import History, fit, forward
 from training.networks import CellNet
 from training.protocol import CLASSES
 from training.recipes import CellRecipe
 from training.views import nudge
 
+# Cells that are predicted together.
+PARALLEL = 128
 CODE = (
     "training/cells.py",
     "training/views.py",
@@ -58,11 +58,11 @@ def train_cells(
     return network, fit(network, recipe.fit, rows, loss, seed, title, checkpoint)
 
 
-def predict_cells(network: CellNet, cells: CellSet) -> tuple[np.ndarray, np.ndarray]:
-    """Return the logits and the embeddings of cells, as the service computes them."""
-    reader, count = as_served(network), len(CLASSES) + 1
-    parts: Sequence[np.ndarray] = [
-        reader(windows(cells.patches[at : at + 128])) for at in range(0, len(cells.labels), 128)
+def predict_cells(network: Network, cells: CellSet) -> tuple[np.ndarray, np.ndarray]:
+    """Return the logits and the embeddings of cells, from a network as it is served."""
+    parts = [
+        network(windows(cells.patches[at : at + PARALLEL]))
+        for at in range(0, len(cells.labels), PARALLEL)
     ]
-    rows = np.concatenate(parts)
+    rows, count = np.concatenate(parts), len(CLASSES) + 1
     return rows[:, :count], rows[:, count:]

@@ -23,7 +23,7 @@ from training.data import OTHER
 from training.networks import scale, to_input, to_planes
 from training.protocol import CLASSES
 
-# The size of a view, larger than a window: a multiple of the teacher's 14 pixels.
+# The size of a view: that of a window, with more pixels.
 VIEW = (84, 112)
 # All classes are drawn equally often, but those that are rare in blood less. Within a class, each
 # cell of a laboratory is drawn 1 / cells^BALANCE as often.
