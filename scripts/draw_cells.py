@@ -102,7 +102,7 @@ GALLERY = (
     Drawing("monocyte-1", 16, ROSY, (("MONOCYTE", 0.5, 0.5),)),
     Drawing("neutrophil-1", 7, GREY, (("NEUTROPHIL", 0.52, 0.5),)),
     Drawing("neutrophil-2", 5, WARM, (("NEUTROPHIL", 0.45, 0.52),)),
-    Drawing("red-cells-1", 4, GREY, scale=0.8),
+    Drawing("red-cells-1", 6, GREY, scale=0.8),
 )
 
 
