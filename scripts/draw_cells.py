@@ -15,7 +15,7 @@ from PIL import Image
 from scripts.smear import Colour, Granules, Placed, Smear, WhiteCell, draw_field
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = 4
+SEED = 3
 SIZE = (640, 480)
 ROSE: Colour = (206, 118, 138)
 CORAL: Colour = (220, 134, 126)
