@@ -77,7 +77,7 @@ class Run:
         self.network = BloodCellNet(len(FIELD_CLASSES), **recipe.network()).to(train.labels.device)
         self.steps = len(train.labels) // recipe.batch_size
         self.optimizer = Optimizer(
-            [(self.network, recipe.learning_rate)], recipe.weight_decay, self.steps * recipe.epochs
+            self.network, recipe.learning_rate, recipe.weight_decay, self.steps * recipe.epochs
         )
         self.augment = augmentation()
         self.history: list[dict[str, float]] = []

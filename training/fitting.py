@@ -40,8 +40,9 @@ def fit(
 ) -> History:
     """Train a network in place on batches of these rows; return the means of ROW steps each."""
     network.train()
-    parts = [(network, recipe.learning_rate)]
-    optimizer = Optimizer(parts, recipe.weight_decay, recipe.steps, recipe.max_norm)
+    optimizer = Optimizer(
+        network, recipe.learning_rate, recipe.weight_decay, recipe.steps, recipe.max_norm
+    )
     mean = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(recipe.decay), use_buffers=True)
     learned: dict[str, Any] = {"network": network, "mean": mean, "optimizer": optimizer}
     history: History = []

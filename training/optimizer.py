@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-# A network, or a part of it, and its highest learning rate.
-Part = tuple[nn.Module, float]
-
 
 class Optimizer:
-    """Updates the weights of a network's parts, over a known number of steps."""
+    """Updates the weights of a network, over a known number of steps.
+
+    The learning rate is the highest; gradients are clipped to `max_norm`, if there is one.
+    """
 
     def __init__(
-        self, parts: Sequence[Part], weight_decay: float, steps: int, max_norm: float | None = None
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        max_norm: float | None = None,
     ) -> None:
         keep_memory()
-        groups = [list(part.parameters()) for part, _ in parts]
-        rates = [rate for _, rate in parts]
-        self.parameters, self.max_norm = [each for group in groups for each in group], max_norm
-        self.adam = torch.optim.AdamW(
-            [{"params": group, "lr": rate} for group, rate in zip(groups, rates, strict=True)],
-            weight_decay=weight_decay,
-        )
+        self.parameters, self.max_norm = list(network.parameters()), max_norm
+        self.adam = torch.optim.AdamW(self.parameters, learning_rate, weight_decay=weight_decay)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.adam, rates, total_steps=steps, pct_start=0.1
+            self.adam, learning_rate, total_steps=steps, pct_start=0.1
         )
 
     def step(self, loss: torch.Tensor) -> None:

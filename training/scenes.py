@@ -13,8 +13,11 @@ import numpy as np
 from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageFilter
 
+from serving.files import atomic_write
 from training import workers
+from training.checkpoints import identity
 
+CODE = ("training/scenes.py",)
 SIZE, SCENES = (480, 360), 160
 # The radii of shapes in pixels; their squares have the same share at every scale.
 RADII = (12, 250)
@@ -22,7 +25,8 @@ SURFACES = 5
 
 
 def draw_scenes(folder: Path) -> list[Path]:
-    """Return the files of the scenes; draw those that are missing."""
+    """Return the files of the scenes, in a subfolder for this code; draw those that are missing."""
+    folder /= identity((SIZE, SCENES), CODE)[:16]
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03}.png" for number in range(SCENES)]
     for _ in workers.each(_save, [path for path in paths if not path.exists()], "scenes"):
@@ -45,7 +49,8 @@ def scene(random: Generator) -> Image.Image:
 
 
 def _save(path: Path) -> None:
-    scene(np.random.default_rng(int(path.stem))).save(path)
+    with atomic_write(path) as file:
+        scene(np.random.default_rng(int(path.stem))).save(file, "PNG")
 
 
 def _surface(colours: np.ndarray, random: Generator) -> Image.Image:

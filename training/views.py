@@ -19,7 +19,6 @@ from handler.preprocessing import HEIGHT, WIDTH, Pixels
 from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp, warp_within
 from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
-from training.data import OTHER
 from training.networks import scale, to_input, to_planes
 from training.protocol import CLASSES
 
@@ -27,7 +26,7 @@ from training.protocol import CLASSES
 VIEW = (84, 112)
 # All classes are drawn equally often, but those that are rare in blood less. Within a class, each
 # cell of a laboratory is drawn 1 / cells^BALANCE as often.
-RARE = {"BASOPHIL": 0.3}
+RARE = {CLASSES.index("BASOPHIL"): 0.3}
 BALANCE = 0.6
 # The share of the views that are re-stained, and the farthest that a cell is off the middle.
 RESTAINED, SHIFT = 0.5, 0.12
@@ -73,8 +72,7 @@ def choose(
     shares = _counts(strata) ** -BALANCE * np.where(negative, 0.5, 1.0)
     for label in np.unique(cells.labels):
         own = cells.labels == label
-        rarity = RARE.get(CLASSES[label], 1.0) if label != OTHER else 1.0
-        shares[own] *= rarity / shares[own].sum()
+        shares[own] *= RARE.get(label, 1.0) / shares[own].sum()
     chosen = random.choice(len(strata), count, p=shares / shares.sum())
     partners = _partners(cells, chosen, ~negative, random)
     return chosen, np.where(random.random(count) < RESTAINED, partners, NO_PARTNER)
