@@ -24,9 +24,10 @@ STRIDE = 4
 # Side in canvas pixels of a box whose logarithmic size is 0.
 UNIT = 32.0
 MAX_CELLS = 32
-# Lowest score of a cell, and highest overlap (intersection over union) with a cell of higher score.
+# Lowest score of a cell, and the largest share of the smaller of two boxes that both may cover: the
+# box of a part of a cell lies within that of the cell.
 MIN_SCORE = 0.4
-MAX_OVERLAP = 0.4
+MAX_SHARED = 0.6
 # A cell is small if its longer side is less than this share of the field's.
 SMALL = 0.16
 # The side of a tile, and the steps between tiles at most, as shares of the field's longer side. So
@@ -109,15 +110,19 @@ def decode(output: Floats) -> list[Cells]:
     return [_distinct(part) for part in parts]
 
 
-def overlap(one: npt.ArrayLike, other: npt.ArrayLike) -> Any:
-    """Return the intersection over the union of two boxes, or of each pair in two arrays."""
+def intersection(one: npt.ArrayLike, other: npt.ArrayLike) -> Any:
+    """Return the area that two boxes share, or each pair in two arrays."""
     left, top, right, bottom = np.asarray(one).T[:4]
     left2, top2, right2, bottom2 = np.asarray(other).T[:4]
     width = np.minimum(right, right2) - np.maximum(left, left2)
     height = np.minimum(bottom, bottom2) - np.maximum(top, top2)
-    both = np.maximum(width, 0) * np.maximum(height, 0)
-    areas = (right - left) * (bottom - top) + (right2 - left2) * (bottom2 - top2)
-    return both / (areas - both)
+    return np.maximum(width, 0) * np.maximum(height, 0)
+
+
+def area(boxes: npt.ArrayLike) -> Any:
+    """Return the area of a box, or of each in an array."""
+    left, top, right, bottom = np.asarray(boxes).T[:4]
+    return (right - left) * (bottom - top)
 
 
 def tiles(width: int, height: int) -> list[tuple[int, int, int, int]]:
@@ -188,13 +193,14 @@ def _by_score(cells: Cells) -> Cells:
 
 
 def _distinct(cells: Cells) -> Cells:
-    """Drop the cells that overlap much with one before them; return at most MAX_CELLS."""
+    """Drop the cells that share much with one before them; return at most MAX_CELLS."""
     kept: list[Cells] = []
     while len(cells) and len(kept) < MAX_CELLS:
         kept.append(cells[0])
         cells = cells[1:]
         if len(cells):
-            cells = cells[overlap(kept[-1], cells) <= MAX_OVERLAP]
+            smaller = np.minimum(area(kept[-1]), area(cells))
+            cells = cells[intersection(kept[-1], cells) <= MAX_SHARED * smaller]
     return np.array(kept).reshape(-1, 5)
 
 

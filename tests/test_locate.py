@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from handler.locator import CANVAS, Located, locate, overlap
+from handler.locator import CANVAS, Located, locate
 from handler.preprocessing import Box
 from training import locate as training
 from training import workers
@@ -27,6 +27,7 @@ from training.locate import (
     draw_canvases,
     frames,
     measure_locator,
+    overlap,
     train_locator,
     turned,
 )

@@ -68,18 +68,23 @@ def test_low_scores_and_the_slopes_of_a_peak_are_not_cells() -> None:
 @pytest.mark.parametrize(
     ("columns", "kept"),
     [
-        ((8, 12), [0.9]),
+        ((8, 11), [0.9]),
         ((8, 13), [0.9, 0.8]),
-        ((6, 10, 14), [0.9, 0.7]),
+        ((6, 9, 12), [0.9, 0.7]),
     ],
 )
-def test_of_boxes_that_overlap_much_the_surest_stay(
+def test_of_boxes_that_share_much_the_surest_stay(
     columns: Sequence[int], kept: list[float]
 ) -> None:
-    """Boxes 40 wide, 4 for each column apart: two overlap by (40 - apart) / (40 + apart)."""
+    """Boxes 40 wide, 4 for each column apart: two share (40 - apart) / 40."""
     peaks = zip(columns, (0.9, 0.8, 0.7), strict=False)
     cells = decoded(*((column, 8, score, (0, 0, 40, 40)) for column, score in peaks))
     assert [cell.score for cell in cells] == pytest.approx(kept)
+
+
+def test_a_part_of_a_cell_is_not_another_cell() -> None:
+    whole, part = (8, 8, 0.9, (0, 0, 60, 60)), (10, 10, 0.8, (0, 0, 24, 24))
+    assert [cell.score for cell in decoded(whole, part)] == pytest.approx([0.9])
 
 
 def test_the_number_of_cells_is_bounded() -> None:

@@ -20,10 +20,10 @@ from handler.locator import (
     UNIT,
     Located,
     locate,
-    overlap,
     tiles,
 )
 from handler.preprocessing import Box, Floats, Pixels
+from training.locate import overlap
 
 PLACES = CANVAS // STRIDE
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from handler.engine import Network
-from handler.locator import locate, overlap
+from handler.locator import locate
 from handler.pipelines import CellByCell
 from handler.preprocessing import HEIGHT, WIDTH, Size, decode
 from handler.verdict import Cell, Prediction
@@ -26,7 +26,14 @@ from training.data import Sample
 from training.export import as_served
 from training.fields import Batch, cross_predict
 from training.laboratories import PHOTOGRAPHS, laboratories
-from training.locate import FRAMES, RIGHT_OVERLAP, frames, measure_locator, whole_sources
+from training.locate import (
+    FRAMES,
+    RIGHT_OVERLAP,
+    frames,
+    measure_locator,
+    overlap,
+    whole_sources,
+)
 from training.out_of_fold import OutOfFold
 from training.protocol import CLASSES, FOLDS
 from training.recipes import RECIPES, FieldRecipe

@@ -20,7 +20,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.nn.utils.memory_format import convert_conv2d_weight_memory_format
 
-from handler.locator import CANVAS, STRIDE, UNIT, Located, overlap
+from handler.locator import CANVAS, STRIDE, UNIT, Located, area, intersection
 from handler.preprocessing import Box, Pixels, Size
 from training import data
 from training.augment import recolour, recolour_slightly, refocus, warp
@@ -218,7 +218,7 @@ def measure_locator(
     for cells, boxes, width in zip(found, drawn, widths, strict=True):
         left = list(boxes)
         for cell in cells:
-            match = max(left, key=lambda box: float(overlap(cell.box, box)), default=None)
+            match = max(left, key=lambda box: overlap(cell.box, box), default=None)
             if match and overlap(cell.box, match) >= RIGHT_OVERLAP:
                 left.remove(match)
                 right.append((match[2] - match[0]) / width)
@@ -233,6 +233,12 @@ def measure_locator(
             for low, high, *row in zip(SHARES, SHARES[1:], *counts, strict=False)
         ],
     }
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Return the intersection over the union of two boxes."""
+    both = intersection(one, other)
+    return float(both / (area(one) + area(other) - both))
 
 
 def _summary(boxes: int, right: int, false: int) -> dict[str, float | int]:

@@ -1,7 +1,8 @@
 """Augmented views of the cells, drawn once and shared by all runs.
 
 A view shows a cell turned, scaled and recoloured, half of them after re-staining it like its
-partner, a cell of another laboratory. A run uses the views whose cell and partner it may see.
+partner, a cell of another laboratory. Some look as if the image were cropped close to the cell.
+A run uses the views whose cell and partner it may see.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 
 from handler.cells import ZOOM
 from handler.preprocessing import HEIGHT, WIDTH, Pixels
-from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp, warp_within
+from training.augment import recolour, recolour_slightly, refocus, restain, turns, warp_within
 from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
 from training.networks import scale, to_input, to_planes
@@ -30,6 +31,9 @@ RARE = {CLASSES.index("BASOPHIL"): 0.3}
 BALANCE = 0.6
 # The share of the views that are re-stained, and the farthest that a cell is off the middle.
 RESTAINED, SHIFT = 0.5, 0.12
+# The share of the views that are cropped, and how far from the middle, in shares of half the view's
+# height. The cell ends at three quarters, but for its shift and its scale.
+CROPPED, CROP = 0.3, (0.6, 1.2)
 NO_PARTNER = -1
 CODE = ("training/views.py", "training/augment.py", "handler/cells.py")
 
@@ -84,15 +88,31 @@ def draw(patches: Pixels, partners: Sequence[Pixels | None]) -> Pixels:
     across, down = ZOOM / MARGIN * WIDTH / HEIGHT, ZOOM / MARGIN
     shift = (torch.rand(count, 2, 1) * 2 - 1) * SHIFT * down
     maps = torch.cat([turns(count) * torch.tensor([across, down]), shift], 2)
-    colour = torch.rand(count, 3, 1, 1)
-    fill = torch.where(torch.rand(count, 1, 1, 1) < 0.5, colour, torch.zeros(1))
-    images = warp(to_input(patches), maps, VIEW, fill).clamp(0, 1)
+    images = warp_within(to_input(patches), maps, VIEW)
     share = torch.rand(count) * torch.tensor([each is not None for each in partners])
     others = [own if each is None else each for own, each in zip(patches, partners, strict=True)]
     images = recolour(restain(images, list(patches), others, share))
-    images = refocus(images, 2.2 * VIEW[0] / HEIGHT)
+    images = crop(refocus(images, 2.2 * VIEW[0] / HEIGHT))
     pixels: Pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
     return pixels
+
+
+def crop(images: torch.Tensor) -> torch.Tensor:
+    """Crop some images, and repeat their edges to fill their size, as `handler.preprocessing.cut`.
+
+    Each of the four sides is cropped by itself, as far as it is within the image.
+    """
+    count, _, height, width = images.shape
+    cropped = torch.rand(count, 1) < CROPPED
+    for axis, side in ((2, height), (3, width)):
+        ends = height / 2 * torch.empty(count, 2).uniform_(*CROP)
+        first = torch.where(cropped, side / 2 - ends[:, :1], 0).long().clamp_min(0)
+        last = torch.where(cropped, side / 2 + ends[:, 1:], side).long().clamp_max(side) - 1
+        places = torch.arange(side).clamp(first, last)
+        shape = [1, 1, 1, 1]
+        shape[0], shape[axis] = count, side
+        images = images.gather(axis, places.view(shape).expand(images.shape))
+    return images
 
 
 def nudge(views: Pixels) -> torch.Tensor:
