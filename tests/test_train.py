@@ -23,9 +23,10 @@ from training import (
     version_files,
     workers,
 )
+from training.cropped import SHARES
 from training.data import OTHER, DataError, Sample
 from training.out_of_fold import OutOfFold
-from training.protocol import CLASSES
+from training.protocol import CLASSES, FIELD_CLASSES
 from training.recipes import RECIPES, CellRecipe, Fit, LocatorRecipe
 from training.runs import SHIPPED, Run, all_runs, parts_of
 
@@ -137,6 +138,9 @@ def test_from_folders_to_a_version_that_predicts(world: Path) -> None:
     measured = json.loads((folder / "locator.json").read_text())["laboratories"]
     assert set(measured) == {"photographs", "boxed"}
     assert measured["boxed"]["boxes"] >= 6
+    cropped = json.loads((folder / "cropped.json").read_text())["laboratories"]
+    of_four = (images.laboratories == "boxed") & (images.labels < len(FIELD_CLASSES))
+    assert [row["cells"] for row in cropped["boxed"]] == [of_four.sum()] * len(SHARES)
 
     # Runs that are named replace their own predictions only.
     marked = OutOfFold.of("3.0")

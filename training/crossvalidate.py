@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from handler.pipelines import CellByCell
 from handler.preprocessing import HEIGHT, WIDTH, Size, decode
 from handler.verdict import Cell, Prediction
 from training import data, version_files, workers
+from training.cropped import measure_cropped
 from training.data import Sample
 from training.export import as_served
 from training.fields import Batch, cross_predict
@@ -43,6 +45,8 @@ from training.train import calibration, locator_of, network_of, train_runs
 BATCH = 16
 # The folder in .train/ that holds the embeddings of each laboratory left out.
 EMBEDDINGS = "embeddings"
+# The files beside out_of_fold.npz that describe laboratories left out.
+FIGURES = ("locator", "cropped")
 
 
 def cross_validate(version: str, runs: Sequence[str] = ()) -> None:
@@ -81,31 +85,36 @@ def _by_cell(version: str, folder: Path, scratch: Path, names: Sequence[str]) ->
     runs = [run for run in select(names) if run != SHIPPED]
     train_runs(version, runs)
     done = dict(workers.each(_measure, [(version, run) for run in runs], "predicting"))
-    path = folder / "locator.json"
-    located = json.loads(path.read_text())["laboratories"] if names and path.exists() else {}
     (scratch / EMBEDDINGS).mkdir(exist_ok=True)
-    for run in runs:
-        _rows, embeddings, found = done[version, run]
+    for (_version, run), (_rows, embeddings, _figures) in done.items():
         if run.laboratory:
             np.save(scratch / EMBEDDINGS / f"{run.laboratory}.npy", embeddings)
-        if found:
-            located[run.laboratory] = found
-    version_files.write_json(path, {"laboratories": located})
+    for name in FIGURES:
+        path = folder / f"{name}.json"
+        kept = json.loads(path.read_text())["laboratories"] if names and path.exists() else {}
+        new = {run.laboratory: done[version, run][2].get(name) for run in runs}
+        measured = {laboratory: figures for laboratory, figures in new.items() if figures}
+        version_files.write_json(path, {"laboratories": kept | measured})
     return OutOfFold.join([done[version, run][0] for run in runs])
 
 
-def _measure(work: tuple[str, Run]) -> tuple[OutOfFold, np.ndarray, dict[str, object] | None]:
-    """Predict what a run never saw; also return the embeddings, and how its locator does."""
+def _measure(work: tuple[str, Run]) -> tuple[OutOfFold, np.ndarray, dict[str, Any]]:
+    """Predict what a run never saw; also return the embeddings, and the FIGURES of a laboratory."""
     version, run = work
     inputs = calibration(version, run)
     locator = as_served(locator_of(version, run)[0], inputs.get("locator"))
     network = as_served(network_of(version, run)[0], inputs.get("network"))
     if run.laboratory is None:
         fold = run.fold if run.fold is not None else -1
-        return *predict(locator, network, _images(fold), PHOTOGRAPHS, fold), None
+        return *predict(locator, network, _images(fold), PHOTOGRAPHS, fold), {}
     samples = laboratories()[run.laboratory].samples()
     rows, embeddings = predict(locator, network, samples, run.laboratory, -1)
-    return rows, embeddings, _measure_locator(locator, run.laboratory)
+    pipeline = CellByCell(locator, network, BATCH, len(CLASSES))
+    figures = {
+        "locator": _measure_locator(locator, run.laboratory),
+        "cropped": measure_cropped(pipeline, locator, samples),
+    }
+    return rows, embeddings, figures
 
 
 def _images(fold: int) -> list[Sample]:

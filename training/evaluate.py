@@ -19,6 +19,7 @@ from cleanlab.filter import find_label_issues
 from handler.verdict import Answer
 from training import data, left_out
 from training.calibrate import calibration, for_choosing, photographs_of
+from training.crossvalidate import FIGURES
 from training.laboratories import PHOTOGRAPHS, laboratories
 from training.left_out import shares
 from training.metrics import confusion_by_photograph, separation, summarize
@@ -64,8 +65,9 @@ def evaluate(name: str) -> Answer:
         "robustness": on_changes(version, root),
         "seed_project": SEED_PROJECT,
     }
-    if (here / "locator.json").exists():
-        metrics["locator"] = json.loads((here / "locator.json").read_text())
+    for part in FIGURES:
+        if (here / f"{part}.json").exists():
+            metrics[part] = json.loads((here / f"{part}.json").read_text())
     write_json(here / "metrics.json", metrics)
     write_json(here / "card.json", card | {"test_accuracy": metrics["test"]["image_accuracy"]})
     return write_golden(name)
