@@ -1,4 +1,4 @@
-"""Cross-validate a version: out_of_fold.npz, and locator.json where it finds cells.
+"""Cross-validate a version: out_of_fold.npz, and the FIGURES of one that finds cells.
 
 Five folds over all photographs, grouped: each image is predicted by networks that saw neither its
 photograph nor one that overlaps it. A version that finds cells is also measured on each laboratory

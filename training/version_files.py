@@ -28,6 +28,7 @@ MEASURED = (
     "adaptation.json",
     "few_cells.json",
     "locator.json",
+    "cropped.json",
     "out_of_fold.npz",
     "CARD.md",
 )
