@@ -8,7 +8,6 @@ import secrets
 from typing import Any
 
 from flask import Flask
-from flask_bootstrap import Bootstrap5
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from handler.contract import KINDS, MAX_BYTES
@@ -58,7 +57,6 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
         RATE_LIMIT=os.environ.get("FRONTEND_RATE_LIMIT") or "3000 per minute",
         # Tokens last as long as their session: a page left open overnight still works.
         WTF_CSRF_TIME_LIMIT=None,
-        BOOTSTRAP_SERVE_LOCAL=True,
     )
     app.config.update(config or {})
     # The image and the rest of its form: an image of exactly the limit is accepted.
@@ -78,7 +76,6 @@ def create_app(config: dict[str, Any] | None = None) -> Flask:
     metrics.init_app(app)
     limits.init_app(app)
     forms.Protection(app)
-    Bootstrap5(app)
     languages.init_app(app)
     versions.init_app(app)
     readiness.init_app(app)

@@ -7,13 +7,23 @@ from flask_babel import lazy_gettext as _l
 LANGUAGES = {"en": "English", "pt_BR": "Português"}
 COOKIE = "language"
 
-# A version may know other classes; they are shown by their own names.
+# The classes of the versions, and more kinds that visitors can label. A version may know other
+# classes; they are shown by their own names.
 CELLS = {
     "EOSINOPHIL": _l("Eosinophil"),
     "LYMPHOCYTE": _l("Lymphocyte"),
     "MONOCYTE": _l("Monocyte"),
     "NEUTROPHIL": _l("Neutrophil"),
     "BASOPHIL": _l("Basophil"),
+    "BAND": _l("Band neutrophil"),
+    "IMMATURE_GRANULOCYTE": _l("Immature granulocyte"),
+    "BLAST": _l("Blast"),
+    "ATYPICAL_LYMPHOCYTE": _l("Atypical lymphocyte"),
+    "ERYTHROBLAST": _l("Erythroblast"),
+    "SMUDGE": _l("Smudge cell"),
+    "PLATELET": _l("Platelet"),
+    "ARTEFACT": _l("Artefact"),
+    "OTHER": _l("Other"),
 }
 
 

@@ -19,19 +19,19 @@ class Verdict(NamedTuple):
 
 
 VERDICTS = {
-    "confident": Verdict(_l("Confident"), _l("The model is sure of this answer.")),
+    "confident": Verdict(
+        _l("High confidence"),
+        _l("About 19 of 20 such answers were correct when the model was measured."),
+    ),
     "uncertain": Verdict(
         _l("Uncertain"),
-        _l(
-            "The model is not sure: more than one class is possible. Compare the probabilities "
-            "and check the image yourself."
-        ),
+        _l("More than one class is possible. Compare the probabilities and check the cell."),
     ),
     "rejected": Verdict(
         _l("Not recognised"),
         _l(
-            "This does not look like the stained cells that the model was trained on, so it gets "
-            "no label. The probabilities are only a guess."
+            "Another cell type, or a stain or scale that the model does not know. The "
+            "probabilities are only a guess."
         ),
     ),
 }
@@ -48,7 +48,7 @@ def heading(cell: Cell) -> str:
     if not cell.found:
         return str(_("No white blood cell"))
     if cell.label is None:
-        return str(_("None of the classes"))
+        return str(VERDICTS["rejected"].badge)
     return f"{cell_name(cell.label)}{'?' if cell.verdict == 'uncertain' else ''}"
 
 
@@ -65,8 +65,10 @@ def advice(problem: Problem) -> str:
 def for_script() -> dict[str, Any]:
     """Return the texts of the script, with {} for the values that it fills in."""
     return {
-        "cells": {**CELLS, "OTHER": _("None of the classes")},
+        "cells": CELLS,
         "verdicts": {name: each._asdict() for name, each in VERDICTS.items()},
+        "rejected": VERDICTS["rejected"].badge,
+        "labelled": _("Your label"),
         "nothing": _("No white blood cell"),
         "nothingFound": NOTHING,
         "report": _("Report, %(date)s", date="{}"),
@@ -76,13 +78,47 @@ def for_script() -> dict[str, Any]:
         "waiting": _("Waiting"),
         "asking": _("Analysing…"),
         "cancelled": _("Cancelled"),
-        "notRead": _("No answer"),
-        "answered": _("%(count)s of %(total)s images classified", count="{}", total="{}"),
+        "notRead": _("Not analysed"),
+        "answered": _("%(count)s of %(total)s images analysed", count="{}", total="{}"),
         "allAnswered": _("Done."),
         "cellOf": _("cell %(number)s of %(total)s", number="{}", total="{}"),
         "model": _("model: %(name)s", name="{}"),
         "by": _("Classified by version %(version)s", version="{}"),
         "noExplanation": _("The heat map could not be created. Try again."),
         "tooMany": _("At most %(limit)s images at a time: the others were not added.", limit="{}"),
+        "repeated": _("Already in this count: %(count)s", count="{}"),
+        "notAProject": _("This is not a saved count of this page, or it is damaged."),
+        "saved": {
+            "elsewhere": _("Not saved: another tab of this page is open."),
+            "saving": _("Saving…"),
+            "saved": _("Saved on this computer"),
+            "failed": _("This count could not be saved on this computer."),
+        },
         "noLabels": _("Label cells first: select one and press a number key."),
+        "accept": _("Accept the suggestions shown (%(count)s)", count="{}"),
+        "target": _("%(counted)s of %(target)s", counted="{}", target="{}"),
+        "coverage": _(
+            "%(counted)s of %(found)s cells counted, %(confirmed)s of them confirmed",
+            counted="{}",
+            found="{}",
+            confirmed="{}",
+        ),
+        "partial": _(
+            "%(open)s of %(found)s cells are uncertain or not recognised.", open="{}", found="{}"
+        ),
+        "perHundred": _("%(count)s (%(ratio)s per 100 leukocytes)", count="{}", ratio="{}"),
+        "groups": {
+            "all": _("All"),
+            "uncertain": VERDICTS["uncertain"].badge,
+            "rejected": VERDICTS["rejected"].badge,
+            "none": _("No white blood cell"),
+            "open": _("Not analysed"),
+        },
+        "steps": {
+            "added": _("Images added: %(count)s", count="{}"),
+            "cleared": _("Images removed: %(count)s", count="{}"),
+            "labelled": _("Cells labelled: %(count)s", count="{}"),
+            "undone": _("Undone: %(step)s", step="{}"),
+            "redone": _("Redone: %(step)s", step="{}"),
+        },
     }

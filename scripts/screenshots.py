@@ -85,7 +85,7 @@ def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
 
     def ask(page: Page, *images: Path) -> None:
         page.set_input_files("#image", list(images))
-        page.wait_for_selector("[data-do=cancel]", state="hidden")
+        page.wait_for_selector(".workbench[aria-busy=false]")
 
     with opened() as page:
         yield save(page, "empty")
@@ -102,8 +102,6 @@ def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
         yield save(page, "rejected")
     with opened() as page:
         ask(page, *cells, field)
-        page.select_option("#version", "1.0")
-        ask(page, SAMPLES / "eosinophil-1.jpg", SAMPLES / "eosinophil-2.jpg")
         page.click(".tile.uncertain >> nth=0")
         page.keyboard.press("2")
         yield save(page, "many")

@@ -94,7 +94,7 @@ def test_answer(client: FlaskClient, stand_in: StandIn, kind: str) -> None:
     ("language", "verdict", "label", "heading", "percent"),
     [
         ("en", "uncertain", "NEUTROPHIL", "Uncertain Neutrophil?", "96.8%"),
-        ("en", "rejected", None, "Not recognised None of the classes", "96.8%"),
+        ("en", "rejected", None, "Not recognised Another cell type", "96.8%"),
         ("pt-BR", "confident", "NEUTROPHIL", "Neutrófilo", "96,8%"),
     ],
 )

@@ -151,7 +151,7 @@ def test_no_version_is_finished(client: FlaskClient, app: Flask, tmp_path: Path)
 def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
     folder = shutil.copytree(models / "3.0", models / "4.0")
     card = json.loads((folder / "card.json").read_text()) | {"adapted_from": "3.0"}
-    card["classes"] = ["NEUTROPHIL", "BASOPHIL", "BLAST"]
+    card["classes"] = ["NEUTROPHIL", "BASOPHIL", "HAIRY_CELL"]
     del card["test_accuracy"]
     recall = {"macro_recall": {"value": 0.912, "interval": [0.88, 0.94]}}
     found = {"version": "4.0", "own_cells": {"before": recall, "after": recall}}
@@ -161,7 +161,7 @@ def test_a_version_of_a_laboratory(client: FlaskClient, models: Path) -> None:
     page = client.get("/models/4.0").text
     assert "91.2%" in page
     assert "Adapted from version 3.0" in page
-    assert "Neutrophil, Basophil, BLAST" in page
+    assert "Neutrophil, Basophil, HAIRY_CELL" in page
     assert "Confusion" not in page
     assert 'class="plot"' not in page
     assert "4.0" in client.get("/models").text

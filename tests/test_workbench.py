@@ -12,7 +12,7 @@ pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
 from edges import wait
-from page_stand_in import DrawingsStandIn, choose, failure, serving_drawings
+from page_stand_in import DrawingsStandIn, choose, copies, failure, serving_drawings
 from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
@@ -47,8 +47,7 @@ def stand_in(drawings: tuple[str, DrawingsStandIn]) -> Iterator[DrawingsStandIn]
 
 def choose_and_wait(page: Page, *images: Path) -> None:
     choose(page, *images)
-    expect(page.locator(".workbench")).to_be_visible()
-    expect(page.locator("[data-do=cancel]")).to_be_hidden()
+    expect(page.locator(".workbench[aria-busy=false]")).to_be_visible()
 
 
 def labels(page: Page) -> list[str]:
@@ -64,6 +63,12 @@ def counts(page: Page) -> dict[str, int]:
     }
 
 
+def apart(page: Page) -> dict[str, str]:
+    """Return the number of cells and images of each group that is not counted."""
+    items = page.locator(".apart > div:visible").all()
+    return {each.locator("dt").inner_text(): each.locator("dd").inner_text() for each in items}
+
+
 def progress(page: Page) -> Locator:
     return page.locator(".answered")
 
@@ -72,7 +77,7 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     choose_and_wait(page, DRAWN[0], bad, *DRAWN[1:])
-    classified = f"{len(DRAWN)} of {len(DRAWN) + 1} images classified"
+    classified = f"{len(DRAWN)} of {len(DRAWN) + 1} images analysed"
     expect(progress(page)).to_have_text(classified)
     expect(page.locator("#announcement")).to_contain_text(classified)
     # One bad image does not stop the others.
@@ -81,8 +86,15 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     expect(page.locator(".tile:not(.failed) canvas[data-drawn]")).to_have_count(CELLS)
     assert counts(page) == {"Eosinophil": 3, "Lymphocyte": 2, "Monocyte": 2, "Neutrophil": 2}
     assert page.locator("#counted").inner_text() == "9"
-    # Uncertain, none of the classes, failed: not counted.
-    assert page.locator("[data-apart]").all_inner_texts() == ["1", "1", "1"]
+    assert apart(page) == {
+        "Uncertain": "1",
+        "Not recognised": "0",
+        "No white blood cell": "1",
+        "Not analysed": "1",
+    }
+    expect(page.locator(".coverage")).to_have_text("9 of 10 cells counted, 0 of them confirmed")
+    expect(page.locator(".partial")).to_be_hidden()
+    expect(page.locator(".target output")).to_have_text("9 of 100")
     expect(page.locator(".differential tbody tr").first).to_contain_text("33.3%")
     expect(page.locator(".differential .interval").first).to_have_text(
         re.compile(r"^12\.1% . 64\.6%$")
@@ -93,32 +105,43 @@ def test_many_images(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#verdict")).to_have_text("Eosinophil")
 
 
-def test_filter_sort_and_confirm(page: Page) -> None:
+def test_filter_sort_and_accept(page: Page) -> None:
     choose_and_wait(page, *DRAWN)
+    # Under a heading for each class, and for what has none.
+    headings = page.locator(".group h3").all_inner_texts()
+    assert headings == [
+        *("Eosinophil · 3", "Lymphocyte · 2", "Monocyte · 2", "Neutrophil · 2"),
+        *("Uncertain · 1", "No white blood cell · 1"),
+    ]
     everything = labels(page)
     page.locator(".filters button", has_text="Monocyte").click()
     assert labels(page) == ["Monocyte"] * 2
     expect(page.locator("#verdict")).to_have_text("Monocyte")
     page.locator(".filters [data-key=all]").click()
     assert labels(page) == everything
-    page.locator("#sort").select_option("class")
-    by_class = [label for label in labels(page) if label in counts(page)]
-    assert by_class == sorted(by_class)
-    page.locator("#sort").select_option("confidence")
+    page.locator("#sort").select_option("order")
+    expect(page.locator(".group h3")).to_be_hidden()
+    assert labels(page)[:2] == ["Eosinophil"] * 2
+    page.locator("#sort").select_option("review")
     notes = page.locator(".tile .tile-note").all_inner_texts()
-    shares = [float(note[:-1]) for note in notes if note.endswith("%")]
-    assert shares == sorted(shares)
-    assert shares[0] < shares[-1]
-    # All shown are confirmed at once.
+    # Uncertain, without a cell, then the others.
+    assert notes[:3] == ["60.0%", "", "70.0%"]
+    # All suggestions that are shown are accepted at once, and that can be undone.
     before = counts(page)
     page.locator(".filters [data-key=EOSINOPHIL]").click()
-    page.locator("[data-do=confirm]").click()
+    accept = page.locator("[data-do=accept]")
+    expect(accept).to_have_text("Accept the suggestions shown (3)")
+    accept.click()
     assert labels(page) == ["✓ Eosinophil"] * 3
-    expect(page.locator("[data-do=confirm]")).to_be_hidden()
+    expect(accept).to_be_hidden()
     assert counts(page) == before
+    expect(page.locator(".coverage")).to_have_text("9 of 10 cells counted, 3 of them confirmed")
+    expect(page.locator(".toast")).to_contain_text("Cells labelled: 3")
+    page.locator(".toast").get_by_role("button", name="Undo").click()
+    assert labels(page) == ["Eosinophil"] * 3
     # The next cell is chosen when a labelled one leaves the group.
     page.locator(".tile").first.click()
-    page.keyboard.press("5")
+    page.keyboard.press("o")
     expect(page.locator(".tile")).to_have_count(2)
     expect(page.locator(".tile").first).to_be_focused()
     expect(page.locator(".tile").first).to_have_attribute("aria-selected", "true")
@@ -126,48 +149,126 @@ def test_filter_sort_and_confirm(page: Page) -> None:
 
 def test_label_by_key_and_click(page: Page) -> None:
     choose_and_wait(page, *ONE_CELL[:4])
+    page.locator("#sort").select_option("order")
     before = counts(page)
-    first = page.locator(".tile").first
+    first, second = page.locator(".tile").nth(0), page.locator(".tile").nth(1)
     first.click()
+    # A label is set, and the next cell is chosen.
     page.keyboard.press("2")
     expect(first).to_contain_text("✓ Lymphocyte")
+    expect(second).to_be_focused()
     # The model's label is still shown.
     expect(first).to_contain_text("model: Eosinophil")
     moved = {"Eosinophil": before["Eosinophil"] - 1, "Lymphocyte": before["Lymphocyte"] + 1}
     assert counts(page) == before | moved
-    button = page.locator(".labels button", has_text="Neutrophil")
+    page.keyboard.press("Space")
+    expect(second).to_contain_text("✓ Eosinophil")
+    page.keyboard.press("Backspace")
+    expect(second).to_be_focused()
+    page.keyboard.press("Backspace")
+    expect(page.locator("#verdict")).to_have_text("Lymphocyte")
+    button = page.locator(".labels [data-key=NEUTROPHIL]")
+    expect(page.locator(".labels button[aria-pressed=true]")).to_have_text(re.compile("Lymphocyte"))
     button.click()
-    expect(button).to_have_attribute("aria-pressed", "true")
     expect(first).to_contain_text("✓ Neutrophil")
+    first.click()
     button.click()
-    assert counts(page) == before
+    expect(first.locator(".tile-label")).to_have_text("Eosinophil")
 
 
-def test_the_classes_are_those_of_the_answers(page: Page, stand_in: DrawingsStandIn) -> None:
+def test_undo_and_redo(page: Page) -> None:
+    choose_and_wait(page, *ONE_CELL[:4])
+    undo, redo = page.locator(".toolbar [data-do=undo]"), page.locator(".toolbar [data-do=redo]")
+    expect(redo).to_be_disabled()
+    page.locator(".tile").first.click()
+    page.keyboard.press("2")
+    page.keyboard.press("b")
+    labelled = page.locator(".tile.labelled")
+    expect(labelled).to_have_count(2)
+    assert counts(page)["Band neutrophil"] == 1
+    page.keyboard.press("Control+z")
+    expect(labelled).to_have_count(1)
+    page.keyboard.press("Control+Shift+Z")
+    expect(labelled).to_have_count(2)
+    page.locator("[data-do=clear]").click()
+    expect(page.locator(".workbench")).to_be_hidden()
+    # Not even a new count is final.
+    page.locator(".toast [data-do=undo]").click()
+    expect(labelled).to_have_count(2)
+    for _ in range(3):
+        undo.click()
+    expect(page.locator(".workbench")).to_be_hidden()
+
+
+def test_several_cells_are_labelled_together(page: Page) -> None:
+    choose_and_wait(page, *ONE_CELL[:5])
+    page.locator("#sort").select_option("order")
+    tiles = page.locator(".tile")
+    tiles.nth(0).click()
+    tiles.nth(2).click(modifiers=["Shift"])
+    tiles.nth(4).click(modifiers=["Control"])
+    tiles.nth(1).click(modifiers=["Control"])
+    selected = page.locator(".tile[aria-selected=true]")
+    expect(selected).to_have_count(3)
+    tiles.nth(1).click(modifiers=["Control"])
+    expect(selected).to_have_count(4)
+    page.keyboard.press("s")
+    expect(page.locator(".tile.labelled")).to_have_count(4)
+    assert apart(page)["Smudge cell"] == "4"
+    page.keyboard.press("Control+z")
+    expect(page.locator(".tile.labelled")).to_have_count(0)
+
+
+def test_a_count_that_leaves_out_many_cells_is_marked(page: Page, tmp_path: Path) -> None:
+    """Also the kinds that only people know, inside and outside of the total."""
+    images = copies(tmp_path, ONE_CELL[0], 10)
+    choose_and_wait(page, *images)
+    page.locator(".tile").first.click()
+    for key in ("i", "e", "e"):
+        page.keyboard.press(key)
+    assert counts(page)["Immature granulocyte"] == 1
+    assert apart(page)["Erythroblast"] == "2 (25.0 per 100 leukocytes)"
+    expect(page.locator(".coverage")).to_have_text("8 of 8 cells counted, 1 of them confirmed")
+    page.get_by_label("Count only cells that you confirmed").check()
+    expect(page.locator("#counted")).to_have_text("1")
+    expect(page.locator(".partial")).to_be_hidden()
+    choose_and_wait(page, *copies(tmp_path, ONE_CELL[1], 2))
+    expect(page.locator(".partial")).to_contain_text(
+        "9 of 10 cells are uncertain or not recognised"
+    )
+    page.get_by_label("Count only cells that you confirmed").uncheck()
+    expect(page.locator(".partial")).to_be_hidden()
+
+
+def test_a_file_is_added_once(page: Page, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.jpg"
+    copy.write_bytes(ONE_CELL[0].read_bytes())
+    choose_and_wait(page, ONE_CELL[0], ONE_CELL[1], copy)
+    expect(page.locator(".tile")).to_have_count(2)
+    expect(progress(page)).to_have_text("2 of 2 images analysed. Already in this count: 1")
+
+
+def test_a_count_has_the_classes_of_its_version(page: Page, stand_in: DrawingsStandIn) -> None:
     """Also classes that the page has no name for."""
-    choose_and_wait(page, DRAWN[0])
-    assert len(counts(page)) == 4
-    stand_in.classes = (*FIELD_CLASSES, "BASOPHIL", "BLAST")
-    choose_and_wait(page, DRAWN[1])
-    assert list(counts(page))[3:] == ["Neutrophil", "Basophil", "BLAST"]
+    stand_in.classes = (*FIELD_CLASSES, "BASOPHIL", "HAIRY_CELL")
+    choose_and_wait(page, *DRAWN[:2])
+    assert list(counts(page))[3:] == ["Neutrophil", "Basophil", "HAIRY_CELL"]
+    expect(page.locator("#version")).to_be_disabled()
     page.locator(".tile").last.click()
     expect(page.locator(".viewer tbody tr")).to_have_count(6)
     page.keyboard.press("6")
-    expect(page.locator(".tile").last).to_contain_text("✓ BLAST")
-    expect(page.locator(".filters [data-key=BLAST]")).to_have_text(re.compile("BLAST 1"))
-    page.keyboard.press("7")
-    expect(page.locator(".tile").last).to_contain_text("✓ None of the classes")
-    with page.expect_download() as download:
-        page.locator("[data-do=csv]").click()
-    with Path(download.value.path()).open(newline="", encoding="utf-8-sig") as file:
-        first, second = csv.DictReader(file)
-    assert first["blast"] == ""
-    assert float(second["blast"]) > 0
-    # The next count begins with no classes.
+    expect(page.locator(".tile").last).to_contain_text("✓ HAIRY_CELL")
+    expect(page.locator(".filters [data-key=HAIRY_CELL]")).to_have_text(re.compile("HAIRY_CELL 1"))
     page.locator("[data-do=clear]").click()
+    expect(page.locator("#version")).to_be_enabled()
     stand_in.classes = FIELD_CLASSES
-    choose_and_wait(page, DRAWN[0])
+    page.locator("#version").select_option("1.0")
+    choose_and_wait(page, DRAWN[2])
     assert len(counts(page)) == 4
+    assert stand_in.versions[-1] == "1.0"
+    choose_and_wait(page, *DRAWN)
+    # Also images that another version answered in the count before.
+    assert stand_in.versions[-7:] == ["1.0"] * 7
 
 
 def test_heat_map(page: Page) -> None:
@@ -186,8 +287,9 @@ def test_heat_map(page: Page) -> None:
 
 def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     hostile = tmp_path / '\uff1d1+1,"quoted".jpg'
-    hostile.write_bytes(DRAWN[0].read_bytes())
+    hostile.write_bytes(DRAWN[0].read_bytes() + b"another")
     choose_and_wait(page, *DRAWN, hostile)
+    page.locator("#sort").select_option("order")
     page.locator(".tile").first.click()
     page.keyboard.press("3")
     with page.expect_download() as download:
@@ -198,20 +300,23 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     assert rows[0]["file"] == DRAWN[0].name
     assert rows[-1]["file"] == f"'{hostile.name}"
     assert [row["your_label"] for row in rows] == ["MONOCYTE"] + [""] * CELLS
+    assert [row["counted_as"] for row in rows[:2]] == ["MONOCYTE", "EOSINOPHIL"]
     for row in rows:
+        if row["problem"]:
+            assert row["problem"] == "NoCellFound"
+            continue
         shares = {name: float(row[name.lower()]) for name in FIELD_CLASSES}
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
-        assert (row["label"] == "") == (row["verdict"] == "rejected")
         assert row["version"] == "3.0"
     page.evaluate("window.print = () => { document.title = 'printed'; }")
     page.locator("[data-do=print]").click()
     expect(page).to_have_title("printed")
     page.emulate_media(media="print")
-    hidden = ".upload, .viewer, .filters, .exports, .languages, .progress-line .btn"
+    hidden = ".upload, .viewer, .filters, .exports, .languages, .toolbar button, .toast"
     for part in page.locator(hidden).all():
         expect(part).to_be_hidden()
-    for shown in (".differential table", ".tiles", "footer"):
-        expect(page.locator(shown)).to_be_visible()
+    for shown in (".differential table", ".coverage", ".tiles", "footer"):
+        expect(page.locator(shown).first).to_be_visible()
     assert page.pdf().startswith(b"%PDF")
 
 
@@ -219,11 +324,11 @@ def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: 
     choose_and_wait(page, *DRAWN)
     page.locator("[data-do=zip]").click()
     expect(page.locator("#export-note")).to_contain_text("Label cells first")
+    page.locator("#sort").select_option("order")
     page.locator(".tile").first.click()
-    for _ in range(CELLS):
+    for _ in range(CELLS - 1):
         page.keyboard.press("1")
-        page.keyboard.press("ArrowRight")
-    page.keyboard.press("5")
+    page.keyboard.press("e")
     with page.expect_download() as download:
         page.locator("[data-do=zip]").click()
     with zipfile.ZipFile(download.value.path()) as archive:
@@ -232,6 +337,7 @@ def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: 
     found = read_folder(tmp_path / "cells")
     names = ["OTHER" if each.label == OTHER else FIELD_CLASSES[each.label] for each in found]
     assert sorted(names) == ["EOSINOPHIL"] * (CELLS - 1) + ["OTHER"]
+    assert [each.kind for each in found if each.label == OTHER] == ["erythroblast"]
     # Cells of one image belong together.
     assert len({each.group for each in found}) == len(DRAWN)
     for each in found:
@@ -243,20 +349,22 @@ def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: 
 def test_language_switch_keeps_images_and_labels(page: Page) -> None:
     page.locator("#version").select_option("1.0")
     choose_and_wait(page, *ONE_CELL[:5])
-    third = page.locator(".tile").nth(2)
-    third.click()
+    page.locator("#sort").select_option("order")
+    second, third = page.locator(".tile").nth(1), page.locator(".tile").nth(2)
+    second.click()
     page.keyboard.press("4")
     before = list(counts(page).values())
     page.get_by_role("link", name="Português").click()
     expect(page.locator("html")).to_have_attribute("lang", "pt-BR")
     assert list(counts(page)) == ["Eosinófilo", "Linfócito", "Monócito", "Neutrófilo"]
     assert list(counts(page).values()) == before
-    expect(third).to_contain_text("✓ Neutrófilo")
+    expect(second).to_contain_text("✓ Neutrófilo")
+    expect(page.get_by_role("link", name="Português")).to_be_focused()
     expect(third).to_have_attribute("aria-selected", "true")
     expect(page.locator(".percent").first).to_have_text("90,0%")
     expect(page.locator("#version")).to_have_value("1.0")
-    choose_and_wait(page, DRAWN[0])
-    expect(progress(page)).to_have_text("6 de 6 imagens classificadas")
+    choose_and_wait(page, DRAWN[-1])
+    expect(progress(page)).to_have_text("6 de 6 imagens analisadas")
 
 
 def test_paste_and_drop(page: Page, tmp_path: Path) -> None:
@@ -274,7 +382,7 @@ def test_paste_and_drop(page: Page, tmp_path: Path) -> None:
     folder = tmp_path / "slides" / "one"
     folder.mkdir(parents=True)
     for name in ("b.jpg", "a.jpg", "notes.txt"):
-        (folder / name).write_bytes(DRAWN[0].read_bytes())
+        (folder / name).write_bytes(DRAWN[0].read_bytes() + name.encode())
     box = page.locator(".zone").bounding_box()
     assert box
     session = page.context.new_cdp_session(page)
@@ -308,18 +416,18 @@ def test_cancel_and_try_again(page: Page) -> None:
     expect(page.locator(".tile.waiting")).to_have_count(len(DRAWN) - 3)
     page.locator("[data-do=cancel]").click()
     expect(page.locator(".tile.cancelled")).to_have_count(len(DRAWN))
-    expect(progress(page)).to_have_text(f"0 of {len(DRAWN)} images classified")
+    expect(progress(page)).to_have_text(f"0 of {len(DRAWN)} images analysed")
     # Never more than three at a time.
     assert len(held) == 3
     page.unroute("**/api/predictions")
     page.locator("[data-do=retry]").click()
-    expect(progress(page)).to_have_text(f"{len(DRAWN)} of {len(DRAWN)} images classified")
+    expect(progress(page)).to_have_text(f"{len(DRAWN)} of {len(DRAWN)} images analysed")
     page.locator("[data-do=clear]").click()
     expect(page.locator(".workbench")).to_be_hidden()
     expect(page.locator(".samples")).to_be_visible()
 
 
-def test_one_failure_of_each_kind_fails_no_image(page: Page) -> None:
+def test_one_failure_of_each_kind_fails_no_image(page: Page, tmp_path: Path) -> None:
     page.context.clear_cookies()
     passing = [502, 503, 429, 0]
 
@@ -333,8 +441,8 @@ def test_one_failure_of_each_kind_fails_no_image(page: Page) -> None:
             route.abort("connectionreset")
 
     page.route("**/api/predictions", answer)
-    choose_and_wait(page, *(8 * DRAWN)[:60])
-    expect(progress(page)).to_have_text("60 of 60 images classified")
+    choose_and_wait(page, *copies(tmp_path, DRAWN[0], 60))
+    expect(progress(page)).to_have_text("60 of 60 images analysed")
     assert not passing
 
 
@@ -403,14 +511,14 @@ def test_page_renews_its_token_and_refuses_too_many_images(page: Page) -> None:
     expect(page.locator(".tile")).to_have_count(2)
 
 
-def test_service_is_stopped(page: Page, stand_in: DrawingsStandIn) -> None:
+def test_service_is_stopped(page: Page, stand_in: DrawingsStandIn, tmp_path: Path) -> None:
     page.clock.install()
     stand_in.error = failure("ServiceUnavailable")
-    choose(page, *[DRAWN[0]] * 20)
+    choose(page, *copies(tmp_path, DRAWN[0], 20))
     let_time_pass(page, "#verdict", "The model is not available at the moment")
     # All at once, not one after the other.
     expect(page.locator(".tile.failed")).to_have_count(20)
-    expect(page.locator("#announcement")).to_contain_text("0 of 20 images classified")
+    expect(page.locator("#announcement")).to_contain_text("0 of 20 images analysed")
     stand_in.error = None
     page.route("**/api/predictions", lambda route: route.abort())
     page.locator("[data-do=retry]").click()

@@ -24,7 +24,7 @@ async function run(count, respond) {
   const collection = new Collection((file, version, signal) => predict(file, version, signal, clock));
   let sent = 0;
   globalThis.fetch = async (_, { body }) => respond(sent++, body.get("image").name, clock);
-  collection.add(files(count), "", 100);
+  await collection.add(files(count), 100);
   const asking = () => collection.images.filter((image) => image.state === "asking").length;
   await clock.run(asking, () => !collection.open.length);
   return { collection, clock };
@@ -37,12 +37,12 @@ const until = (collection, condition) => new Promise((resolve) => {
   check();
 });
 const done = (collection) => until(collection, () => !collection.open.length);
-const files = (count, size = 3) => Array.from({ length: count }, (_, i) => new File([new Uint8Array(size)], `${i}.png`));
+const files = (count, size = 3) => Array.from({ length: count }, (_, i) => new File([new Uint8Array(size).fill(i)], `${i}.png`));
 
 test("an image without an answer is one entry, later its cells from left to right", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  collection.add(files(1), "", 100);
+  await collection.add(files(1), 100);
   assert.deepEqual(collection.entries.map(groupOf), ["open"]);
   await done(collection);
   assert.deepEqual(collection.entries.map((cell) => cell.label), ["NEUTROPHIL", "MONOCYTE"]);
@@ -53,21 +53,82 @@ test("an image without an answer is one entry, later its cells from left to righ
 test("the visitor's label overrides the model's group, and null removes it", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  collection.add(files(1), "", 100);
+  await collection.add(files(1), 100);
   await done(collection);
   const [cell] = collection.entries;
   collection.label([cell], () => "OTHER");
-  assert.equal(groupOf(cell), "OTHER");
-  assert.deepEqual(collection.labelled, [cell]);
+  assert.equal(groupOf(collection.entries[0]), "OTHER");
+  assert.deepEqual(collection.labelled.map(({ id }) => id), [cell.id]);
   collection.label([cell], () => null);
-  assert.equal(groupOf(cell), "uncertain");
-  assert.equal(groupOf({ ...cell, label: null, verdict: "rejected" }), "OTHER");
+  assert.equal(groupOf(collection.entries[0]), "uncertain");
+  assert.equal(groupOf({ ...cell, label: null, verdict: "rejected" }), "rejected");
+  assert.equal(groupOf({ ...cell, label: null, verdict: "rejected", found: false }), "none");
 });
 
-test("empty and too large files are not sent", () => {
+test("every change can be undone and redone, and answers stay", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  await collection.add(files(2), 100);
+  await done(collection);
+  collection.label(collection.entries, () => "BLAST");
+  collection.clear();
+  assert.equal(collection.entries.length, 0);
+  const seen = [];
+  for (let steps = 0; steps < 4; steps++) {
+    seen.push([collection.images.length, collection.labelled.length]);
+    collection.undo();
+  }
+  assert.deepEqual(seen, [[0, 0], [2, 4], [2, 0], [0, 0]]);
+  assert.equal(collection.canUndo, false);
+  for (let steps = 0; steps < 2; steps++) collection.redo();
+  assert.deepEqual([collection.images.length, collection.labelled.length], [2, 4]);
+  assert.equal(collection.open.length, 0);
+});
+
+test("a new change forgets what was undone", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  await collection.add(files(1), 100);
+  await done(collection);
+  const [first, second] = collection.entries;
+  collection.label([first], () => "BLAST");
+  collection.undo();
+  collection.label([second], () => "BAND");
+  assert.equal(collection.canRedo, false);
+  assert.deepEqual(collection.labelled.map(({ id, own }) => [id, own]), [[second.id, "BAND"]]);
+});
+
+test("the same file is added once, whatever its name", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  const [file] = files(1);
+  const copy = new File([await file.arrayBuffer()], "copy.png");
+  const { first, repeated } = await collection.add([file, copy], 100);
+  assert.equal(repeated, 1);
+  assert.deepEqual(collection.images.map(({ id, name }) => [id, name]), [[first, "0.png"]]);
+  assert.deepEqual(await collection.add([copy], 100), { first: null, repeated: 1 });
+});
+
+test("all images of a count are asked of the version that answered the first", async () => {
+  const asked = [];
+  // The default changes while three images are asked about.
+  const versions = ["3.0", "4.0", "4.0"];
+  globalThis.fetch = async (_, { body }) => {
+    const version = body.get("version");
+    asked.push(version);
+    return Response.json({ version: version ?? versions.shift(), cells: FIELD });
+  };
+  const collection = new Collection();
+  await collection.add(files(5), 100);
+  await done(collection);
+  assert.deepEqual(new Set(collection.images.map(({ version }) => version)), new Set(["3.0"]));
+  assert.deepEqual(asked, [null, null, null, "3.0", "3.0", "3.0", "3.0"]);
+});
+
+test("empty and too large files are not sent", async () => {
   globalThis.fetch = () => assert.fail("sent");
   const collection = new Collection();
-  collection.add([...files(1, 0), ...files(1, 11)], "", 10);
+  await collection.add([...files(1, 0), ...files(1, 11)], 10);
   assert.deepEqual(collection.failed.map((image) => image.problem), ["EmptyImage", "ImageTooLarge"]);
 });
 
@@ -76,7 +137,7 @@ test("at most three images are sent at a time; cancelled ones can be retried", a
     signal.addEventListener("abort", () => reject(signal.reason));
   });
   const collection = new Collection();
-  collection.add(files(8), "", 100);
+  await collection.add(files(8), 100);
   assert.equal(collection.images.filter((image) => image.state === "asking").length, 3);
   collection.cancel();
   assert.equal(collection.failed.length, 8);

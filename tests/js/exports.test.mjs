@@ -14,21 +14,25 @@ test("other values are unchanged, and quoted for every separator", () => {
   assert.equal(toCsv([["a,b", "a;=1", "a\t=1", 'say "a"']]), '"a,b","a;=1","a\t=1","say ""a"""\r\n');
 });
 
-test("a row per cell, and one per image without an answer", () => {
+test("a row per cell, and one per image without a cell or an answer", () => {
   const image = { name: "a.png", version: "2.0" };
   const cell = {
-    image, index: 0, box: [1, 2, 3.25, 4], label: "B", verdict: "confident", own: "A",
+    image, index: 0, box: [1, 2, 3.25, 4], label: "B", verdict: "confident", own: "A", found: true,
     probabilities: { A: 0.25, B: 0.75 },
   };
-  // Of a version that knows another class.
-  const other = { ...cell, index: 2, probabilities: { A: 0, B: 0.75, C: 0.25 } };
-  const rejected = { ...cell, index: 1, box: null, label: null, verdict: "rejected", own: null };
+  const rejected = { ...cell, index: 1, label: null, verdict: "rejected", own: null };
+  const smudge = { ...rejected, index: 2, own: "SMUDGE" };
+  const uncertain = { ...cell, index: 3, verdict: "uncertain", own: null };
+  const nothing = { ...rejected, index: 0, box: null, found: false };
   const failed = { name: "b.png", cells: [], state: "failed", problem: "CorruptImage" };
-  assert.deepEqual(toTable([cell, rejected, other, failed]).split("\r\n"), [
-    "file,cell,left,top,right,bottom,version,label,verdict,a,b,c,your_label,problem",
-    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,,A,",
-    "a.png,2,,,,,2.0,,rejected,0.250000,0.750000,,,",
-    "a.png,3,1.0,2.0,3.3,4.0,2.0,B,confident,0.000000,0.750000,0.250000,A,",
+  const cells = [cell, rejected, smudge, uncertain, nothing, failed];
+  assert.deepEqual(toTable(cells).split("\r\n"), [
+    "file,cell,left,top,right,bottom,version,label,verdict,a,b,your_label,counted_as,problem",
+    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,A,A,",
+    "a.png,2,1.0,2.0,3.3,4.0,2.0,,rejected,0.250000,0.750000,,,",
+    "a.png,3,1.0,2.0,3.3,4.0,2.0,,rejected,0.250000,0.750000,SMUDGE,,",
+    "a.png,4,1.0,2.0,3.3,4.0,2.0,B,uncertain,0.250000,0.750000,,,",
+    "a.png,,,,,,,,,,,,,NoCellFound",
     "b.png,,,,,,,,,,,,,CorruptImage",
     "",
   ]);

@@ -1,46 +1,61 @@
-// The images of this visit, their cells and the visitor's labels. It sends a few images at a time:
-// TorchServe can answer them in batches, and other visitors do not wait for a hundred images. The edge
-// passes on 8 uploads of an address, which visitors may share.
+// A count: the images, their cells and the visitor's labels, with undo and redo.
 
-import { Problem, predict } from "./service.js";
+import { History } from "./history.js";
+import { Queue } from "./queue.js";
+import { predict } from "./service.js";
 
-/** @import { Answer, AnsweredCell } from "./service.js" */
+/** @import { Step } from "./history.js" */
+/** @import { Upload } from "./queue.js" */
+/** @import { AnsweredCell } from "./service.js" */
 /**
+ * @typedef {object} Count What undo and redo change. It is never modified in place.
+ * @property {number} number Counts have images of their own: another version may answer them.
+ * @property {readonly string[]} images By id, in the order that they were added.
+ * @property {Readonly<Record<string, string>>} labels The visitor's, by the id of the cell.
+ *
+ * @typedef {Upload & { cells: Cell[] }} Image
  * @typedef {AnsweredCell & {
- *   id: string, image: Upload, index: number, own: string | null, confidence: number,
+ *   id: string, image: Upload, of: number, index: number, own: string | null, confidence: number,
  * }} Cell
- * @typedef {object} Upload
- * @property {string} id
- * @property {File} file
- * @property {string} name
- * @property {string} version
- * @property {Cell[]} cells
- * @property {string} address
- * @property {string | null} shownAddress
- * @property {number[] | null} size
- * @property {string | null} heatMap
- * @property {boolean} explaining
- * @property {"waiting" | "asking" | "done" | "failed" | "cancelled"} state
- * @property {string | null} problem
- * @property {AbortController | null} abort
- * @typedef {Cell | Upload} Entry A tile of the gallery: a cell, or an image without an answer.
+ * @typedef {Cell | Image} Entry A tile of the gallery: a cell, or an image without an answer.
  */
 
-const PARALLEL = 3;
-// While nothing is answered because of these, the next images would fail, too.
-const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
+/** @type {Count} */
+const FIRST = { number: 0, images: [], labels: {} };
 
 export class Collection extends EventTarget {
-  /** @type {Upload[]} */
-  images = [];
-  #active = 0;
-  #answers = 0;
-  #created = 0;
-  #predict;
+  /** The version to ask, until the first answer decides. */
+  wanted = "";
+  /** @type {History<Count>} */
+  #history = new History(FIRST);
+  #counts = 1;
+  /** @type {Map<string, Upload>} */
+  #uploads = new Map();
+  /** @type {Set<string>} The images that changed since `takeChanges`. */
+  #changed = new Set();
+  #queue;
 
   constructor(ask = predict) {
     super();
-    this.#predict = ask;
+    const collection = this;
+    this.#queue = new Queue({
+      get all() { return collection.uploads; },
+      get version() { return collection.version ?? collection.wanted; },
+      update: (id, facts) => this.update(id, facts),
+    }, ask);
+  }
+
+  get count() {
+    return this.#history.value;
+  }
+
+  /** The images without their cells. */
+  get uploads() {
+    return this.count.images.flatMap((id) => this.#uploads.get(id) ?? []);
+  }
+
+  get images() {
+    return this.uploads.map((upload) => toImage(upload, this.count.labels));
   }
 
   get entries() {
@@ -49,60 +64,69 @@ export class Collection extends EventTarget {
     );
   }
 
+  /** @param {string} id An image. */
+  cellsOf(id) {
+    return this.images.find((image) => image.id === id)?.cells ?? [];
+  }
+
+  /** The version of the count, or null before the first answer. */
+  get version() {
+    return this.uploads.find((image) => image.state === "done")?.version ?? null;
+  }
+
   /** The cells that the visitor labelled. */
   get labelled() {
     return this.images.flatMap((image) => image.cells.filter((cell) => cell.own));
   }
 
   get open() {
-    return this.images.filter((image) => ["waiting", "asking"].includes(image.state));
+    return this.uploads.filter((image) => ["waiting", "asking"].includes(image.state));
   }
 
   get failed() {
-    return this.images.filter((image) => ["failed", "cancelled"].includes(image.state));
+    return this.uploads.filter((image) => ["failed", "cancelled"].includes(image.state));
+  }
+
+  get canUndo() {
+    return this.#history.canUndo;
+  }
+
+  get canRedo() {
+    return this.#history.canRedo;
   }
 
   /**
-   * Add files and return the first new image.
+   * Add files. Return the id of the first new image, and how many files were already there.
    * @param {File[]} files
-   * @param {string} version
    * @param {number} maxBytes
    */
-  add(files, version, maxBytes) {
-    /** @type {Upload[]} */
-    const added = files.map((file) => ({
-      id: `i${++this.#created}`, file, name: file.name || "image", version, cells: [],
-      address: URL.createObjectURL(file), shownAddress: null, size: null, heatMap: null,
-      explaining: false, state: "waiting", problem: null, abort: null,
-    }));
-    for (const image of added) {
-      if (image.file.size > maxBytes) this.#fail(image, "ImageTooLarge");
-      else if (!image.file.size) this.#fail(image, "EmptyImage");
+  async add(files, maxBytes) {
+    const digests = await Promise.all(files.map(digestOf));
+    const { count } = this;
+    const uploads = files.map((file, at) => toUpload(`${count.number}-${digests[at]}`, file, maxBytes));
+    for (const upload of uploads) {
+      if (!this.#uploads.has(upload.id)) this.#uploads.set(upload.id, upload);
     }
-    this.images.push(...added);
-    this.#start();
-    return added[0];
+    const images = [...new Set([...count.images, ...uploads.map(({ id }) => id)])];
+    const added = images.slice(count.images.length);
+    if (added.length) this.#change("added", added.length, { ...count, images });
+    this.#queue.start();
+    return { first: added[0] ?? null, repeated: files.length - added.length };
   }
 
   /** @param {Upload[]} images */
   retry(images) {
-    for (const image of images) Object.assign(image, { state: "waiting", problem: null });
-    this.#start();
+    for (const { id } of images) this.update(id, { state: "waiting", problem: null });
+    this.#queue.start();
   }
 
   cancel() {
-    for (const image of this.open) {
-      image.abort?.abort();
-      image.state = "cancelled";
-    }
-    this.#changed();
+    this.#queue.cancel(this.open);
   }
 
   clear() {
     this.cancel();
-    for (const image of this.images) URL.revokeObjectURL(image.address);
-    this.images = [];
-    this.#changed();
+    this.#change("cleared", this.uploads.length, { ...FIRST, number: this.#counts++ });
   }
 
   /**
@@ -111,70 +135,115 @@ export class Collection extends EventTarget {
    * @param {(cell: Cell) => string | null} labelOf
    */
   label(cells, labelOf) {
-    for (const cell of cells) cell.own = labelOf(cell);
-    this.#changed();
-  }
-
-  #start() {
-    const waiting = this.images.filter((image) => image.state === "waiting");
-    for (const image of waiting.slice(0, PARALLEL - this.#active)) this.#ask(image);
-    this.#changed();
-  }
-
-  /** @param {Upload} image */
-  async #ask(image) {
-    this.#active++;
-    image.state = "asking";
-    image.abort = new AbortController();
-    const { signal } = image.abort;
-    const answers = this.#answers;
-    try {
-      const answer = await this.#predict(image.file, image.version, signal);
-      if (!signal.aborted) this.#answered(image, answer);
-    } catch (error) {
-      if (!signal.aborted) this.#failed(image, error, answers === this.#answers);
+    const { count } = this;
+    const labels = { ...count.labels };
+    for (const cell of cells) {
+      const label = labelOf(cell);
+      if (label) labels[cell.id] = label;
+      else delete labels[cell.id];
     }
-    this.#active--;
-    this.#start();
+    this.#change("labelled", cells.length, { ...count, labels });
   }
 
-  /** @param {Upload} image @param {Answer} answer */
-  #answered(image, answer) {
-    this.#answers++;
-    const found = answer.cells.toSorted((a, b) => (a.box?.[0] ?? 0) - (b.box?.[0] ?? 0));
-    Object.assign(image, {
-      state: "done",
-      version: answer.version,
-      shownAddress: answer.picture === undefined ? image.address : answer.picture,
-      size: answer.size ?? null,
-      cells: found.map((cell, index) => ({
-        ...cell, id: `${image.id}c${index}`, image, index, own: null,
-        confidence: Math.max(...Object.values(cell.probabilities)),
-      })),
-    });
+  undo() {
+    this.#step(this.#history.undo(), "undone");
+  }
+
+  redo() {
+    this.#step(this.#history.redo(), "redone");
   }
 
   /**
-   * @param {Upload} image
-   * @param {unknown} error
-   * @param {boolean} noneAnswered Whether no image was answered while this one was tried.
+   * Store what became known of an image.
+   * @param {string} id
+   * @param {Partial<Upload>} facts
    */
-  #failed(image, error, noneAnswered) {
-    if (!(error instanceof Problem)) console.error(error);
-    const kind = error instanceof Problem ? error.kind : "ServiceError";
-    this.#fail(image, kind);
-    if (!noneAnswered || !FOR_ALL.includes(kind)) return;
-    for (const each of this.images) if (each.state === "waiting") this.#fail(each, kind);
+  update(id, facts) {
+    const upload = this.#uploads.get(id);
+    if (!upload) return;
+    this.#uploads.set(id, { ...upload, ...facts });
+    this.#changed.add(id);
+    this.#announce();
   }
 
-  /** @param {Upload} image @param {string} kind */
-  #fail(image, kind) {
-    Object.assign(image, { state: "failed", problem: kind });
+  /** Return the ids of the images that changed since the last call. */
+  takeChanges() {
+    const changed = this.#changed;
+    this.#changed = new Set();
+    return changed;
   }
 
-  #changed() {
+  /**
+   * Replace the count by one that was saved, and ask about its images without an answer.
+   * @param {Count} count
+   * @param {Upload[]} uploads
+   */
+  restore(count, uploads) {
+    for (const upload of uploads) {
+      const state = upload.state === "asking" ? "waiting" : upload.state;
+      this.#uploads.set(upload.id, { ...upload, state });
+    }
+    this.#history = new History(count);
+    this.#counts = Math.max(this.#counts, count.number + 1);
+    this.#queue.start();
+    this.#announce();
+  }
+
+  /** @param {string} name @param {number} size @param {Count} count */
+  #change(name, size, count) {
+    this.#history.change({ name, size }, count);
+    this.#step({ name, size }, "done");
+  }
+
+  /** @param {Step | null} step @param {"done" | "undone" | "redone"} how */
+  #step(step, how) {
+    if (!step) return;
+    this.dispatchEvent(new CustomEvent("step", { detail: { ...step, how } }));
+    this.#queue.start();
+    this.#announce();
+  }
+
+  #announce() {
     this.dispatchEvent(new Event("change"));
   }
+}
+
+/**
+ * @param {string} id
+ * @param {File} file
+ * @param {number} maxBytes
+ * @returns {Upload}
+ */
+function toUpload(id, file, maxBytes) {
+  const problem = file.size > maxBytes ? "ImageTooLarge" : file.size ? null : "EmptyImage";
+  return {
+    id, file, name: file.name || "image", state: problem ? "failed" : "waiting",
+    problem, version: "", found: [], size: null, heatMap: null,
+  };
+}
+
+/**
+ * Return the SHA-256 of a file, so that the same file is added once. Without encryption browsers do
+ * not offer it: a file is then the same if its name, size and date are.
+ * @param {File} file
+ */
+async function digestOf(file) {
+  const known = [file.name, file.size, file.lastModified].join("-");
+  if (!globalThis.crypto.subtle) return known;
+  const bytes = await file.arrayBuffer().catch(() => new TextEncoder().encode(known));
+  const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
+  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** @param {Upload} upload @param {Readonly<Record<string, string>>} labels @returns {Image} */
+function toImage(upload, labels) {
+  const cells = upload.found.map((cell, index) => {
+    const id = `${upload.id}-${index}`;
+    const confidence = Math.max(...Object.values(cell.probabilities));
+    const of = upload.found.length;
+    return { ...cell, id, image: upload, of, index, own: labels[id] ?? null, confidence };
+  });
+  return { ...upload, cells };
 }
 
 /**
@@ -184,12 +253,13 @@ export class Collection extends EventTarget {
 export const isCell = (entry) => "image" in entry;
 
 /**
- * Return all classes that the answers name. Versions may know different ones.
+ * Return the classes of the version that answered, or none before the first answer.
  * @param {Entry[]} entries
  */
-export const classesOf = (entries) => [...new Set(
-  entries.flatMap((entry) => (isCell(entry) ? Object.keys(entry.probabilities) : [])),
-)];
+export function classesOf(entries) {
+  const cell = entries.find(isCell);
+  return cell ? Object.keys(cell.probabilities) : [];
+}
 
 /**
  * Return the group that shows and counts an entry. The visitor's label overrides the model's.
@@ -198,6 +268,7 @@ export const classesOf = (entries) => [...new Set(
 export function groupOf(entry) {
   if (!isCell(entry)) return "open";
   if (entry.own) return entry.own;
+  if (!entry.found) return "none";
   if (entry.verdict === "uncertain") return "uncertain";
-  return entry.label ?? "OTHER";
+  return entry.label ?? "rejected";
 }

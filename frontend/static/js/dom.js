@@ -37,14 +37,17 @@ export function repeat(list, keys) {
   const template = find(list, "template", HTMLTemplateElement);
   const copies = new Map(findAll(list, "[data-key]").map((copy) => [copy.dataset.key, copy]));
   for (const [key, copy] of copies) if (!keys.includes(key ?? "")) copy.remove();
-  return keys.map((key) => {
+  const elements = keys.map((key) => {
     const known = copies.get(key);
     if (known) return known;
     const copy = /** @type {HTMLElement} */ (template.content.firstElementChild?.cloneNode(true));
     copy.dataset.key = key;
-    template.before(copy);
     return copy;
   });
+  // Moving an element that is in its place would take the focus from it.
+  const placed = findAll(list, "[data-key]");
+  if (elements.some((element, at) => element !== placed[at])) template.before(...elements);
+  return elements;
 }
 
 /**

@@ -1,10 +1,14 @@
 // The downloads: a table of all cells, and the labelled cells in folders for `make train CELLS=...`.
 
-import { classesOf, isCell } from "./collection.js";
+import { classesOf, groupOf, isCell } from "./collection.js";
+import { isCounted } from "./kinds.js";
 import { toTrainingImage } from "./pictures.js";
 import { zip } from "./zip.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
+
+// Of an image's id, enough to tell images of one name apart.
+const DIGITS = 10;
 
 /** @param {Entry[]} entries */
 export function saveTable(entries) {
@@ -17,18 +21,27 @@ export function saveTable(entries) {
  * @param {string[]} suffixes
  */
 export async function saveLabelled(cells, suffixes) {
-  /** @type {[string, Uint8Array<ArrayBuffer>][]} */
+  /** @type {[string, Blob][]} */
   const files = [];
   const groups = [["file", "group"]];
   for (const cell of cells) {
+    const { id, name, file } = cell.image;
     const cut = await toTrainingImage(cell);
-    const path = `${cell.own}/${cell.id}-${stem(cell.image.name)}${cut ? ".png" : suffix(cell.image.name, suffixes)}`;
-    files.push([path, new Uint8Array(await (cut ?? cell.image.file).arrayBuffer())]);
+    const short = `${id.slice(0, DIGITS)}-${stem(name)}`;
+    const path = `${folderOf(cell)}/${cell.index + 1}-${short}${cut ? ".png" : suffix(name, suffixes)}`;
+    files.push([path, cut ?? file]);
     // Cells of one image are alike: training never splits a group.
-    groups.push([path, `${cell.image.id}-${stem(cell.image.name)}`]);
+    groups.push([path, short]);
   }
-  files.push(["groups.csv", new TextEncoder().encode(toCsv(groups))]);
-  save(new Blob([zip(files)], { type: "application/zip" }), "labelled-cells.zip");
+  files.push(["groups.csv", new Blob([toCsv(groups)])]);
+  save(await zip(files), "labelled-cells.zip");
+}
+
+// As `make train CELLS=...` reads them: a folder for each class of the version, and for other kinds.
+/** @param {Cell} cell */
+function folderOf(cell) {
+  const kind = cell.own ?? "OTHER";
+  return kind in cell.probabilities ? kind : `OTHER/${kind.toLowerCase()}`;
 }
 
 /**
@@ -39,19 +52,29 @@ export function toTable(entries) {
   const classes = classesOf(entries);
   const columns = [
     "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
-    ...classes.map((label) => label.toLowerCase()), "your_label", "problem",
+    ...classes.map((label) => label.toLowerCase()), "your_label", "counted_as", "problem",
   ];
   return toCsv([columns, ...entries.map((entry) => {
     if (!isCell(entry)) {
       return [entry.name, ...Array(columns.length - 2).fill(""), entry.problem ?? entry.state];
     }
+    if (!entry.found && !entry.own) {
+      return [entry.image.name, ...Array(columns.length - 2).fill(""), "NoCellFound"];
+    }
     const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
     const shares = classes.map((label) => entry.probabilities[label]?.toFixed(6) ?? "");
     return [
       entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
-      entry.verdict, ...shares, entry.own ?? "", "",
+      entry.verdict, ...shares, entry.own ?? "", countedAs(entry), "",
     ];
   })]);
+}
+
+/** Return the kind that a cell is counted as, or nothing. @param {Cell} cell */
+function countedAs(cell) {
+  const group = groupOf(cell);
+  const decided = group === cell.own || group === cell.label;
+  return decided && isCounted(group) ? group : "";
 }
 
 /** @param {unknown[][]} rows */
@@ -78,7 +101,7 @@ const stem = (name) => name.replace(/\.[^.]*$/, "").replace(/[^\w-]+/g, "_").sli
 const suffix = (name, suffixes) => suffixes.find((each) => name.toLowerCase().endsWith(each)) ?? ".jpg";
 
 /** @param {Blob} blob @param {string} name */
-function save(blob, name) {
+export function save(blob, name) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(blob);
   link.download = name;

@@ -1,19 +1,28 @@
 // The script of the page: many images, a gallery, a count. The form also works without it.
 
-import { Collection, isCell } from "./collection.js";
+import { Autosave } from "./autosave.js";
+import { Collection, classesOf, isCell } from "./collection.js";
 import { mountDifferential } from "./differential.js";
 import { fetchPage, find, findAll } from "./dom.js";
-import { saveLabelled, saveTable } from "./exports.js";
+import { save, saveLabelled, saveTable } from "./exports.js";
 import { mountGallery } from "./gallery.js";
 import { mountIntake } from "./intake.js";
-import { problemOf } from "./texts.js";
+import { fromProject, toProject } from "./project.js";
+import { fill, problemOf } from "./texts.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
+/** @import { Cell } from "./collection.js" */
+/** @import { View } from "./gallery.js" */
+
 const collection = new Collection();
-/** @type {import("./gallery.js").View} */
-const view = { filter: "all", sort: "order", chosen: null };
+const autosave = new Autosave(collection);
+/** @type {View} */
+const view = {
+  filter: "all", sort: "class", chosen: null, selected: new Set(), onlyConfirmed: false, target: "100",
+};
 
 const BETWEEN_DRAWINGS = 300;
+const PROJECT = ".count.zip";
 
 // Called again after a change of language replaced the body.
 function mount() {
@@ -31,19 +40,48 @@ function mount() {
   const chooser = find(form, "#image", HTMLInputElement);
   const version = /** @type {HTMLSelectElement | null} */ (form.querySelector("#version"));
   const bench = part(".workbench"), announcement = part("#announcement"), note = part("#export-note");
+  const toast = part(".toast"), onlyConfirmed = find(bench, "#only-confirmed", HTMLInputElement);
+  const saved = find(bench, "#saved", HTMLInputElement);
+  const target = find(bench, "#target", HTMLSelectElement);
   const suffixes = chooser.accept.split(",").filter((kind) => kind.startsWith("."));
   // Shown for as long as the images that were added with it.
-  let leftOut = "";
+  let notAdded = "";
 
+  let adding = 0;
+  const showBusy = () => bench.setAttribute("aria-busy", String(adding + collection.open.length > 0));
   /** @param {File[]} files */
-  const take = (files) => {
-    const limit = Number(form.dataset.maxImages);
-    const room = Math.max(0, limit - collection.images.length);
-    leftOut = files.length > room ? texts.tooMany.replace("{}", limit) : "";
-    if (leftOut) announce(leftOut);
-    const first = collection.add(files.slice(0, room), version?.value ?? "", Number(form.dataset.max));
-    if (first && view.filter === "all") view.chosen = first.id;
+  const take = async (files) => {
+    adding++;
+    showBusy();
+    await add(files);
+    adding--;
     show();
+  };
+  /** @param {File[]} files */
+  const add = async (files) => {
+    const [project] = files.filter(({ name }) => name.endsWith(PROJECT));
+    if (project) return openProject(project);
+    const limit = Number(form.dataset.maxImages);
+    const room = Math.max(0, limit - collection.uploads.length);
+    if (!collection.uploads.length) collection.wanted = version?.value ?? "";
+    const { first, repeated } = await collection.add(files.slice(0, room), Number(form.dataset.max));
+    notAdded = [
+      files.length > room ? fill(texts.tooMany, limit) : "",
+      repeated ? fill(texts.repeated, repeated) : "",
+    ].filter(Boolean).join(" ");
+    if (notAdded) announce(notAdded);
+    if (first && view.filter === "all") view.chosen = first;
+  };
+  /** @param {File} file */
+  const openProject = async (file) => {
+    try {
+      const { count, uploads } = await fromProject(file);
+      collection.restore(count, uploads);
+      view.chosen = null;
+    } catch {
+      announce(texts.notAProject);
+      notAdded = texts.notAProject;
+    }
   };
   /** @param {string} text */
   const announce = (text) => { announcement.textContent = text; };
@@ -55,19 +93,33 @@ function mount() {
     // On a phone the viewer lies above the gallery.
     if (chosen && getComputedStyle(part(".bench")).display === "block") part(".viewer").scrollIntoView();
   });
-  const viewer = mountViewer(part(".viewer"), texts, percent, collection, (cell) => {
-    Object.assign(view, { chosen: cell.id, filter: "all" });
+  /** @param {Cell} cell @param {string | null} label */
+  const label = (cell, label) => {
+    const cells = gallery.selectedWith(cell);
+    if (label) gallery.chooseNext();
+    collection.label(cells, () => label);
+  };
+  /** @param {string} id */
+  const choose = (id) => {
+    Object.assign(view, { chosen: id, filter: "all" });
     show();
-  });
+  };
+  const viewer = mountViewer(part(".viewer"), texts, percent, collection, choose, label);
 
   const showProgress = () => {
-    const total = collection.images.length, done = total - collection.open.length;
+    const total = collection.uploads.length, done = total - collection.open.length;
     find(bench, "progress", HTMLProgressElement).value = total ? done / total : 0;
-    const answered = texts.answered.replace("{}", done - collection.failed.length).replace("{}", total);
-    part(".answered").textContent = leftOut ? `${answered}. ${leftOut}` : answered;
+    const answered = fill(texts.answered, done - collection.failed.length, total);
+    part(".answered").textContent = notAdded ? `${answered}. ${notAdded}` : answered;
     part("[data-do=cancel]").hidden = done === total;
     part("[data-do=retry]").hidden = done < total || !collection.failed.length;
     part("[data-do=clear]").hidden = done < total;
+    find(bench, "[data-do=undo]", HTMLButtonElement).disabled = !collection.canUndo;
+    find(bench, "[data-do=redo]", HTMLButtonElement).disabled = !collection.canRedo;
+    if (version) {
+      version.disabled = total > 0;
+      if (collection.version) version.value = collection.version;
+    }
   };
 
   const announceAnswers = () => {
@@ -82,10 +134,13 @@ function mount() {
     const { entries } = collection;
     document.body.classList.toggle("working", entries.length > 0);
     bench.hidden = !entries.length;
+    showBusy();
     bench.classList.toggle("single", entries.length === 1);
     showProgress();
-    differential(entries);
-    viewer.show(gallery.show(entries));
+    const { counted } = differential(entries, view.onlyConfirmed);
+    target.value = view.target;
+    find(bench, ".target output", HTMLOutputElement).value = fill(texts.target, counted, view.target);
+    viewer.show(gallery.show(entries), classesOf(entries));
     note.textContent = "";
   };
 
@@ -105,8 +160,20 @@ function mount() {
       return;
     }
     draw();
-    if (asking) announceAnswers();
+    if (asking) {
+      announceAnswers();
+      // The keys work there.
+      if ([document.body, chooser].some((element) => element === document.activeElement)) gallery.focus(true);
+    }
     asking = false;
+  }, { signal });
+  collection.addEventListener("step", (event) => {
+    const { name, size, how } = /** @type {CustomEvent} */ (event).detail;
+    const text = fill(texts.steps[name], size);
+    find(toast, "p").textContent = how === "done" ? text : fill(texts.steps[how], text);
+    find(toast, "button").hidden = how !== "done";
+    // A single label is seen, and undone, where it was set.
+    toast.hidden = name === "added" || (name === "labelled" && size < 2);
   }, { signal });
 
   /** @type {Record<string, () => void>} */
@@ -118,7 +185,10 @@ function mount() {
       collection.clear();
       chooser.focus();
     },
-    confirm: () => collection.label(gallery.confirmable(), (cell) => cell.label),
+    undo: () => collection.undo(),
+    redo: () => collection.redo(),
+    accept: () => collection.label(gallery.acceptable(), (cell) => cell.label),
+    project: async () => save(await toProject(collection.count, collection.uploads), `cells${PROJECT}`),
     csv: () => saveTable(collection.entries),
     print: () => window.print(),
     zip: () => {
@@ -127,21 +197,48 @@ function mount() {
       else note.textContent = texts.noLabels;
     },
   };
-  for (const [name, action] of Object.entries(actions)) {
-    find(bench, `[data-do=${name}]`).addEventListener("click", action);
+  for (const button of findAll(document, "[data-do]")) {
+    const action = actions[button.dataset.do ?? ""];
+    if (action) button.addEventListener("click", action);
   }
-  bench.addEventListener("keydown", viewer.onKey);
+  target.addEventListener("change", () => {
+    view.target = target.value;
+    show();
+  });
+  onlyConfirmed.checked = view.onlyConfirmed;
+  onlyConfirmed.addEventListener("change", () => {
+    view.onlyConfirmed = onlyConfirmed.checked;
+    show();
+  });
+  document.addEventListener("keydown", (event) => {
+    const target = /** @type {HTMLElement} */ (event.target);
+    if (target.matches("input:not([type=checkbox]), select, textarea")) return;
+    const key = event.key.toLowerCase();
+    if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
+    else if (event.altKey || event.ctrlKey || event.metaKey || !bench.contains(target)) return;
+    else if (key === " " && target.matches("button, summary, [type=checkbox]")) return;
+    else if (!viewer.onKey(key)) return;
+    event.preventDefault();
+  }, { signal });
   window.addEventListener("beforeprint", () => {
     const date = new Date().toLocaleString(document.documentElement.lang, { dateStyle: "long", timeStyle: "short" });
-    part(".printed").textContent = texts.report.replace("{}", date);
+    part(".printed").textContent = fill(texts.report, date);
   }, { signal });
   window.addEventListener("beforeunload", (event) => {
-    if (collection.labelled.length) event.preventDefault();
+    if (collection.labelled.length && autosave.state !== "saved") event.preventDefault();
   }, { signal });
+  const showSaved = () => {
+    saved.checked = autosave.isOn;
+    part(".saved-state").textContent = texts.saved[autosave.state] ?? "";
+    bench.dataset.saved = autosave.state;
+  };
+  saved.addEventListener("change", () => autosave.turn(saved.checked));
+  autosave.addEventListener("change", showSaved, { signal });
+  showSaved();
 
   for (const link of findAll(document, "[data-language]")) {
     link.addEventListener("click", async (event) => {
-      if (!collection.images.length) return;
+      if (!collection.uploads.length) return;
       event.preventDefault();
       try {
         await replaceBody(/** @type {HTMLAnchorElement} */ (link).href);
@@ -151,8 +248,7 @@ function mount() {
       }
       listening.abort();
       mount();
-      const choice = document.querySelector("#version");
-      if (choice instanceof HTMLSelectElement && version) choice.value = version.value;
+      find(document, "[data-language][aria-current]").focus();
     });
   }
   mountIntake(form, findAll(document, ".sample"), suffixes, take, signal);
@@ -168,3 +264,4 @@ async function replaceBody(address) {
 }
 
 mount();
+autosave.start();

@@ -3,6 +3,7 @@
 import { isCell } from "./collection.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
+/** @import { Upload } from "./queue.js" */
 
 // In longer sides of a cell's box: enough context to recognise the cell, and to train on it.
 const TILE_WINDOW = 1.5;
@@ -34,18 +35,24 @@ export async function toTrainingImage(cell) {
   const window = windowOf(cell, picture, TRAINING_WINDOW);
   const canvas = document.createElement("canvas");
   canvas.width = canvas.height = Math.max(1, Math.round(window.side));
-  // Black beyond the border of the picture, as in the crops of the model.
-  draw(canvas, picture, window, { alpha: false });
+  draw(canvas, picture, window);
+  repeatEdges(canvas, picture, window);
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
+/** @type {WeakMap<File, string>} */
+const addresses = new WeakMap();
+
 /**
  * Return the URL of an entry's picture, or null if the browser can't show it.
- * @param {Entry} entry
+ * @param {Entry | Upload} entry
  */
 export function addressOf(entry) {
-  const image = isCell(entry) ? entry.image : entry;
-  return image.cells.length ? image.shownAddress : image.address;
+  const { file, picture } = "image" in entry ? entry.image : entry;
+  if (picture !== undefined) return picture;
+  const address = addresses.get(file) ?? URL.createObjectURL(file);
+  addresses.set(file, address);
+  return address;
 }
 
 /** @param {string | null} address */
@@ -78,13 +85,29 @@ function windowOf(entry, picture, zoom) {
  * @param {HTMLCanvasElement} canvas
  * @param {HTMLImageElement} picture
  * @param {{ x: number, y: number, side: number }} window
- * @param {CanvasRenderingContext2DSettings} [settings]
  */
-function draw(canvas, picture, { x, y, side }, settings) {
-  const context = canvas.getContext("2d", settings);
+function draw(canvas, picture, { x, y, side }) {
+  const context = canvas.getContext("2d");
   if (!context) return;
   context.imageSmoothingQuality = "high";
   context.drawImage(picture, x, y, side, side, 0, 0, canvas.width, canvas.height);
+}
+
+/**
+ * Repeat the edges of a picture where a window reaches beyond it, as the crops of the model do.
+ * @param {HTMLCanvasElement} canvas
+ * @param {HTMLImageElement} picture
+ * @param {{ x: number, y: number, side: number }} window
+ */
+function repeatEdges(canvas, picture, { x, y, side }) {
+  const context = canvas.getContext("2d"), { width: size } = canvas, scale = size / side;
+  const left = Math.ceil(-x * scale), top = Math.ceil(-y * scale);
+  const right = Math.floor((picture.naturalWidth - x) * scale);
+  const bottom = Math.floor((picture.naturalHeight - y) * scale);
+  if (left > 0) context?.drawImage(canvas, left, 0, 1, size, 0, 0, left, size);
+  if (right < size) context?.drawImage(canvas, right - 1, 0, 1, size, right, 0, size - right, size);
+  if (top > 0) context?.drawImage(canvas, 0, top, size, 1, 0, 0, size, top);
+  if (bottom < size) context?.drawImage(canvas, 0, bottom - 1, size, 1, 0, bottom, size, size - bottom);
 }
 
 /** @param {number} value @param {number} high */

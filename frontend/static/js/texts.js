@@ -3,7 +3,17 @@
 /** @typedef {any} Texts */
 
 /**
- * Return the name of a class, or of OTHER. A version may know classes that the page has no name for.
+ * Return a text with values in the places of its {}, in their order.
+ * @param {string} text
+ * @param {...unknown} values
+ */
+export const fill = (text, ...values) => values.reduce(
+  (/** @type {string} */ filled, value) => filled.replace("{}", String(value)), text,
+);
+
+/**
+ * Return the name of a class, or of another kind. A version may know classes that the page has no
+ * name for.
  * @param {string} label
  * @param {Texts} texts
  * @returns {string}

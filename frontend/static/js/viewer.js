@@ -1,13 +1,15 @@
 // One cell in detail: its picture with outlines, the answer, the heat map and the visitor's label.
 
-import { classesOf, isCell } from "./collection.js";
-import { find, findAll, repeat } from "./dom.js";
+import { isCell } from "./collection.js";
+import { find, repeat } from "./dom.js";
 import { nameOf } from "./gallery.js";
+import { keysOf } from "./kinds.js";
 import { addressOf } from "./pictures.js";
 import { Problem, explain } from "./service.js";
-import { labelName, problemOf } from "./texts.js";
+import { fill, labelName, problemOf } from "./texts.js";
 
-/** @import { Cell, Collection, Entry, Upload } from "./collection.js" */
+/** @import { Cell, Collection, Entry, Image } from "./collection.js" */
+/** @import { Upload } from "./queue.js" */
 /** @import { Texts } from "./texts.js" */
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -18,9 +20,10 @@ const SVG = "http://www.w3.org/2000/svg";
  * @param {Texts} texts
  * @param {(share: number) => string} percent
  * @param {Collection} collection
- * @param {(cell: Cell) => void} onChoose
+ * @param {(id: string) => void} onChoose
+ * @param {(cell: Cell, label: string | null) => void} onLabel
  */
-export function mountViewer(card, texts, percent, collection, onChoose) {
+export function mountViewer(card, texts, percent, collection, onChoose, onLabel) {
   const picture = find(card, "img.picture", HTMLImageElement);
   const heat = find(card, ".heat", HTMLImageElement);
   const outlines = find(card, ".outlines", SVGElement);
@@ -30,23 +33,27 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   const labels = find(card, ".labels");
   /** @type {Entry | null} */
   let shown = null;
+  /** @type {Set<string>} The images whose heat map was asked for. */
+  const explaining = new Set();
 
+  /** @returns {Upload | null} */
   const imageOf = () => (shown && isCell(shown) ? shown.image : shown);
 
-  /** @param {Entry | null} entry */
-  const show = (entry) => {
+  /** @param {Entry | null} entry @param {string[]} classes */
+  const show = (entry, classes) => {
     card.hidden = !entry;
     if (!entry) return;
-    const moved = entry !== shown;
+    const moved = entry.id !== shown?.id;
     shown = entry;
     const image = isCell(entry) ? entry.image : entry;
     showPicture(image);
+    showOutlines(collection.cellsOf(image.id));
     const caption = find(card, "figcaption");
     caption.textContent = caption.title = nameOf(entry, texts);
-    find(card, ".of-cell").hidden = find(card, ".looked").hidden = !isCell(entry);
+    find(card, ".of-cell").hidden = labels.hidden = !isCell(entry);
     find(card, "[data-do=retry-one]").hidden = !["failed", "cancelled"].includes(image.state);
     card.className = `card result viewer ${isCell(entry) ? entry.verdict : entry.state}`;
-    if (isCell(entry)) showAnswer(entry);
+    if (isCell(entry)) showAnswer(entry, classes);
     else showState(entry);
     if (moved) note.textContent = "";
     showHeat(image);
@@ -60,7 +67,11 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
       showPlaceholder(!address);
       if (address) picture.src = address;
     }
-    outlines.replaceChildren(...image.cells.flatMap(outline));
+  };
+
+  /** @param {Cell[]} cells */
+  const showOutlines = (cells) => {
+    outlines.replaceChildren(...cells.flatMap(outline));
     fitOutlines();
   };
 
@@ -82,9 +93,10 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     const rect = document.createElementNS(SVG, "rect");
     const sides = { x: left, y: top, width: right - left, height: bottom - top, rx: 6 };
     for (const [name, value] of Object.entries(sides)) rect.setAttribute(name, String(value));
-    rect.classList.add(cell.verdict);
-    if (cell === shown) rect.classList.add("chosen");
-    rect.addEventListener("click", () => onChoose(cell));
+    rect.classList.add(cell.own ? "labelled" : cell.verdict);
+    rect.dataset.kind = cell.own ?? cell.label ?? "";
+    if (cell.id === shown?.id) rect.classList.add("chosen");
+    rect.addEventListener("click", () => onChoose(cell.id));
     return [rect];
   };
 
@@ -93,38 +105,45 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     const ended = image.problem || image.state === "cancelled";
     const problem = image.problem ? problemOf(image.problem, texts) : null;
     find(card, ".badge").textContent = ended ? texts.notRead : texts.waiting;
+    find(card, ".badge").hidden = false;
     find(card, "#verdict").textContent = problem?.title ?? texts[image.state];
     find(card, ".meaning").textContent = problem?.advice ?? "";
   };
 
-  /** @param {Cell} cell */
-  const showAnswer = (cell) => {
+  /** @param {Cell} cell @param {string[]} classes */
+  const showAnswer = (cell, classes) => {
     const verdict = texts.verdicts[cell.verdict];
-    find(card, ".badge").textContent = verdict.badge;
+    find(card, ".badge").textContent = cell.own ? texts.labelled : verdict.badge;
+    find(card, ".badge").hidden = !cell.own && !cell.label;
     find(card, "#verdict").textContent = headingOf(cell, texts);
-    find(card, ".meaning").textContent = cell.found ? verdict.meaning : texts.nothingFound;
+    find(card, ".meaning").textContent = cell.own ? "" : cell.found ? verdict.meaning : texts.nothingFound;
     find(card, ".bars").hidden = find(card, ".looked").hidden = !cell.found;
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
     const rows = repeat(find(card, "tbody"), Object.keys(shares));
     for (const [index, [label, share]] of shares.entries()) {
+      rows[index].dataset.kind = label;
       find(rows[index], "th").textContent = labelName(label, texts);
       find(rows[index], "rect", SVGElement).setAttribute("width", String(100 * share));
       find(rows[index], ".percent").textContent = percent(share);
     }
-    showLabels(cell);
-    find(card, ".by").textContent = texts.by.replace("{}", cell.image.version);
+    showLabels(cell, classes);
+    find(card, ".by").textContent = fill(texts.by, cell.image.version);
   };
 
-  /** @param {Cell} cell */
-  const showLabels = (cell) => {
-    for (const button of repeat(find(labels, ".classes"), classesOf(collection.entries))) {
-      find(button, ".name").textContent = labelName(button.dataset.key ?? "", texts);
+  /** @param {Cell} cell @param {string[]} classes */
+  const showLabels = (cell, classes) => {
+    const keys = [...keysOf(classes)];
+    const groups = [keys.slice(0, classes.length), keys.slice(classes.length)];
+    for (const [at, list] of [find(labels, ".classes"), find(labels, ".others")].entries()) {
+      const buttons = repeat(list, groups[at].map(([, kind]) => kind));
+      for (const [index, [key, kind]] of groups[at].entries()) {
+        find(buttons[index], "kbd").textContent = key.toUpperCase();
+        find(buttons[index], ".name").textContent = labelName(kind, texts);
+        buttons[index].setAttribute("aria-keyshortcuts", key.toUpperCase());
+        buttons[index].setAttribute("aria-pressed", String(kind === cell.own));
+      }
     }
-    for (const [index, button] of findAll(labels, "button").entries()) {
-      find(button, "kbd").textContent = String(index + 1);
-      button.setAttribute("aria-keyshortcuts", String(index + 1));
-      button.setAttribute("aria-pressed", String(button.dataset.key === cell.own));
-    }
+    if (classes.every((kind) => kind !== cell.own) && cell.own) find(labels, "details", HTMLDetailsElement).open = true;
   };
 
   /** @param {Upload} image */
@@ -134,7 +153,7 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
     showOpacity();
     find(card, ".looked label").hidden = !image.heatMap;
     explainButton.hidden = Boolean(image.heatMap);
-    explainButton.disabled = image.explaining;
+    explainButton.disabled = explaining.has(image.id);
   };
 
   const showOpacity = () => { heat.style.opacity = String(Number(opacity.value) / 100); };
@@ -142,34 +161,34 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   explainButton.addEventListener("click", async () => {
     const image = imageOf();
     if (!image) return;
-    image.explaining = true;
+    explaining.add(image.id);
     showHeat(image);
     note.textContent = texts.asking;
     let message = "";
     try {
-      image.heatMap = await explain(image.file, image.version);
+      const heatMap = await explain(image.file, image.version);
+      collection.update(image.id, { heatMap });
     } catch (error) {
       message = error instanceof Problem ? problemOf(error.kind, texts).title : texts.noExplanation;
     }
-    image.explaining = false;
+    explaining.delete(image.id);
     note.textContent = message;
-    if (imageOf() !== image) return;
-    showHeat(image);
-    if (image.heatMap) opacity.focus();
+    const now = imageOf();
+    if (now?.id !== image.id) return;
+    showHeat(now);
+    if (now.heatMap) opacity.focus();
   });
 
-  /** @param {string | undefined | null} name */
-  const label = (name) => {
-    if (shown && isCell(shown)) collection.label([shown], () => name ?? null);
-  };
-
-  /** @param {KeyboardEvent} event */
-  const onKey = (event) => {
-    const target = /** @type {HTMLElement} */ (event.target);
-    if (event.altKey || event.ctrlKey || event.metaKey || target.matches("input, select")) return;
-    const button = findAll(labels, "button")[Number(event.key) - 1];
-    if (event.key === "0") label(null);
-    else if (button) label(button.dataset.key);
+  /** @param {string} key */
+  const onKey = (key) => {
+    if (!shown || !isCell(shown)) return false;
+    const { own, label } = shown;
+    const kind = keysOf(Object.keys(shown.probabilities)).get(key);
+    if (key === "0" && own) onLabel(shown, null);
+    else if (key === " " && label) onLabel(shown, own ?? label);
+    else if (kind) onLabel(shown, kind);
+    else return false;
+    return true;
   };
 
   picture.addEventListener("load", fitOutlines);
@@ -181,13 +200,17 @@ export function mountViewer(card, texts, percent, collection, onChoose) {
   });
   labels.addEventListener("click", (event) => {
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
-    if (button) label(button.getAttribute("aria-pressed") === "true" ? null : button.dataset.key);
+    if (!button || !shown || !isCell(shown)) return;
+    const pressed = button.getAttribute("aria-pressed") === "true";
+    onLabel(shown, pressed ? null : (button.dataset.key ?? null));
   });
   return { show, onKey };
 }
 
 /** @param {Cell} cell @param {Texts} texts @returns {string} */
 export function headingOf(cell, texts) {
+  if (cell.own) return labelName(cell.own, texts);
   if (!cell.found) return texts.nothing;
-  return `${labelName(cell.label ?? "OTHER", texts)}${cell.verdict === "uncertain" ? "?" : ""}`;
+  if (!cell.label) return texts.rejected;
+  return `${labelName(cell.label, texts)}${cell.verdict === "uncertain" ? "?" : ""}`;
 }

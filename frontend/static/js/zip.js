@@ -4,37 +4,71 @@ const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50;
 const VERSION = 20, UTF8 = 0x0800;
 // 1 January 1980: the same cells give the same archive.
 const TIME = 0, DATE = 0x21;
+const END_BYTES = 22, CENTRAL_BYTES = 46, LOCAL_BYTES = 30;
 
 /**
- * Return an archive of files, given as path and bytes; at most 4 GB and 65,535 files.
- * @param {[string, Uint8Array][]} files
+ * Return an archive of files, given as path and content; at most 4 GB and 65,535 files.
+ * @param {[string, Blob][]} files
  */
-export function zip(files) {
-  /** @type {Uint8Array[]} */
+export async function zip(files) {
+  /** @type {BlobPart[]} */
   const parts = [];
-  /** @type {Uint8Array[]} */
   const directory = [];
   let offset = 0;
-  for (const [path, bytes] of files) {
+  for (const [path, content] of files) {
     const name = new TextEncoder().encode(path);
+    const checksum = crc32(new Uint8Array(await content.arrayBuffer()));
     /** @type {Field[]} */
     const common = [
       [2, VERSION], [2, UTF8], [2, 0], [2, TIME], [2, DATE],
-      [4, crc32(bytes)], [4, bytes.length], [4, bytes.length], [2, name.length], [2, 0],
+      [4, checksum], [4, content.size], [4, content.size], [2, name.length], [2, 0],
     ];
     const local = record([[4, LOCAL], ...common]);
     directory.push(
       record([[4, CENTRAL], [2, VERSION], ...common, [2, 0], [2, 0], [2, 0], [4, 0], [4, offset]]),
       name,
     );
-    parts.push(local, name, bytes);
-    offset += local.length + name.length + bytes.length;
+    parts.push(local, name, content);
+    offset += local.length + name.length + content.size;
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0);
   const end = record([
     [4, END], [2, 0], [2, 0], [2, files.length], [2, files.length], [4, size], [4, offset], [2, 0],
   ]);
-  return join([...parts, ...directory, end]);
+  return new Blob([...parts, ...directory, end], { type: "application/zip" });
+}
+
+/**
+ * Return the files of an archive that `zip` wrote, by path; throw a RangeError if it is another.
+ * @param {Blob} archive
+ */
+export async function unzip(archive) {
+  const end = await view(archive, archive.size - END_BYTES, END_BYTES);
+  if (end.getUint32(0, true) !== END) throw new RangeError("The archive has no end.");
+  const directory = await view(archive, end.getUint32(16, true), end.getUint32(12, true));
+  /** @type {Map<string, Blob>} */
+  const files = new Map();
+  for (let at = 0; at < directory.byteLength;) {
+    if (directory.getUint32(at, true) !== CENTRAL || directory.getUint16(at + 10, true) !== 0) {
+      throw new RangeError("The archive is compressed or damaged.");
+    }
+    const length = directory.getUint16(at + 28, true);
+    const name = new Uint8Array(directory.buffer, at + CENTRAL_BYTES, length);
+    const start = directory.getUint32(at + 42, true) + LOCAL_BYTES + length;
+    const content = archive.slice(start, start + directory.getUint32(at + 24, true));
+    const bytes = new Uint8Array(await content.arrayBuffer());
+    if (crc32(bytes) !== directory.getUint32(at + 16, true)) throw new RangeError("A file is damaged.");
+    files.set(new TextDecoder().decode(name), content);
+    at += CENTRAL_BYTES + length;
+  }
+  return files;
+}
+
+/** @param {Blob} archive @param {number} start @param {number} size */
+async function view(archive, start, size) {
+  const part = archive.slice(Math.max(0, start), start + size);
+  if (part.size !== size) throw new RangeError("The archive ends too early.");
+  return new DataView(await part.arrayBuffer());
 }
 
 /** @typedef {[number, number]} Field A number of bytes, 2 or 4, and a value. */
@@ -42,25 +76,14 @@ export function zip(files) {
 /** @param {Field[]} fields */
 function record(fields) {
   const bytes = new Uint8Array(fields.reduce((sum, [size]) => sum + size, 0));
-  const view = new DataView(bytes.buffer);
+  const writer = new DataView(bytes.buffer);
   let at = 0;
   for (const [size, value] of fields) {
-    if (size === 2) view.setUint16(at, value, true);
-    else view.setUint32(at, value, true);
+    if (size === 2) writer.setUint16(at, value, true);
+    else writer.setUint32(at, value, true);
     at += size;
   }
   return bytes;
-}
-
-/** @param {Uint8Array[]} parts */
-function join(parts) {
-  const whole = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    whole.set(part, at);
-    at += part.length;
-  }
-  return whole;
 }
 
 const TABLE = Uint32Array.from({ length: 256 }, (_, byte) => {

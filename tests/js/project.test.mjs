@@ -1,0 +1,27 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { fromProject, toProject } from "../../frontend/static/js/project.js";
+import { zip } from "../../frontend/static/js/zip.js";
+
+const upload = {
+  id: "ab", name: "a.png", state: "done", problem: null, version: "3.0", found: [{ label: "MONOCYTE" }],
+  size: null, heatMap: null, file: new File(["pixels"], "a.png", { type: "image/png" }),
+};
+const count = { number: 0, images: ["ab"], labels: { "ab-0": "BAND" } };
+
+test("a project holds the count, the answers and the images", async () => {
+  const opened = await fromProject(await toProject(count, [upload]));
+  assert.deepEqual(opened.count, count);
+  const [{ file, ...facts }] = opened.uploads;
+  const { file: original, ...expected } = upload;
+  assert.deepEqual(facts, expected);
+  assert.deepEqual([file.name, file.type, await file.text()], ["a.png", "image/png", await original.text()]);
+});
+
+test("an archive that is no project, or lacks an image, is refused", async () => {
+  const session = JSON.stringify({ format: 1, count, uploads: [{ id: "ab", name: "a.png" }] });
+  for (const files of [[], [["session.json", new Blob(["{}"])]], [["session.json", new Blob([session])]]]) {
+    await assert.rejects(async () => fromProject(await zip(files)), RangeError);
+  }
+});
