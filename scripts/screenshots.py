@@ -101,9 +101,9 @@ def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
         ask(page, none)
         yield save(page, "rejected")
     with opened() as page:
-        ask(page, *cells, field)
-        page.click(".tile.uncertain >> nth=0")
-        page.keyboard.press("2")
+        ask(page, *cells)
+        page.click(".tile >> nth=2")
+        page.keyboard.press("1")
         yield save(page, "many")
         page.click(".filters [data-key=open]")
         yield save(page, "failed", whole=False)

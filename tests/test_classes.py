@@ -24,7 +24,7 @@ from handler.bloodcells_handler import BloodCellHandler
 from handler.locator import Located
 from serving.settings import ROOT
 
-CLASSES = ["BLAST", "BASOPHIL", "NEUTROPHIL", "MONOCYTE", "LYMPHOCYTE", "EOSINOPHIL"]
+CLASSES = ["HAIRY_CELL", "BASOPHIL", "NEUTROPHIL", "MONOCYTE", "LYMPHOCYTE", "EOSINOPHIL"]
 
 
 @pytest.fixture(params=[False, True], ids=["field", "cells"])
@@ -76,7 +76,7 @@ def test_it_is_served_counted_and_documented(answer: Any, counted: Path, finds_c
         assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
     name, seen = "bloodcells_predictions_total", read(counted)
     assert seen[key(name, version="9.0", label="EOSINOPHIL", verdict="confident")] == 1
-    assert seen[key(name, version="9.0", label="BLAST", verdict="uncertain")] == 0
+    assert seen[key(name, version="9.0", label="HAIRY_CELL", verdict="uncertain")] == 0
     components = yaml.safe_load((ROOT / "docs" / "openapi.yaml").read_text())["components"]
     schema = {"$ref": "#/components/schemas/Explanation", "components": components}
     jsonschema_rs.Draft202012Validator(schema).validate(answer)
@@ -85,8 +85,8 @@ def test_it_is_served_counted_and_documented(answer: Any, counted: Path, finds_c
 @pytest.fixture
 def stand_in() -> StandIn:
     service = StandIn()
-    shares = dict.fromkeys(CLASSES, 0.1) | {"BLAST": 0.5}
-    service.answer |= {"label": "BLAST", "probabilities": shares}
+    shares = dict.fromkeys(CLASSES, 0.1) | {"HAIRY_CELL": 0.5}
+    service.answer |= {"label": "HAIRY_CELL", "probabilities": shares}
     return service
 
 
@@ -102,8 +102,8 @@ def test_it_is_shown(client: FlaskClient, language: str, names: list[str]) -> No
         "image": FileStorage(BytesIO(picture()), "cell.png"),
     }
     page = client.post("/", headers=headers, **encoded(data)).text
-    assert '<h1 id="verdict" tabindex="-1" autofocus>BLAST</h1>' in page
-    for name in (*names, "BLAST"):
+    assert '<h1 id="verdict" tabindex="-1" autofocus>HAIRY_CELL</h1>' in page
+    for name in (*names, "HAIRY_CELL"):
         assert f'<th scope="row">{name}</th>' in page
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import orjson
 import pytest
 import yaml
 from made_up import Context, write_version
-from page_stand_in import picture
+from PIL import Image
 
 from handler import locator, pipelines
 from handler.batch import MAX_CELLS, PART
@@ -28,10 +29,19 @@ from serving.settings import ROOT
 
 CLASSES = ["MONOCYTE", "NEUTROPHIL"]
 EMBEDDING = 256
-IMAGES = [picture("PNG", (320 + 8 * at, 240)) for at in range(3)]
 WANTED = {"embedding": True}
 
 Ask = Callable[..., tuple[int, Any]]
+
+
+def slope(width: int) -> bytes:
+    """Return an image that is darker on one side, so that no two windows are the same."""
+    file = BytesIO()
+    Image.linear_gradient("L").rotate(90).resize((width, 240)).convert("RGB").save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGES = [slope(320 + 8 * at) for at in range(3)]
 
 
 def locate(_locator: object, fields: Sequence[Pixels]) -> list[list[Located]]:

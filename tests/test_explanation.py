@@ -198,7 +198,7 @@ def test_the_answer_needs_the_hottest_part_of_a_photograph(
     version: Pipeline, photographs: list[Case]
 ) -> None:
     marked, others = deletions(version, photographs).T
-    assert marked.mean() < others.mean() - 0.25
+    assert marked.mean() < others.mean() - 0.2
     assert (marked < others).mean() >= 0.8
 
 

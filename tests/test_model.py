@@ -88,13 +88,13 @@ def brightness(factor: float) -> Change:
 @pytest.mark.parametrize(
     ("change", "kept"),
     [
-        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), (69, 59), id="mirrored"),
-        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), (70, 61), id="upside down"),
+        pytest.param(transpose(Image.Transpose.FLIP_LEFT_RIGHT), (69, 65), id="mirrored"),
+        pytest.param(transpose(Image.Transpose.FLIP_TOP_BOTTOM), (70, 66), id="upside down"),
         # 1.0 squashes the field to 80x60 whatever its shape, so this distorts it, too.
-        pytest.param(transpose(Image.Transpose.ROTATE_90), (63, 53), id="quarter turn"),
+        pytest.param(transpose(Image.Transpose.ROTATE_90), (63, 63), id="quarter turn"),
         pytest.param(brightness(0.9), (71, 71), id="darker"),
         pytest.param(brightness(1.1), (71, 71), id="brighter"),
-        pytest.param(as_jpeg, (69, 70), id="JPEG quality 50"),
+        pytest.param(as_jpeg, (69, 69), id="JPEG quality 50"),
     ],
 )
 def test_a_changed_cell_stays_the_same_cell(
@@ -118,4 +118,4 @@ def test_every_class_is_recognised(before: np.ndarray, photographs: list[data.Im
         float((before[labels == label] == label).mean()) for label in range(len(FIELD_CLASSES))
     ]
     print(f"recall {recall}")
-    assert min(recall) >= 0.5
+    assert min(recall) >= 0.7

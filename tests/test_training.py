@@ -216,7 +216,7 @@ ORDER = re.findall(
     protocol recipes table metrics data augment robustness out_of_distribution
     torchvision_cpu networks export optimizer workers checkpoints version_files fitting
     scenes laboratories runs crops locate views cells fields train
-    out_of_fold crossvalidate calibrate left_out predict evaluate served
+    out_of_fold cropped crossvalidate calibrate left_out predict evaluate served
     plots sweep few_cells adapt measured figures report __main__
     """,
 )
