@@ -90,10 +90,12 @@ def for_script() -> dict[str, Any]:
         "notAProject": _("This is not a saved count of this page, or it is damaged."),
         "saved": {
             "elsewhere": _("Not saved: another tab of this page is open."),
+            "insecure": _("Not saved: this needs an encrypted connection (HTTPS)."),
             "saving": _("Saving…"),
             "saved": _("Saved on this computer"),
             "failed": _("This count could not be saved on this computer."),
         },
+        "notWritten": _("The file could not be written."),
         "noLabels": _("Label cells first: select one and press a number key."),
         "accept": _("Accept the suggestions shown (%(count)s)", count="{}"),
         "target": _("%(counted)s of %(target)s", counted="{}", target="{}"),
@@ -103,9 +105,7 @@ def for_script() -> dict[str, Any]:
             found="{}",
             confirmed="{}",
         ),
-        "partial": _(
-            "%(open)s of %(found)s cells are uncertain or not recognised.", open="{}", found="{}"
-        ),
+        "partial": _("%(open)s of %(found)s cells are not counted.", open="{}", found="{}"),
         "perHundred": _("%(count)s (%(ratio)s per 100 leukocytes)", count="{}", ratio="{}"),
         "groups": {
             "all": _("All"),
@@ -118,6 +118,8 @@ def for_script() -> dict[str, Any]:
             "added": _("Images added: %(count)s", count="{}"),
             "cleared": _("Images removed: %(count)s", count="{}"),
             "labelled": _("Cells labelled: %(count)s", count="{}"),
+            "unlabelled": _("Labels removed: %(count)s", count="{}"),
+            "opened": _("Count opened: %(count)s images", count="{}"),
             "undone": _("Undone: %(step)s", step="{}"),
             "redone": _("Redone: %(step)s", step="{}"),
         },

@@ -18,13 +18,15 @@ const found = () => answer(FIELD);
 const refused = (status, type = "ServiceUnavailable") => () => Response.json({ type }, { status });
 const reset = () => { throw new TypeError("connection reset"); };
 
+const MOST = { images: 100, bytes: 100 };
+
 /** Send images to a server that answers by the number of the request and the name of the image. */
 async function run(count, respond) {
   const clock = new Clock();
   const collection = new Collection((file, version, signal) => predict(file, version, signal, clock));
   let sent = 0;
   globalThis.fetch = async (_, { body }) => respond(sent++, body.get("image").name, clock);
-  await collection.add(files(count), 100);
+  await collection.add(files(count), "", MOST);
   const asking = () => collection.images.filter((image) => image.state === "asking").length;
   await clock.run(asking, () => !collection.open.length);
   return { collection, clock };
@@ -42,7 +44,7 @@ const files = (count, size = 3) => Array.from({ length: count }, (_, i) => new F
 test("an image without an answer is one entry, later its cells from left to right", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  await collection.add(files(1), 100);
+  await collection.add(files(1), "", MOST);
   assert.deepEqual(collection.entries.map(groupOf), ["open"]);
   await done(collection);
   assert.deepEqual(collection.entries.map((cell) => cell.label), ["NEUTROPHIL", "MONOCYTE"]);
@@ -53,7 +55,7 @@ test("an image without an answer is one entry, later its cells from left to righ
 test("the visitor's label overrides the model's group, and null removes it", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  await collection.add(files(1), 100);
+  await collection.add(files(1), "", MOST);
   await done(collection);
   const [cell] = collection.entries;
   collection.label([cell], () => "OTHER");
@@ -68,7 +70,7 @@ test("the visitor's label overrides the model's group, and null removes it", asy
 test("every change can be undone and redone, and answers stay", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  await collection.add(files(2), 100);
+  await collection.add(files(2), "", MOST);
   await done(collection);
   collection.label(collection.entries, () => "BLAST");
   collection.clear();
@@ -88,7 +90,7 @@ test("every change can be undone and redone, and answers stay", async () => {
 test("a new change forgets what was undone", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
-  await collection.add(files(1), 100);
+  await collection.add(files(1), "", MOST);
   await done(collection);
   const [first, second] = collection.entries;
   collection.label([first], () => "BLAST");
@@ -103,10 +105,10 @@ test("the same file is added once, whatever its name", async () => {
   const collection = new Collection();
   const [file] = files(1);
   const copy = new File([await file.arrayBuffer()], "copy.png");
-  const { first, repeated } = await collection.add([file, copy], 100);
+  const { first, repeated } = await collection.add([file, copy], "", MOST);
   assert.equal(repeated, 1);
   assert.deepEqual(collection.images.map(({ id, name }) => [id, name]), [[first, "0.png"]]);
-  assert.deepEqual(await collection.add([copy], 100), { first: null, repeated: 1 });
+  assert.deepEqual(await collection.add([copy], "", MOST), { first: null, repeated: 1, refused: 0 });
 });
 
 test("all images of a count are asked of the version that answered the first", async () => {
@@ -119,16 +121,64 @@ test("all images of a count are asked of the version that answered the first", a
     return Response.json({ version: version ?? versions.shift(), cells: FIELD });
   };
   const collection = new Collection();
-  await collection.add(files(5), 100);
+  await collection.add(files(5), "", MOST);
   await done(collection);
   assert.deepEqual(new Set(collection.images.map(({ version }) => version)), new Set(["3.0"]));
   assert.deepEqual(asked, [null, null, null, "3.0", "3.0", "3.0", "3.0"]);
 });
 
+test("a version that was chosen for a count stays with its images", async () => {
+  globalThis.fetch = async (_, { body }) => Response.json({ version: body.get("version") ?? "3.0", cells: FIELD });
+  const collection = new Collection();
+  const [one, two] = files(2);
+  await collection.add([one], "", MOST);
+  await done(collection);
+  collection.undo();
+  await collection.add([two], "1.0", MOST);
+  await collection.add([one], "3.0", MOST);
+  await done(collection);
+  assert.deepEqual(collection.images.map(({ version }) => version), ["1.0", "1.0"]);
+});
+
+test("a count that is opened replaces another, which can be had back", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection(), other = new Collection();
+  for (const each of [collection, other]) {
+    await each.add(files(2), "", MOST);
+    await done(each);
+  }
+  other.label(other.entries, () => "BLAST");
+  collection.restore(other.count, other.uploads);
+  assert.equal(collection.labelled.length, 4);
+  collection.undo();
+  assert.deepEqual([collection.images.length, collection.labelled.length], [2, 0]);
+});
+
+test("a label that changes nothing is no step", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  await collection.add(files(1), "", MOST);
+  await done(collection);
+  collection.label(collection.entries, () => "BLAST");
+  collection.undo();
+  collection.label(collection.entries, () => null);
+  assert.equal(collection.canRedo, true);
+});
+
+test("more images than a count may have are not added, and those that it has do not count", async () => {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  const most = { ...MOST, images: 3 };
+  await collection.add(files(2), "", most);
+  const { repeated, refused } = await collection.add(files(5), "", most);
+  assert.deepEqual([collection.images.length, repeated, refused], [3, 2, 2]);
+  await done(collection);
+});
+
 test("empty and too large files are not sent", async () => {
   globalThis.fetch = () => assert.fail("sent");
   const collection = new Collection();
-  await collection.add([...files(1, 0), ...files(1, 11)], 10);
+  await collection.add([...files(1, 0), ...files(1, 11)], "", { ...MOST, bytes: 10 });
   assert.deepEqual(collection.failed.map((image) => image.problem), ["EmptyImage", "ImageTooLarge"]);
 });
 
@@ -137,7 +187,7 @@ test("at most three images are sent at a time; cancelled ones can be retried", a
     signal.addEventListener("abort", () => reject(signal.reason));
   });
   const collection = new Collection();
-  await collection.add(files(8), 100);
+  await collection.add(files(8), "", MOST);
   assert.equal(collection.images.filter((image) => image.state === "asking").length, 3);
   collection.cancel();
   assert.equal(collection.failed.length, 8);

@@ -5,10 +5,10 @@ import { fromProject, toProject } from "../../frontend/static/js/project.js";
 import { zip } from "../../frontend/static/js/zip.js";
 
 const upload = {
-  id: "ab", name: "a.png", state: "done", problem: null, version: "3.0", found: [{ label: "MONOCYTE" }],
+  id: "ab", name: "a.png", state: "done", problem: null, version: "3.0", found: [{ label: "MONOCYTE", verdict: "confident", probabilities: { MONOCYTE: 0.9 }, box: null, found: true }],
   size: null, heatMap: null, file: new File(["pixels"], "a.png", { type: "image/png" }),
 };
-const count = { number: 0, images: ["ab"], labels: { "ab-0": "BAND" } };
+const count = { id: "1", wanted: "", images: ["ab"], labels: { "ab-0": "BAND" } };
 
 test("a project holds the count, the answers and the images", async () => {
   const opened = await fromProject(await toProject(count, [upload]));

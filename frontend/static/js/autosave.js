@@ -7,16 +7,13 @@ import { clear, load, save } from "./storage.js";
 const OFF = "bloodcells-not-saved", LOCK = "bloodcells-count";
 
 export class Autosave extends EventTarget {
-  /** @type {"off" | "elsewhere" | "saving" | "saved" | "failed"} */
+  /** @type {"off" | "insecure" | "elsewhere" | "saving" | "saved" | "failed"} */
   state = "off";
   #collection;
+  /** @type {Set<string>} The images that changed since they were saved. */
+  #changed = new Set();
   #again = false;
-  /** @type {Promise<boolean> | null} */
-  #lock = null;
-
-  get isOn() {
-    return this.state !== "off";
-  }
+  #locked = false;
 
   /** @param {Collection} collection */
   constructor(collection) {
@@ -25,45 +22,70 @@ export class Autosave extends EventTarget {
     collection.addEventListener("change", () => this.#save());
   }
 
-  /** Restore the saved count, and save from now on; return whether there was any. */
-  async start() {
-    if (localStorage.getItem(OFF) !== null) return false;
-    await this.#begin();
-    const saved = this.state === "saved" ? await load().catch(() => null) : null;
-    // A count that began in the meantime stays.
-    if (!saved?.count.images.length || this.#collection.uploads.length) return false;
-    this.#collection.restore(saved.count, saved.uploads);
-    return true;
+  get isOn() {
+    return this.state !== "off";
+  }
+
+  /** Whether this tab saves, or could. */
+  get isPossible() {
+    return !["insecure", "elsewhere"].includes(this.state);
+  }
+
+  /** Restore the saved count, and save from now on. */
+  start() {
+    if (localStorage.getItem(OFF) !== null) return;
+    // Two tabs would overwrite each other's count, and only on encrypted pages can they take turns.
+    if (!navigator.locks) return this.#become("insecure");
+    this.#become("elsewhere");
+    navigator.locks.request(LOCK, () => {
+      this.#locked = true;
+      this.#restore();
+      // Until the tab is closed.
+      return new Promise(() => {});
+    });
   }
 
   /** Save from now on, or remove what was saved from this computer. @param {boolean} on */
   async turn(on) {
     if (on) {
       localStorage.removeItem(OFF);
-      await this.#begin();
+      if (!this.#locked) return this.start();
+      this.#become("saved");
       await this.#save();
     } else {
       localStorage.setItem(OFF, "");
-      this.#become("off");
+      this.state = "off";
       await clear();
+      this.#become("off");
     }
   }
 
-  async #begin() {
-    this.#lock ??= lock();
-    this.#become((await this.#lock) ? "saved" : "elsewhere");
+  async #restore() {
+    try {
+      const saved = await load();
+      // A count that began in the meantime stays.
+      if (saved && !this.#collection.uploads.length) {
+        this.#collection.restore(saved.count, saved.uploads);
+      }
+      this.#become("saved");
+      await this.#save();
+    } catch {
+      this.#become("failed");
+    }
   }
 
   async #save() {
-    if (["off", "elsewhere"].includes(this.state)) return;
+    if (!["saving", "saved", "failed"].includes(this.state)) return;
     this.#again = true;
     if (this.state === "saving") return;
     this.#become("saving");
     let done = true;
-    while (this.#again) {
+    while (this.#again && this.isOn) {
       this.#again = false;
+      for (const id of this.#collection.takeChanges()) this.#changed.add(id);
       const { count, uploads } = this.#collection;
-      done = await save(count, uploads, this.#collection.takeChanges()).then(() => true, () => false);
+      done = await save(count, uploads, this.#changed).then(() => true, () => false);
+      if (done) this.#changed.clear();
     }
     if (this.isOn) this.#become(done ? "saved" : "failed");
   }
@@ -74,13 +96,3 @@ export class Autosave extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 }
-
-// Two tabs would overwrite each other's count. The first keeps the lock until it is closed.
-/** @returns {Promise<boolean>} */
-const lock = () => new Promise((resolve) => {
-  if (!navigator.locks) return resolve(true);
-  navigator.locks.request(LOCK, { ifAvailable: true }, (held) => {
-    resolve(held !== null);
-    return held && new Promise(() => {});
-  });
-});

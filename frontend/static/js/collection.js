@@ -9,7 +9,8 @@ import { predict } from "./service.js";
 /** @import { AnsweredCell } from "./service.js" */
 /**
  * @typedef {object} Count What undo and redo change. It is never modified in place.
- * @property {number} number Counts have images of their own: another version may answer them.
+ * @property {string} id Counts have images of their own: another version may answer them.
+ * @property {string} wanted The version to ask, until the first answer decides; "" for the default.
  * @property {readonly string[]} images By id, in the order that they were added.
  * @property {Readonly<Record<string, string>>} labels The visitor's, by the id of the cell.
  *
@@ -21,14 +22,11 @@ import { predict } from "./service.js";
  */
 
 /** @type {Count} */
-const FIRST = { number: 0, images: [], labels: {} };
+const EMPTY = { id: "", wanted: "", images: [], labels: {} };
 
 export class Collection extends EventTarget {
-  /** The version to ask, until the first answer decides. */
-  wanted = "";
   /** @type {History<Count>} */
-  #history = new History(FIRST);
-  #counts = 1;
+  #history = new History(EMPTY);
   /** @type {Map<string, Upload>} */
   #uploads = new Map();
   /** @type {Set<string>} The images that changed since `takeChanges`. */
@@ -40,7 +38,7 @@ export class Collection extends EventTarget {
     const collection = this;
     this.#queue = new Queue({
       get all() { return collection.uploads; },
-      get version() { return collection.version ?? collection.wanted; },
+      get version() { return collection.version ?? collection.count.wanted; },
       update: (id, facts) => this.update(id, facts),
     }, ask);
   }
@@ -96,22 +94,35 @@ export class Collection extends EventTarget {
   }
 
   /**
-   * Add files. Return the id of the first new image, and how many files were already there.
+   * Add files. Return the id of the first new image, how many files were already there, and how many
+   * more than the count may have.
    * @param {File[]} files
-   * @param {number} maxBytes
+   * @param {string} wanted The version to ask, if these are the first images.
+   * @param {{ images: number, bytes: number }} most
    */
-  async add(files, maxBytes) {
-    const digests = await Promise.all(files.map(digestOf));
-    const { count } = this;
-    const uploads = files.map((file, at) => toUpload(`${count.number}-${digests[at]}`, file, maxBytes));
-    for (const upload of uploads) {
-      if (!this.#uploads.has(upload.id)) this.#uploads.set(upload.id, upload);
+  async add(files, wanted, most) {
+    /** @type {string[]} */
+    const digests = [];
+    // One after another: together they would be in memory at the same time.
+    for (const file of files) digests.push(await digestOf(file, most.bytes));
+    const count = this.uploads.length ? this.count : { ...EMPTY, id: newId(), wanted };
+    /** @type {Map<string, File>} */
+    const found = new Map();
+    for (const [at, file] of files.entries()) {
+      const id = `${count.id}-${digests[at]}`;
+      if (!count.images.includes(id) && !found.has(id)) found.set(id, file);
     }
-    const images = [...new Set([...count.images, ...uploads.map(({ id }) => id)])];
-    const added = images.slice(count.images.length);
+    const added = [...found].slice(0, Math.max(0, most.images - count.images.length));
+    for (const [id, file] of added) {
+      if (!this.#uploads.has(id)) this.#uploads.set(id, toUpload(id, file, most.bytes));
+    }
+    const images = [...count.images, ...added.map(([id]) => id)];
     if (added.length) this.#change("added", added.length, { ...count, images });
-    this.#queue.start();
-    return { first: added[0] ?? null, repeated: files.length - added.length };
+    return {
+      first: added.length ? added[0][0] : null,
+      repeated: files.length - found.size,
+      refused: found.size - added.length,
+    };
   }
 
   /** @param {Upload[]} images */
@@ -126,7 +137,7 @@ export class Collection extends EventTarget {
 
   clear() {
     this.cancel();
-    this.#change("cleared", this.uploads.length, { ...FIRST, number: this.#counts++ });
+    this.#change("cleared", this.uploads.length, EMPTY);
   }
 
   /**
@@ -135,14 +146,16 @@ export class Collection extends EventTarget {
    * @param {(cell: Cell) => string | null} labelOf
    */
   label(cells, labelOf) {
-    const { count } = this;
-    const labels = { ...count.labels };
-    for (const cell of cells) {
+    const labels = { ...this.count.labels };
+    const changed = cells.filter((cell) => labelOf(cell) !== (labels[cell.id] ?? null));
+    if (!changed.length) return;
+    for (const cell of changed) {
       const label = labelOf(cell);
       if (label) labels[cell.id] = label;
       else delete labels[cell.id];
     }
-    this.#change("labelled", cells.length, { ...count, labels });
+    const name = changed.every(labelOf) ? "labelled" : "unlabelled";
+    this.#change(name, changed.length, { ...this.count, labels });
   }
 
   undo() {
@@ -174,7 +187,7 @@ export class Collection extends EventTarget {
   }
 
   /**
-   * Replace the count by one that was saved, and ask about its images without an answer.
+   * Go on with a count that was saved, and ask about its images without an answer.
    * @param {Count} count
    * @param {Upload[]} uploads
    */
@@ -183,10 +196,14 @@ export class Collection extends EventTarget {
       const state = upload.state === "asking" ? "waiting" : upload.state;
       this.#uploads.set(upload.id, { ...upload, state });
     }
-    this.#history = new History(count);
-    this.#counts = Math.max(this.#counts, count.number + 1);
-    this.#queue.start();
-    this.#announce();
+    if (this.uploads.length) {
+      this.cancel();
+      this.#change("opened", count.images.length, count);
+    } else {
+      this.#history = new History(count);
+      this.#queue.start();
+      this.#announce();
+    }
   }
 
   /** @param {string} name @param {number} size @param {Count} count */
@@ -222,14 +239,17 @@ function toUpload(id, file, maxBytes) {
   };
 }
 
+const newId = () => Math.random().toString(36).slice(2);
+
 /**
  * Return the SHA-256 of a file, so that the same file is added once. Without encryption browsers do
- * not offer it: a file is then the same if its name, size and date are.
+ * not offer it: a file is then the same if its name, size and date are. So is one that is too large.
  * @param {File} file
+ * @param {number} maxBytes
  */
-async function digestOf(file) {
+async function digestOf(file, maxBytes) {
   const known = [file.name, file.size, file.lastModified].join("-");
-  if (!globalThis.crypto.subtle) return known;
+  if (!globalThis.crypto.subtle || file.size > maxBytes) return known;
   const bytes = await file.arrayBuffer().catch(() => new TextEncoder().encode(known));
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -30,7 +30,7 @@ export function summarize(entries, onlyConfirmed = false) {
   const labelled = countGroups(entries.filter((entry) => isCell(entry) && entry.own));
   const groups = onlyConfirmed ? labelled : all;
   const classes = classesOf(entries);
-  const kinds = kindsOf(classes).filter((kind) => classes.includes(kind) || (isCounted(kind) && all[kind]));
+  const kinds = kindsOf(classes).filter((kind) => isCounted(kind) && (classes.includes(kind) || all[kind]));
   const rows = kinds.map((kind) => ({ kind, count: groups[kind] ?? 0 }));
   const total = (/** @type {Record<string, number>} */ counts) =>
     rows.reduce((sum, { kind }) => sum + (counts[kind] ?? 0), 0);

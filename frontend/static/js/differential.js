@@ -17,6 +17,8 @@ import { fill, labelName } from "./texts.js";
  * @param {(share: number) => string} percent
  */
 export function mountDifferential(section, texts, percent) {
+  const format = new Intl.NumberFormat(document.documentElement.lang, { maximumFractionDigits: 1 });
+
   /** @param {Entry[]} entries @param {boolean} onlyConfirmed */
   return (entries, onlyConfirmed) => {
     const summary = summarize(entries, onlyConfirmed);
@@ -55,7 +57,7 @@ export function mountDifferential(section, texts, percent) {
       const kind = item.dataset.key ?? "", count = groups[kind] ?? 0;
       find(item, "dt").textContent = groupName(kind, texts);
       find(item, "dd").textContent = kind === PER_HUNDRED && counted
-        ? fill(texts.perHundred, count, ((100 * count) / counted).toFixed(1)) : String(count);
+        ? fill(texts.perHundred, count, format.format((100 * count) / counted)) : String(count);
       item.hidden = !count && ["none", "open"].includes(kind);
     }
   }

@@ -7,13 +7,10 @@ import { zip } from "./zip.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
 
-// Of an image's id, enough to tell images of one name apart.
-const DIGITS = 10;
-
-/** @param {Entry[]} entries */
-export function saveTable(entries) {
+/** @param {Entry[]} entries @param {boolean} onlyConfirmed */
+export function saveTable(entries, onlyConfirmed) {
   // With the byte order mark, spreadsheets read UTF-8.
-  save(new Blob(["\ufeff", toTable(entries)], { type: "text/csv" }), "cells.csv");
+  save(new Blob(["\ufeff", toTable(entries, onlyConfirmed)], { type: "text/csv" }), "cells.csv");
 }
 
 /**
@@ -24,10 +21,11 @@ export async function saveLabelled(cells, suffixes) {
   /** @type {[string, Blob][]} */
   const files = [];
   const groups = [["file", "group"]];
+  const images = [...new Set(cells.map(({ image }) => image.id))];
   for (const cell of cells) {
     const { id, name, file } = cell.image;
     const cut = await toTrainingImage(cell);
-    const short = `${id.slice(0, DIGITS)}-${stem(name)}`;
+    const short = `${images.indexOf(id) + 1}-${stem(name)}`;
     const path = `${folderOf(cell)}/${cell.index + 1}-${short}${cut ? ".png" : suffix(name, suffixes)}`;
     files.push([path, cut ?? file]);
     // Cells of one image are alike: training never splits a group.
@@ -47,8 +45,9 @@ function folderOf(cell) {
 /**
  * Return the table of all cells as CSV.
  * @param {Entry[]} entries
+ * @param {boolean} onlyConfirmed Whether only cells count that the visitor labelled.
  */
-export function toTable(entries) {
+export function toTable(entries, onlyConfirmed = false) {
   const classes = classesOf(entries);
   const columns = [
     "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
@@ -65,7 +64,8 @@ export function toTable(entries) {
     const shares = classes.map((label) => entry.probabilities[label]?.toFixed(6) ?? "");
     return [
       entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
-      entry.verdict, ...shares, entry.own ?? "", countedAs(entry), "",
+      entry.verdict, ...shares, entry.own ?? "",
+      onlyConfirmed && !entry.own ? "" : countedAs(entry), "",
     ];
   })]);
 }

@@ -100,7 +100,8 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     keepChosen(before);
     showGroups(groups);
     forgetTiles(new Set(entries.map((entry) => entry.id)));
-    if (focused) focus();
+    if (focused && shown.length) focus();
+    else if (focused) find(filters, "[data-key=all]").focus();
     list.hidden = !shown.length;
     find(section, ".nothing").hidden = Boolean(shown.length);
     const suggestions = acceptable().length;
@@ -254,6 +255,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
     if (!button) return;
     view.filter = button.dataset.key ?? "all";
+    view.selected.clear();
     onChange(false);
   });
   sort.addEventListener("change", () => {

@@ -1,7 +1,8 @@
 // The kinds of cells: the classes of the version, and more that only people label.
 
-// Labels beyond the classes of a version, their keys, and whether such a cell counts as a leucocyte.
+// Labels beyond the classes of a version, their keys, and whether such a cell counts as a leukocyte.
 const EXTRA = /** @type {const} */ ([
+  ["BASOPHIL", "h", true],
   ["BAND", "b", true],
   ["IMMATURE_GRANULOCYTE", "i", true],
   ["BLAST", "l", true],
@@ -13,7 +14,7 @@ const EXTRA = /** @type {const} */ ([
   ["OTHER", "o", false],
 ]);
 
-// Reported for each 100 leucocytes.
+// Reported for each 100 leukocytes.
 export const PER_HUNDRED = "ERYTHROBLAST";
 
 /** @type {Set<string>} */

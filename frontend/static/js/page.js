@@ -22,7 +22,7 @@ const view = {
 };
 
 const BETWEEN_DRAWINGS = 300;
-const PROJECT = ".count.zip";
+const PROJECT = "cells.count.zip";
 
 // Called again after a change of language replaced the body.
 function mount() {
@@ -59,25 +59,23 @@ function mount() {
   };
   /** @param {File[]} files */
   const add = async (files) => {
-    const [project] = files.filter(({ name }) => name.endsWith(PROJECT));
+    const [project] = files.filter(({ name }) => /\.zip$/i.test(name));
     if (project) return openProject(project);
-    const limit = Number(form.dataset.maxImages);
-    const room = Math.max(0, limit - collection.uploads.length);
-    if (!collection.uploads.length) collection.wanted = version?.value ?? "";
-    const { first, repeated } = await collection.add(files.slice(0, room), Number(form.dataset.max));
+    const most = { images: Number(form.dataset.maxImages), bytes: Number(form.dataset.max) };
+    const { first, repeated, refused } = await collection.add(files, version?.value ?? "", most);
     notAdded = [
-      files.length > room ? fill(texts.tooMany, limit) : "",
+      refused ? fill(texts.tooMany, most.images) : "",
       repeated ? fill(texts.repeated, repeated) : "",
     ].filter(Boolean).join(" ");
     if (notAdded) announce(notAdded);
-    if (first && view.filter === "all") view.chosen = first;
+    if (first && view.filter === "all") choose(first);
   };
   /** @param {File} file */
   const openProject = async (file) => {
     try {
       const { count, uploads } = await fromProject(file);
       collection.restore(count, uploads);
-      view.chosen = null;
+      notAdded = "";
     } catch {
       announce(texts.notAProject);
       notAdded = texts.notAProject;
@@ -93,15 +91,15 @@ function mount() {
     // On a phone the viewer lies above the gallery.
     if (chosen && getComputedStyle(part(".bench")).display === "block") part(".viewer").scrollIntoView();
   });
-  /** @param {Cell} cell @param {string | null} label */
-  const label = (cell, label) => {
+  /** @param {Cell} cell @param {(cell: Cell) => string | null} labelOf */
+  const label = (cell, labelOf) => {
     const cells = gallery.selectedWith(cell);
-    if (label) gallery.chooseNext();
-    collection.label(cells, () => label);
+    if (labelOf(cell)) gallery.chooseNext();
+    collection.label(cells, labelOf);
   };
   /** @param {string} id */
   const choose = (id) => {
-    Object.assign(view, { chosen: id, filter: "all" });
+    Object.assign(view, { chosen: id, filter: "all", selected: new Set() });
     show();
   };
   const viewer = mountViewer(part(".viewer"), texts, percent, collection, choose, label);
@@ -128,6 +126,12 @@ function mount() {
     else if (!first) return;
     else if (!isCell(first)) announce(first.problem ? problemOf(first.problem, texts).title : texts.cancelled);
     else announce(`${headingOf(first, texts)}. ${texts.verdicts[first.verdict].badge}. ${percent(first.confidence)}`);
+  };
+
+  // Where the keys work.
+  const focusCells = () => {
+    if (bench.classList.contains("single")) part(".viewer").focus({ preventScroll: true });
+    else gallery.focus(true);
   };
 
   const show = () => {
@@ -162,44 +166,53 @@ function mount() {
     draw();
     if (asking) {
       announceAnswers();
-      // The keys work there.
-      if ([document.body, chooser].some((element) => element === document.activeElement)) gallery.focus(true);
+      if (document.activeElement === chooser) focusCells();
     }
     asking = false;
+    if (!document.activeElement?.checkVisibility() || document.activeElement === document.body) focusCells();
   }, { signal });
+  signal.addEventListener("abort", () => clearTimeout(timer));
   collection.addEventListener("step", (event) => {
     const { name, size, how } = /** @type {CustomEvent} */ (event).detail;
     const text = fill(texts.steps[name], size);
     find(toast, "p").textContent = how === "done" ? text : fill(texts.steps[how], text);
-    find(toast, "button").hidden = how !== "done";
+    find(toast, "[data-do=undo]").hidden = how !== "done";
     // A single label is seen, and undone, where it was set.
-    toast.hidden = name === "added" || (name === "labelled" && size < 2);
+    toast.hidden = how === "done" && (name === "added" || (name.endsWith("labelled") && size < 2));
   }, { signal });
 
-  /** @type {Record<string, () => void>} */
+  /** @type {Record<string, () => unknown>} */
   const actions = {
     cancel: () => collection.cancel(),
     retry: () => collection.retry(collection.failed),
     clear: () => {
-      Object.assign(view, { filter: "all", chosen: null });
+      Object.assign(view, { filter: "all", chosen: null, selected: new Set() });
       collection.clear();
       chooser.focus();
     },
     undo: () => collection.undo(),
     redo: () => collection.redo(),
+    dismiss: () => { toast.hidden = true; },
     accept: () => collection.label(gallery.acceptable(), (cell) => cell.label),
-    project: async () => save(await toProject(collection.count, collection.uploads), `cells${PROJECT}`),
-    csv: () => saveTable(collection.entries),
+    project: async () => save(await toProject(collection.count, collection.uploads), PROJECT),
+    csv: () => saveTable(collection.entries, view.onlyConfirmed),
     print: () => window.print(),
     zip: () => {
       const { labelled } = collection;
-      if (labelled.length) saveLabelled(labelled, suffixes);
-      else note.textContent = texts.noLabels;
+      if (labelled.length) return saveLabelled(labelled, suffixes);
+      note.textContent = texts.noLabels;
     },
   };
   for (const button of findAll(document, "[data-do]")) {
     const action = actions[button.dataset.do ?? ""];
-    if (action) button.addEventListener("click", action);
+    if (!action) continue;
+    button.addEventListener("click", async () => {
+      try {
+        await action();
+      } catch {
+        note.textContent = texts.notWritten;
+      }
+    });
   }
   target.addEventListener("change", () => {
     view.target = target.value;
@@ -215,9 +228,10 @@ function mount() {
     if (target.matches("input:not([type=checkbox]), select, textarea")) return;
     const key = event.key.toLowerCase();
     if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
-    else if (event.altKey || event.ctrlKey || event.metaKey || !bench.contains(target)) return;
-    else if (key === " " && target.matches("button, summary, [type=checkbox]")) return;
-    else if (!viewer.onKey(key)) return;
+    // Held down, a key would label a cell after the other.
+    else if (event.altKey || event.ctrlKey || event.metaKey || event.repeat) return;
+    else if (target !== part(".viewer") && !target.matches(".tile, .labels button")) return;
+    else if ((key === " " && target.matches("button")) || !viewer.onKey(key)) return;
     event.preventDefault();
   }, { signal });
   window.addEventListener("beforeprint", () => {
@@ -228,7 +242,8 @@ function mount() {
     if (collection.labelled.length && autosave.state !== "saved") event.preventDefault();
   }, { signal });
   const showSaved = () => {
-    saved.checked = autosave.isOn;
+    saved.checked = autosave.isOn && autosave.isPossible;
+    saved.disabled = !autosave.isPossible;
     part(".saved-state").textContent = texts.saved[autosave.state] ?? "";
     bench.dataset.saved = autosave.state;
   };
@@ -241,7 +256,9 @@ function mount() {
       if (!collection.uploads.length) return;
       event.preventDefault();
       try {
-        await replaceBody(/** @type {HTMLAnchorElement} */ (link).href);
+        const page = await fetchPage(/** @type {HTMLAnchorElement} */ (link).href);
+        if (signal.aborted) return;
+        replaceBody(page);
       } catch {
         announce(texts.problems.PageUnreachable.title);
         return;
@@ -255,9 +272,8 @@ function mount() {
   show();
 }
 
-/** @param {string} address */
-async function replaceBody(address) {
-  const page = await fetchPage(address);
+/** @param {Document} page */
+function replaceBody(page) {
   document.documentElement.lang = page.documentElement.lang;
   document.title = page.title;
   document.body.replaceWith(document.adoptNode(page.body));

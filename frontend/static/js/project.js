@@ -29,7 +29,9 @@ export async function toProject(count, uploads) {
 export async function fromProject(archive) {
   const files = await unzip(archive);
   const { format, count, uploads } = JSON.parse((await files.get(SESSION)?.text()) ?? "{}");
-  if (format !== FORMAT) throw new RangeError("The file is not a project of this page.");
+  if (format !== FORMAT || !isCount(count) || !uploads.every(isKnown)) {
+    throw new RangeError("The file is not a project of this page.");
+  }
   return {
     count,
     uploads: uploads.map((/** @type {Upload & { type: string }} */ { type, ...facts }) => {
@@ -39,3 +41,16 @@ export async function fromProject(archive) {
     }),
   };
 }
+
+/** @param {any} count */
+const isCount = ({ id, wanted, images, labels }) =>
+  [id, wanted, ...images, ...Object.values(labels)].every((each) => typeof each === "string");
+
+/** @param {any} upload */
+const isKnown = ({ id, name, state, found }) =>
+  [id, name, state].every((each) => typeof each === "string") && found.every(isAnswered);
+
+/** @param {any} cell */
+const isAnswered = ({ verdict, probabilities, box }) =>
+  ["confident", "uncertain", "rejected"].includes(verdict)
+  && [...Object.values(probabilities), ...(box ?? [])].every(Number.isFinite);

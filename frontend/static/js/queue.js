@@ -2,9 +2,9 @@
 // visitors do not wait for a hundred images. The edge passes on 8 uploads of an address, which
 // visitors may share.
 
-import { Problem, predict } from "./service.js";
+import { Problem } from "./service.js";
 
-/** @import { Answer, AnsweredCell } from "./service.js" */
+/** @import { Answer, AnsweredCell, predict } from "./service.js" */
 /**
  * @typedef {object} Upload An image, and what is known of it. It is never modified in place.
  * @property {string} id
@@ -36,8 +36,8 @@ export class Queue {
   #uploads;
   #predict;
 
-  /** @param {Uploads} uploads */
-  constructor(uploads, ask = predict) {
+  /** @param {Uploads} uploads @param {typeof predict} ask */
+  constructor(uploads, ask) {
     this.#uploads = uploads;
     this.#predict = ask;
   }

@@ -20,20 +20,32 @@ function open() {
   return completed(request);
 }
 
-/** Return the saved count and its images, or null. */
-export async function load() {
+/**
+ * Use the database, and close it.
+ * @template T
+ * @param {IDBTransactionMode} mode
+ * @param {(stores: IDBTransaction) => Promise<T>} use
+ */
+async function transact(mode, use) {
   const database = await open();
-  const stores = database.transaction([COUNT, FACTS, FILES]);
+  try {
+    return await use(database.transaction([COUNT, FACTS, FILES], mode));
+  } finally {
+    database.close();
+  }
+}
+
+/** Return the saved count and its images, or null. */
+export const load = () => transact("readonly", async (stores) => {
   /** @type {[Count | undefined, Omit<Upload, "file">[], File[]]} */
   const [count, facts, files] = await Promise.all([
     completed(stores.objectStore(COUNT).get(CURRENT)),
     completed(stores.objectStore(FACTS).getAll()),
     completed(stores.objectStore(FILES).getAll()),
   ]);
-  database.close();
   // Both are sorted by id.
   return count ? { count, uploads: facts.map((known, at) => ({ ...known, file: files[at] })) } : null;
-}
+});
 
 /**
  * Save a count and its images; forget images that it does not have.
@@ -41,9 +53,7 @@ export async function load() {
  * @param {Upload[]} uploads
  * @param {Set<string>} changed The ids of the images that changed since they were saved.
  */
-export async function save(count, uploads, changed) {
-  const database = await open();
-  const stores = database.transaction([COUNT, FACTS, FILES], "readwrite");
+export const save = (count, uploads, changed) => transact("readwrite", async (stores) => {
   stores.objectStore(COUNT).put(count, CURRENT);
   const known = stores.objectStore(FACTS), files = stores.objectStore(FILES);
   const saved = new Set((await completed(known.getAllKeys())).map(String));
@@ -56,8 +66,7 @@ export async function save(count, uploads, changed) {
     files.delete(id);
   }
   await finished(stores);
-  database.close();
-}
+});
 
 /** Remove all that was saved from this computer. */
 export const clear = () => completed(indexedDB.deleteDatabase(NAME));

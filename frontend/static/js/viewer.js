@@ -8,7 +8,7 @@ import { addressOf } from "./pictures.js";
 import { Problem, explain } from "./service.js";
 import { fill, labelName, problemOf } from "./texts.js";
 
-/** @import { Cell, Collection, Entry, Image } from "./collection.js" */
+/** @import { Cell, Collection, Entry } from "./collection.js" */
 /** @import { Upload } from "./queue.js" */
 /** @import { Texts } from "./texts.js" */
 
@@ -21,7 +21,7 @@ const SVG = "http://www.w3.org/2000/svg";
  * @param {(share: number) => string} percent
  * @param {Collection} collection
  * @param {(id: string) => void} onChoose
- * @param {(cell: Cell, label: string | null) => void} onLabel
+ * @param {(cell: Cell, labelOf: (cell: Cell) => string | null) => void} onLabel
  */
 export function mountViewer(card, texts, percent, collection, onChoose, onLabel) {
   const picture = find(card, "img.picture", HTMLImageElement);
@@ -42,9 +42,9 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
   /** @param {Entry | null} entry @param {string[]} classes */
   const show = (entry, classes) => {
     card.hidden = !entry;
-    if (!entry) return;
-    const moved = entry.id !== shown?.id;
+    const moved = entry?.id !== shown?.id;
     shown = entry;
+    if (!entry) return;
     const image = isCell(entry) ? entry.image : entry;
     showPicture(image);
     showOutlines(collection.cellsOf(image.id));
@@ -182,11 +182,10 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
   /** @param {string} key */
   const onKey = (key) => {
     if (!shown || !isCell(shown)) return false;
-    const { own, label } = shown;
     const kind = keysOf(Object.keys(shown.probabilities)).get(key);
-    if (key === "0" && own) onLabel(shown, null);
-    else if (key === " " && label) onLabel(shown, own ?? label);
-    else if (kind) onLabel(shown, kind);
+    if (key === "0") onLabel(shown, () => null);
+    else if (key === " ") onLabel(shown, (cell) => cell.own ?? cell.label);
+    else if (kind) onLabel(shown, () => kind);
     else return false;
     return true;
   };
@@ -202,7 +201,8 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
     const button = /** @type {HTMLElement} */ (event.target).closest("button");
     if (!button || !shown || !isCell(shown)) return;
     const pressed = button.getAttribute("aria-pressed") === "true";
-    onLabel(shown, pressed ? null : (button.dataset.key ?? null));
+    const kind = pressed ? null : (button.dataset.key ?? null);
+    onLabel(shown, () => kind);
   });
   return { show, onKey };
 }

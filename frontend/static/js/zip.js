@@ -4,6 +4,7 @@ const LOCAL = 0x04034b50, CENTRAL = 0x02014b50, END = 0x06054b50;
 const VERSION = 20, UTF8 = 0x0800;
 // 1 January 1980: the same cells give the same archive.
 const TIME = 0, DATE = 0x21;
+const MOST = 0xffffffff;
 const END_BYTES = 22, CENTRAL_BYTES = 46, LOCAL_BYTES = 30;
 
 /**
@@ -30,6 +31,7 @@ export async function zip(files) {
     );
     parts.push(local, name, content);
     offset += local.length + name.length + content.size;
+    if (offset > MOST) throw new RangeError("The archive is larger than 4 GB.");
   }
   const size = directory.reduce((sum, part) => sum + part.length, 0);
   const end = record([
