@@ -67,9 +67,7 @@ def for_script() -> dict[str, Any]:
     return {
         "cells": CELLS,
         "verdicts": {name: each._asdict() for name, each in VERDICTS.items()},
-        "rejected": VERDICTS["rejected"].badge,
         "labelled": _("Your label"),
-        "nothing": _("No white blood cell"),
         "nothingFound": NOTHING,
         "report": _("Report, %(date)s", date="{}"),
         "problems": {
@@ -78,7 +76,6 @@ def for_script() -> dict[str, Any]:
         "waiting": _("Waiting"),
         "asking": _("Analysing…"),
         "cancelled": _("Cancelled"),
-        "notRead": _("Not analysed"),
         "answered": _("%(count)s of %(total)s images analysed", count="{}", total="{}"),
         "allAnswered": _("Done."),
         "cellOf": _("cell %(number)s of %(total)s", number="{}", total="{}"),

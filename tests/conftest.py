@@ -16,7 +16,7 @@ import torch
 from edges import Asker, Configured, edge_over_stand_in, need_nginx
 from flask import Flask
 from flask.testing import FlaskClient
-from page_stand_in import serving
+from page_stand_in import DrawingsStandIn, serving, serving_drawings
 from stand_in import StandIn
 
 from frontend import create_app
@@ -212,6 +212,13 @@ def browser() -> Iterator[Browser]:
         started = playwright.chromium.launch(executable_path=program, args=CHROMIUM_FLAGS)
         yield started
         started.close()
+
+
+@pytest.fixture(scope="module")
+def drawings() -> Iterator[tuple[str, DrawingsStandIn]]:
+    """Serve the page in front of a service that knows the drawings; yield both."""
+    with serving_drawings() as running:
+        yield running
 
 
 @pytest.fixture

@@ -181,3 +181,9 @@ def choose(page: Page, *images: Path) -> None:
     page.locator("#image").set_input_files(list(images))
     if without_script:
         send.click()
+
+
+def choose_and_wait(page: Page, *images: Path) -> None:
+    """Choose images, and wait until all are analysed."""
+    choose(page, *images)
+    page.wait_for_selector(".workbench[aria-busy=false]")

@@ -10,7 +10,7 @@ pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from axe_playwright_python.sync_playwright import Axe
 from conftest import SERVED, Open
-from page_stand_in import choose, serving_drawings
+from page_stand_in import choose, choose_and_wait, serving_drawings
 from playwright.sync_api import Page, expect
 
 from frontend import samples
@@ -61,8 +61,7 @@ def test_answers_pass_axe(open_address: Open, address: str, tmp_path: Path, widt
     page.locator("[data-do=explain]").click()
     expect(page.locator(".heat")).to_be_visible()
     check_with_axe(page)
-    choose(page, bad, *DRAWN)
-    expect(page.locator(".workbench[aria-busy=false]")).to_be_visible()
+    choose_and_wait(page, bad, *DRAWN)
     page.locator(".tile.failed").click()
     check_with_axe(page)
 

@@ -10,18 +10,12 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
-from page_stand_in import DrawingsStandIn, choose, failure, serving_drawings
+from page_stand_in import DrawingsStandIn, choose, choose_and_wait, failure
 from playwright.sync_api import Page, expect
 
 from frontend import samples
 
 DRAWN = [sample.path for sample in samples.drawn() if sample.label]
-
-
-@pytest.fixture(scope="module")
-def drawings() -> Iterator[tuple[str, DrawingsStandIn]]:
-    with serving_drawings() as running:
-        yield running
 
 
 @pytest.fixture
@@ -32,8 +26,7 @@ def page(open_address: Open, drawings: tuple[str, DrawingsStandIn]) -> Iterator[
 
 def label_two(page: Page) -> None:
     """Add four images, label two cells, and wait until that is saved."""
-    choose(page, *DRAWN[:4])
-    expect(page.locator(".workbench[aria-busy=false]")).to_be_visible()
+    choose_and_wait(page, *DRAWN[:4])
     page.locator(".tile").first.click()
     page.keyboard.press("3")
     page.keyboard.press("e")

@@ -12,7 +12,13 @@ pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
 from edges import wait
-from page_stand_in import DrawingsStandIn, choose, copies, failure, serving_drawings
+from page_stand_in import (
+    DrawingsStandIn,
+    choose,
+    choose_and_wait,
+    copies,
+    failure,
+)
 from PIL import Image
 from playwright.sync_api import Locator, Page, Route, expect
 
@@ -27,12 +33,6 @@ ONE_CELL = [sample.path for sample in samples.drawn() if sample.label]
 CELLS = len(DRAWN) + 3
 
 
-@pytest.fixture(scope="module")
-def drawings() -> Iterator[tuple[str, DrawingsStandIn]]:
-    with serving_drawings() as running:
-        yield running
-
-
 @pytest.fixture
 def page(open_address: Open, drawings: tuple[str, DrawingsStandIn]) -> Page:
     return open_address(drawings[0])
@@ -43,11 +43,6 @@ def stand_in(drawings: tuple[str, DrawingsStandIn]) -> Iterator[DrawingsStandIn]
     """Return the service behind the page; a test may break it."""
     yield drawings[1]
     drawings[1].error, drawings[1].classes = None, FIELD_CLASSES
-
-
-def choose_and_wait(page: Page, *images: Path) -> None:
-    choose(page, *images)
-    expect(page.locator(".workbench[aria-busy=false]")).to_be_visible()
 
 
 def labels(page: Page) -> list[str]:

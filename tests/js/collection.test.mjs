@@ -41,6 +41,15 @@ const until = (collection, condition) => new Promise((resolve) => {
 const done = (collection) => until(collection, () => !collection.open.length);
 const files = (count, size = 3) => Array.from({ length: count }, (_, i) => new File([new Uint8Array(size).fill(i)], `${i}.png`));
 
+/** Return a count of files that a server has answered. */
+async function counted(added) {
+  globalThis.fetch = async () => answer(FIELD);
+  const collection = new Collection();
+  await collection.add(added, "", MOST);
+  await done(collection);
+  return collection;
+}
+
 test("an image without an answer is one entry, later its cells from left to right", async () => {
   globalThis.fetch = async () => answer(FIELD);
   const collection = new Collection();
@@ -53,10 +62,7 @@ test("an image without an answer is one entry, later its cells from left to righ
 });
 
 test("the visitor's label overrides the model's group, and null removes it", async () => {
-  globalThis.fetch = async () => answer(FIELD);
-  const collection = new Collection();
-  await collection.add(files(1), "", MOST);
-  await done(collection);
+  const collection = await counted(files(1));
   const [cell] = collection.entries;
   collection.label([cell], () => "OTHER");
   assert.equal(groupOf(collection.entries[0]), "OTHER");
@@ -68,10 +74,7 @@ test("the visitor's label overrides the model's group, and null removes it", asy
 });
 
 test("every change can be undone and redone, and answers stay", async () => {
-  globalThis.fetch = async () => answer(FIELD);
-  const collection = new Collection();
-  await collection.add(files(2), "", MOST);
-  await done(collection);
+  const collection = await counted(files(2));
   collection.label(collection.entries, () => "BLAST");
   collection.clear();
   assert.equal(collection.entries.length, 0);
@@ -88,10 +91,7 @@ test("every change can be undone and redone, and answers stay", async () => {
 });
 
 test("a new change forgets what was undone", async () => {
-  globalThis.fetch = async () => answer(FIELD);
-  const collection = new Collection();
-  await collection.add(files(1), "", MOST);
-  await done(collection);
+  const collection = await counted(files(1));
   const [first, second] = collection.entries;
   collection.label([first], () => "BLAST");
   collection.undo();
@@ -141,12 +141,7 @@ test("a version that was chosen for a count stays with its images", async () => 
 });
 
 test("a count that is opened replaces another, which can be had back", async () => {
-  globalThis.fetch = async () => answer(FIELD);
-  const collection = new Collection(), other = new Collection();
-  for (const each of [collection, other]) {
-    await each.add(files(2), "", MOST);
-    await done(each);
-  }
+  const collection = await counted(files(2)), other = await counted(files(2));
   other.label(other.entries, () => "BLAST");
   collection.restore(other.count, other.uploads);
   assert.equal(collection.labelled.length, 4);
@@ -155,10 +150,7 @@ test("a count that is opened replaces another, which can be had back", async () 
 });
 
 test("a label that changes nothing is no step", async () => {
-  globalThis.fetch = async () => answer(FIELD);
-  const collection = new Collection();
-  await collection.add(files(1), "", MOST);
-  await done(collection);
+  const collection = await counted(files(1));
   collection.label(collection.entries, () => "BLAST");
   collection.undo();
   collection.label(collection.entries, () => null);

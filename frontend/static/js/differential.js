@@ -2,9 +2,8 @@
 
 import { isPartial, summarize, wilson } from "./count.js";
 import { find, findAll, repeat } from "./dom.js";
-import { groupName } from "./gallery.js";
 import { PER_HUNDRED, isCounted } from "./kinds.js";
-import { fill, labelName } from "./texts.js";
+import { fill, groupName, labelName } from "./texts.js";
 
 /** @import { Entry } from "./collection.js" */
 /** @import { Summary } from "./count.js" */

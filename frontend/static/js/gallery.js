@@ -6,7 +6,7 @@ import { countGroups } from "./count.js";
 import { find, findAll, repeat } from "./dom.js";
 import { kindsOf } from "./kinds.js";
 import { drawTile } from "./pictures.js";
-import { fill, labelName, problemOf } from "./texts.js";
+import { fill, groupName, labelName, problemOf } from "./texts.js";
 
 /** @import { Cell, Entry } from "./collection.js" */
 /** @import { Texts } from "./texts.js" */
@@ -24,6 +24,9 @@ import { fill, labelName, problemOf } from "./texts.js";
 const STEPS = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity, Backspace: -1 };
 // The groups beside the kinds of cells.
 const UNDECIDED = ["uncertain", "rejected"], EMPTY = ["none", "open"];
+
+/** Return all groups, in the order that they are shown. @param {Entry[]} entries */
+const groupsOf = (entries) => [...kindsOf(classesOf(entries)), ...UNDECIDED, ...EMPTY];
 
 // First what needs a decision, the most doubtful cells before the others.
 /** @param {Entry} entry */
@@ -113,8 +116,8 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
   /** @param {Entry[]} entries */
   const showFilters = (entries) => {
     const counts = countGroups(entries);
-    const classes = classesOf(entries), always = ["all", ...classes, ...UNDECIDED];
-    const keys = ["all", ...kindsOf(classes), ...UNDECIDED, ...EMPTY]
+    const always = ["all", ...classesOf(entries), ...UNDECIDED];
+    const keys = ["all", ...groupsOf(entries)]
       .filter((key) => always.includes(key) || counts[key] || view.filter === key);
     for (const button of repeat(filters, keys)) {
       const key = button.dataset.key ?? "";
@@ -131,8 +134,7 @@ export function mountGallery(section, template, texts, percent, view, onChange) 
    */
   const grouped = (entries) => {
     if (view.sort !== "class") return [["all", entries]];
-    const keys = [...kindsOf(classesOf(entries)), ...UNDECIDED, ...EMPTY];
-    return keys.map((key) => /** @type {[string, Entry[]]} */ (
+    return groupsOf(entries).map((key) => /** @type {[string, Entry[]]} */ (
       [key, entries.filter((entry) => groupOf(entry) === key)]
     )).filter(([, members]) => members.length);
   };
@@ -281,10 +283,10 @@ export function nameOf(entry, texts) {
  */
 function describe(entry, texts, percent) {
   if (!isCell(entry)) {
-    if (entry.problem) return [texts.notRead, problemOf(entry.problem, texts).title];
+    if (entry.problem) return [texts.groups.open, problemOf(entry.problem, texts).title];
     return [texts[entry.state], ""];
   }
-  const label = !entry.found ? texts.nothing : entry.label ? labelName(entry.label, texts) : texts.rejected;
+  const label = entry.label ? labelName(entry.label, texts) : entry.found ? texts.groups.rejected : texts.groups.none;
   if (entry.own) {
     const note = entry.own === entry.label ? percent(entry.confidence) : fill(texts.model, label);
     return [`✓ ${labelName(entry.own, texts)}`, note];
@@ -292,11 +294,3 @@ function describe(entry, texts, percent) {
   if (!entry.label) return [label, ""];
   return [entry.verdict === "confident" ? label : `${label}?`, percent(entry.confidence)];
 }
-
-/**
- * Return the name of a group: a kind of cell, or what the page calls the others.
- * @param {string} key
- * @param {Texts} texts
- * @returns {string}
- */
-export const groupName = (key, texts) => texts.groups[key] ?? labelName(key, texts);

@@ -12,7 +12,7 @@ import { Problem } from "./service.js";
  * @property {string} name
  * @property {"waiting" | "asking" | "done" | "failed" | "cancelled"} state
  * @property {string | null} problem
- * @property {string} version That which answered.
+ * @property {string} version The version that answered.
  * @property {AnsweredCell[]} found From left to right.
  * @property {string | null} [picture] A picture of the server, if the browser can't show the file;
  *   null if there is none.
@@ -21,7 +21,7 @@ import { Problem } from "./service.js";
  *
  * @typedef {object} Uploads
  * @property {Upload[]} all
- * @property {string} version The version that all are asked of; "" for the default.
+ * @property {string} version The version that classifies all of them; "" for the default.
  * @property {(id: string, facts: Partial<Upload>) => void} update
  */
 
@@ -30,8 +30,8 @@ const PARALLEL = 3;
 const FOR_ALL = ["ServiceUnavailable", "PageUnreachable"];
 
 export class Queue {
-  /** @type {Map<string, AbortController>} Of the images that are asked about. */
-  #asked = new Map();
+  /** @type {Map<string, AbortController>} The requests in progress, by the id of the image. */
+  #requests = new Map();
   #answers = 0;
   #uploads;
   #predict;
@@ -44,7 +44,7 @@ export class Queue {
 
   start() {
     for (const image of this.#uploads.all) {
-      if (this.#asked.size >= PARALLEL) return;
+      if (this.#requests.size >= PARALLEL) return;
       if (image.state === "waiting") this.#ask(image);
     }
   }
@@ -52,8 +52,8 @@ export class Queue {
   /** @param {Upload[]} images */
   cancel(images) {
     for (const { id } of images) {
-      this.#asked.get(id)?.abort();
-      this.#asked.delete(id);
+      this.#requests.get(id)?.abort();
+      this.#requests.delete(id);
       this.#uploads.update(id, { state: "cancelled" });
     }
   }
@@ -62,7 +62,7 @@ export class Queue {
   async #ask(image) {
     const abort = new AbortController();
     const answers = this.#answers;
-    this.#asked.set(image.id, abort);
+    this.#requests.set(image.id, abort);
     this.#uploads.update(image.id, { state: "asking" });
     try {
       const answer = await this.#predict(image.file, this.#uploads.version, abort.signal);
@@ -70,8 +70,8 @@ export class Queue {
     } catch (error) {
       if (!abort.signal.aborted) this.#failed(image, error, answers === this.#answers);
     }
-    // It may have been cancelled and asked about again.
-    if (this.#asked.get(image.id) === abort) this.#asked.delete(image.id);
+    // It may have been cancelled and sent again.
+    if (this.#requests.get(image.id) === abort) this.#requests.delete(image.id);
     this.start();
   }
 

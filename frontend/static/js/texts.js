@@ -21,6 +21,14 @@ export const fill = (text, ...values) => values.reduce(
 export const labelName = (label, texts) => texts.cells[label] ?? label;
 
 /**
+ * Return the name of a group: a kind of cell, or what the page calls the others.
+ * @param {string} key
+ * @param {Texts} texts
+ * @returns {string}
+ */
+export const groupName = (key, texts) => texts.groups[key] ?? labelName(key, texts);
+
+/**
  * Return the texts about a problem. The edge has kinds that the page does not know.
  * @param {string} kind
  * @param {Texts} texts

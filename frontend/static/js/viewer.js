@@ -104,7 +104,7 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
   const showState = (image) => {
     const ended = image.problem || image.state === "cancelled";
     const problem = image.problem ? problemOf(image.problem, texts) : null;
-    find(card, ".badge").textContent = ended ? texts.notRead : texts.waiting;
+    find(card, ".badge").textContent = ended ? texts.groups.open : texts.waiting;
     find(card, ".badge").hidden = false;
     find(card, "#verdict").textContent = problem?.title ?? texts[image.state];
     find(card, ".meaning").textContent = problem?.advice ?? "";
@@ -143,7 +143,8 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
         buttons[index].setAttribute("aria-pressed", String(kind === cell.own));
       }
     }
-    if (classes.every((kind) => kind !== cell.own) && cell.own) find(labels, "details", HTMLDetailsElement).open = true;
+    const isOther = cell.own && !classes.includes(cell.own);
+    if (isOther) find(labels, "details", HTMLDetailsElement).open = true;
   };
 
   /** @param {Upload} image */
@@ -210,7 +211,6 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
 /** @param {Cell} cell @param {Texts} texts @returns {string} */
 export function headingOf(cell, texts) {
   if (cell.own) return labelName(cell.own, texts);
-  if (!cell.found) return texts.nothing;
-  if (!cell.label) return texts.rejected;
+  if (!cell.label) return cell.found ? texts.groups.rejected : texts.groups.none;
   return `${labelName(cell.label, texts)}${cell.verdict === "uncertain" ? "?" : ""}`;
 }
