@@ -1,7 +1,8 @@
 """Locate white cells: decode the locator network's centres and sizes to boxes.
 
-The network gets the field scaled into 128x128, the canvas. Where it finds only small cells or none,
-it looks a second time, at tiles of the field, which shows cells two and a half times as large.
+The network gets the field scaled into 128x128, the canvas. Where it finds no large cell, not even
+a doubtful one, it looks a second time, at tiles of the field: cells are two and a half times as
+large in them.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ STRIDE = 4
 # Side in canvas pixels of a box whose logarithmic size is 0.
 UNIT = 32.0
 MAX_CELLS = 32
-# Lowest score of a cell, and the largest share of the smaller of two boxes that both may cover: the
-# box of a part of a cell lies within that of the cell.
-MIN_SCORE = 0.4
+# Lowest score of a cell, and of the only one in a field. In a laboratory that it does not know, the
+# locator doubts a large cell more than the red cells and the lobes of nuclei that tiles show.
+MIN_SCORE, LEAST_SCORE = 0.4, 0.2
+# The largest share of the smaller of two boxes that both may cover: the box of a part of a cell
+# lies within that of the cell.
 MAX_SHARED = 0.6
-# A cell is small if its longer side is less than this share of the field's.
-SMALL = 0.16
+# A cell is small if its longer side is less than this share of the field's. Another share is of the
+# cells that may be doubtful.
+SMALL, LARGE = 0.16, 0.25
 # The side of a tile, and the steps between tiles at most, as shares of the field's longer side. So
 # three tiles cover it, and a small cell that is cut off by one is whole in another, or nearly.
 TILE, STEP = 0.4, 0.3
@@ -43,7 +47,7 @@ Cells = npt.NDArray[np.float64]
 # The shape of a heat map with a border, and the distances to a place and its neighbours in it.
 _BORDERED = (CANVAS // STRIDE + 2,) * 2
 _AROUND = np.array([row * _BORDERED[1] + column for row in (-1, 0, 1) for column in (-1, 0, 1)])
-_MIN_LOGIT = math.log(MIN_SCORE / (1 - MIN_SCORE))
+_LEAST_LOGIT = math.log(LEAST_SCORE / (1 - LEAST_SCORE))
 # Bounds a box to between a pixel and three canvases, whatever the network returns.
 _MAX_LOG_SIZE = 2.5
 
@@ -60,8 +64,7 @@ def locate(locator: Network, fields: Sequence[Pixels]) -> list[list[Located]]:
     """Return the white cells of each field (H, W, 3), by descending score, at most MAX_CELLS."""
     found = _look(locator, fields)
     return [
-        _listed(_look_closer(locator, field, cells) if _all_small(cells, field) else cells)
-        for field, cells in zip(fields, found, strict=True)
+        _listed(_settled(locator, field, cells)) for field, cells in zip(fields, found, strict=True)
     ]
 
 
@@ -93,11 +96,14 @@ def _mean(one: Pixels, other: Pixels) -> Pixels:
 
 
 def decode(output: Floats) -> list[Cells]:
-    """Decode the locator's output (N, 5, 32, 32) to the cells of each canvas, in its pixels."""
+    """Decode the locator's output (N, 5, 32, 32) to the cells of each canvas, in its pixels.
+
+    Also those that are doubtful, from LEAST_SCORE on.
+    """
     bordered = np.full((len(output), *_BORDERED), -np.inf, np.float32)
     bordered[:, 1:-1, 1:-1] = output[:, 0]
     heat = bordered.ravel()
-    places = np.flatnonzero(heat >= _MIN_LOGIT)
+    places = np.flatnonzero(heat >= _LEAST_LOGIT)
     # A cell is where none of the eight neighbours is higher.
     places = places[heat[places] >= heat[places[:, None] + _AROUND].max(1)]
     canvases, rows, columns = np.unravel_index(places, bordered.shape)
@@ -151,9 +157,20 @@ def _look(locator: Network, fields: Sequence[Pixels]) -> list[Cells]:
     return [_within(cells, field) for cells, field in zip(decode(output), fields, strict=True)]
 
 
-def _all_small(cells: Cells, field: Pixels) -> bool:
-    sides = cells[:, 2:4] - cells[:, :2]
-    return bool((sides < SMALL * max(field.shape[:2])).all())
+def _settled(locator: Network, field: Pixels, cells: Cells) -> Cells:
+    """Choose from the cells of a first look, or look closer."""
+    sizes = (cells[:, 2:4] - cells[:, :2]).max(1) / max(field.shape[:2])
+    sure = _sure(cells)
+    if (sizes[sure] >= SMALL).any():
+        return cells[sure]
+    if (large := np.flatnonzero(~sure & (sizes >= LARGE))).size:
+        sure[large[0]] = True
+        return cells[sure]
+    return _look_closer(locator, field, cells[sure])
+
+
+def _sure(cells: Cells) -> npt.NDArray[np.bool_]:
+    return cells[:, 4] >= MIN_SCORE
 
 
 def _look_closer(locator: Network, field: Pixels, cells: Cells) -> Cells:
@@ -162,7 +179,7 @@ def _look_closer(locator: Network, field: Pixels, cells: Cells) -> Cells:
     places = tiles(width, height)
     parts = [field[top:bottom, left:right] for left, top, right, bottom in places]
     closer = (
-        _moved(inside, place, (width, height))
+        _moved(inside[_sure(inside)], place, (width, height))
         for inside, place in zip(_look(locator, parts), places, strict=True)
     )
     return _distinct(_by_score(np.concatenate([cells, *closer])))

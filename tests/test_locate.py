@@ -243,13 +243,13 @@ def test_a_cell_cut_off_keeps_its_visible_part(
 
 def test_the_correct_output_costs_least() -> None:
     """False alarms cost nothing in a hardly visible cell."""
-    targets = _targets([[((40, 40, 80, 72), 1.0)]])
+    targets = _targets(torch.tensor([[[40.0, 40, 80, 72, 1]]]))
     heat, shapes = targets[:2]
     right = torch.cat([heat.clamp(1e-4, 1 - 1e-4).logit()[:, None], shapes], 1)
     costs = [float(_loss(each, *targets)) for each in (right, right.roll(8, 3), right * 0)]
     assert costs[0] < 0.3
     assert costs[0] < min(costs[1:]) / 3
-    seen, hidden = ((40.0, 40.0, 80.0, 72.0), 1.0), ((0.0, 100.0, 12.0, 128.0), 0.2)
+    seen, hidden = [40.0, 40, 80, 72, 1], [0.0, 100, 12, 128, 0.2]
     right[0, 0, 26:31, :3] = 5
-    assert float(_loss(right, *_targets([[seen, hidden]]))) < 0.3
-    assert float(_loss(right, *_targets([[seen]]))) > 1
+    assert float(_loss(right, *_targets(torch.tensor([[seen, hidden]])))) < 0.3
+    assert float(_loss(right, *_targets(torch.tensor([[seen]])))) > 1

@@ -12,8 +12,8 @@ import torch
 from handler.engine import Network
 from handler.locator import (
     CANVAS,
+    LEAST_SCORE,
     MAX_CELLS,
-    MIN_SCORE,
     STRIDE,
     UNIT,
     Located,
@@ -60,9 +60,9 @@ def test_a_peak_is_a_cell() -> None:
 def test_low_scores_and_the_slopes_of_a_peak_are_not_cells() -> None:
     shape = (0, 0, 4, 4)
     slopes = (10, 9, 0.8, shape), (10, 10, 0.7, shape)
-    low, high = (20, 9, MIN_SCORE - 0.01, shape), (20, 20, MIN_SCORE + 0.01, shape)
+    low, high = (20, 9, LEAST_SCORE - 0.01, shape), (20, 20, LEAST_SCORE + 0.01, shape)
     cells = decoded((9, 9, 0.9, shape), *slopes, low, high)
-    assert [cell.score for cell in cells] == pytest.approx([0.9, MIN_SCORE + 0.01])
+    assert [cell.score for cell in cells] == pytest.approx([0.9, LEAST_SCORE + 0.01])
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_an_empty_field_is_accepted(locator: Network, size: tuple[int, int]) -> 
     "box", [(40, 40, 80, 72), (0, 0, 30, 20), (100, 90, 128, 128), (61, 61, 66, 67)]
 )
 def test_the_targets_decode_to_the_box(box: Box) -> None:
-    heat, shapes, _near, _counts = _targets([[(box, 1.0)]])
+    heat, shapes, _near, _counts = _targets(torch.tensor([[[*box, 1.0]]]))
     logits = heat.clamp(1e-4, 1 - 1e-4).logit()[:, None]
     [[cell]] = decode(torch.cat([logits, shapes], 1).numpy())
     assert cell[:4] == pytest.approx(box, abs=0.01)

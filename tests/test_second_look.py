@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from handler.locator import (
     CANVAS,
     EDGE,
+    LARGE,
     MAX_CELLS,
     MAX_TILES,
     SMALL,
@@ -83,12 +84,14 @@ def looked(reader: Reader, *fields: Pixels) -> list[list[Located]]:
     return locate(reader, list(fields))
 
 
-LARGE = (100, 60, 200, 160)
+WIDE = (100, 60, 200, 160)
+# Scores of 255.
+DOUBTFUL, UNSEEN = 80, 40
 
 
 def test_a_field_with_a_large_cell_is_looked_at_once() -> None:
     reader = Reader()
-    [cells] = looked(reader, field(LARGE, (10, 10, 20, 20)))
+    [cells] = looked(reader, field(WIDE, (10, 10, 20, 20)))
     assert len(cells) == 2
     assert reader.calls == [1]
 
@@ -104,6 +107,33 @@ def test_a_field_with_only_small_cells_is_looked_at_twice(side: int, calls: list
     assert box == pytest.approx((200, 200, 200 + side, 220), abs=4)
 
 
+@pytest.mark.parametrize(
+    ("side", "score", "calls"),
+    [
+        (int(LARGE * 320) + 4, DOUBTFUL, [1]),
+        (int(LARGE * 320) - 4, DOUBTFUL, [1, MAX_TILES]),
+        (int(LARGE * 320) + 4, UNSEEN, [1, MAX_TILES]),
+    ],
+)
+def test_the_best_doubtful_large_cell_is_taken_where_none_is_sure(
+    side: int, score: int, calls: list[int]
+) -> None:
+    reader = Reader()
+    pixels = field((100, 60, 100 + side, 100), (220, 60, 220 + side, 100), score=score)
+    pixels[pixels[..., 0] == 2, 2] = score + 8
+    [cells] = looked(reader, pixels)
+    assert reader.calls == calls
+    assert len(cells) == (calls == [1])
+    assert all(cell.box[0] == pytest.approx(220, abs=2) for cell in cells)
+
+
+def test_a_doubtful_cell_is_not_taken_beside_a_sure_one() -> None:
+    pixels = field(WIDE, (220, 60, 310, 100), score=DOUBTFUL)
+    pixels[pixels[..., 0] == 1, 2] = 200
+    [cells] = looked(Reader(), pixels)
+    assert boxes(cells) == [pytest.approx(WIDE, abs=2)]
+
+
 def test_a_field_without_a_cell_is_looked_at_twice_and_has_none() -> None:
     reader = Reader()
     assert looked(reader, field()) == [[]]
@@ -113,7 +143,7 @@ def test_a_field_without_a_cell_is_looked_at_twice_and_has_none() -> None:
 def test_only_some_fields_of_a_batch_are_looked_at_twice() -> None:
     reader = Reader(least=8)
     small = (30, 30, 45, 45)
-    found = looked(reader, field(LARGE), field(small), field(), field(small, LARGE))
+    found = looked(reader, field(WIDE), field(small), field(), field(small, WIDE))
     assert [len(cells) for cells in found] == [1, 1, 0, 1]
     assert reader.calls == [4, MAX_TILES, MAX_TILES]
     assert found[1][0].box == pytest.approx(small, abs=1)

@@ -118,9 +118,8 @@ def _density(images: torch.Tensor) -> torch.Tensor:
 def _stains(cells: list[Pixels]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the mean (N, 3, 1) and the spread (N, 3, 3) of the densities of lit pixels."""
     means, spreads = zip(*map(_stain, cells), strict=True)
-    return torch.from_numpy(np.stack(means)).float()[..., None], torch.from_numpy(
-        np.stack(spreads)
-    ).float()
+    mean, spread = (torch.as_tensor(np.stack(each)).float() for each in (means, spreads))
+    return mean[..., None], spread
 
 
 def _stain(pixels: Pixels) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ def train_cells(
         batch: np.ndarray, _random: np.random.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         windows = nudge(views[batch]).contiguous(memory_format=torch.channels_last)
-        logits, truth = forward(network, windows), torch.from_numpy(labels[batch])
+        logits, truth = forward(network, windows), torch.as_tensor(labels[batch])
         right = {"train_accuracy": (logits.argmax(1) == truth).double().mean().item()}
         return F.cross_entropy(logits, truth, label_smoothing=recipe.label_smoothing), right
 

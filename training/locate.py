@@ -166,9 +166,10 @@ def train_locator(
         batch: np.ndarray, random: np.random.Generator
     ) -> tuple[torch.Tensor, dict[str, float]]:
         pixels, boxes = turned(canvases.pixels[batch], canvases.boxes[batch], random)
+        boxes = boxes[:, : np.isfinite(boxes[..., 0]).sum(1).max()]
         images = recolour_slightly(scale(to_planes(pixels)))
         output = forward(locator, images.contiguous(memory_format=torch.channels_last))
-        return _loss(output, *_targets([_visible(each) for each in boxes])), {}
+        return _loss(output, *_targets(torch.as_tensor(boxes))), {}
 
     return locator, fit(locator, recipe.fit, rows, loss, seed, title, checkpoint)
 
@@ -428,41 +429,41 @@ def _scaled(box: Box, across: float, down: float) -> Box:
     return box[0] * across, box[1] * down, box[2] * across, box[3] * down
 
 
-def _visible(boxes: np.ndarray) -> Visible:
-    """Return the boxes of a canvas (64, 5) as a list; those out of sight are left out."""
-    rows = boxes[~np.isnan(boxes[:, 0])].tolist()
-    return [((row[0], row[1], row[2], row[3]), row[4]) for row in rows if row[4] > 0]
-
-
 def _targets(
-    boxes: Sequence[Sequence[tuple[Box, float]]],
+    boxes: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return what the locator should output: heat and shapes, and the weights of both."""
-    count = len(boxes)
-    heat, near = torch.zeros(2, count, _CELLS, _CELLS)
-    shapes = torch.zeros(count, 4, _CELLS, _CELLS)
-    counts = torch.ones(count, _CELLS, _CELLS)
-    down, across = torch.meshgrid(*[torch.arange(_CELLS) + 0.5] * 2, indexing="ij")
-    for row, cells in enumerate(boxes):
-        for box, visible in cells:
-            left, top, right, bottom = (side / STRIDE for side in box)
-            x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
-            if visible < LEAST_VISIBLE or min(width, height) < 1:
-                inside = (across > left) & (across < right) & (down > top) & (down < bottom)
-                counts[row][inside] = 0
-                continue
-            bell = torch.exp(
-                -((across - x) ** 2) / (2 * max(width / 7, 0.6) ** 2)
-                - (down - y) ** 2 / (2 * max(height / 7, 0.6) ** 2)
-            )
-            bell[min(int(y), _CELLS - 1), min(int(x), _CELLS - 1)] = 1
-            heat[row] = torch.maximum(heat[row], bell)
-            core = bell > 0.6
-            sizes = [math.log(side * STRIDE / UNIT) for side in (width, height)]
-            wanted = [x - across, y - down, *(torch.full_like(across, size) for size in sizes)]
-            shapes[row][:, core] = torch.stack(wanted)[:, core]
-            near[row][core] = bell[core]
-    return heat, shapes, near, counts
+    """Return what the locator should output for boxes (N, B, 5), and the weights of both.
+
+    Each place learns the shape of the box whose bell is the highest there.
+    """
+    visible = boxes[..., 4].nan_to_num()
+    left, top, right, bottom = (boxes[..., :4].nan_to_num() / STRIDE).unbind(2)
+    x, y, width, height = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    seen = (visible >= LEAST_VISIBLE) & (torch.minimum(width, height) >= 1)
+    places = torch.arange(_CELLS) + 0.5
+    bells = [
+        torch.exp(-((places - middle[..., None]) ** 2) / (2 * spread[..., None] ** 2))
+        for middle, spread in ((y, (height / 7).clamp_min(0.6)), (x, (width / 7).clamp_min(0.6)))
+    ]
+    middles = [places.floor() == each.floor().clamp(max=_CELLS - 1)[..., None] for each in (y, x)]
+    bell = torch.where(_crossed(*middles), 1.0, _crossed(*bells)) * seen[..., None, None]
+    heat, owner = bell.max(1)
+    x, y, width, height = (
+        each.gather(1, owner.flatten(1)).view_as(heat) for each in (x, y, width, height)
+    )
+    sizes = [torch.log(side.clamp_min(1) * STRIDE / UNIT) for side in (width, height)]
+    shapes = torch.stack([x - places, y - places[:, None], *sizes], 1)
+    inside = [
+        (places > low[..., None]) & (places < high[..., None])
+        for low, high in ((top, bottom), (left, right))
+    ]
+    hidden = _crossed(*inside) & ((visible > 0) & ~seen)[..., None, None]
+    return heat, shapes, torch.where(heat > 0.6, heat, 0.0), 1.0 - hidden.any(1).float()
+
+
+def _crossed(down: torch.Tensor, across: torch.Tensor) -> torch.Tensor:
+    """Return the products (..., H, W) of values down (..., H) and across (..., W)."""
+    return down[..., None] * across[..., None, :]
 
 
 def _loss(

@@ -140,7 +140,7 @@ def to_input(images: Iterable[Pixels]) -> torch.Tensor:
 
 def to_planes(pixels: Pixels) -> torch.Tensor:
     """View (N, H, W, 3) as (N, 3, H, W); memory stays channels last, which is faster."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return torch.as_tensor(pixels).permute(0, 3, 1, 2)
 
 
 def scale(planes: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,11 @@ class Optimizer:
     ) -> None:
         keep_memory()
         self.parameters, self.max_norm = list(network.parameters()), max_norm
-        self.adam = torch.optim.AdamW(self.parameters, learning_rate, weight_decay=weight_decay)
+        # Otherwise each parameter's count of steps would be read back from a GPU.
+        fused = self.parameters[0].is_cuda
+        self.adam = torch.optim.AdamW(
+            self.parameters, learning_rate, weight_decay=weight_decay, fused=fused
+        )
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.adam, learning_rate, total_steps=steps, pct_start=0.1
         )

@@ -48,8 +48,8 @@ class Fit:
 class LocatorRecipe:
     """A locator, trained on this many canvases."""
 
-    fit: Fit = Fit(3000, 24, 3e-3, 0.02, decay=0.99, mean_from=0.5)
-    canvases: int = 24_000
+    fit: Fit = Fit(3000, 64, 3e-3, 0.02, decay=0.995, mean_from=0.5)
+    canvases: int = 32_000
     # The share of the canvas that a cell takes, on a canvas of one field and in a mosaic's tile.
     cell_sizes: tuple[float, float] = (0.09, 0.95)
     tile_sizes: tuple[float, float] = (0.25, 0.7)

@@ -22,6 +22,7 @@ from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
 from training.networks import scale, to_input, to_planes
 from training.protocol import CLASSES
+from training.workers import DEVICE
 
 # The size of a view: that of a window, with more pixels.
 VIEW = (84, 112)
@@ -93,7 +94,7 @@ def draw(patches: Pixels, partners: Sequence[Pixels | None]) -> Pixels:
     others = [own if each is None else each for own, each in zip(patches, partners, strict=True)]
     images = recolour(restain(images, list(patches), others, share))
     images = crop(refocus(images, 2.2 * VIEW[0] / HEIGHT))
-    pixels: Pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).numpy()
+    pixels: Pixels = images.mul(255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     return pixels
 
 
@@ -131,13 +132,14 @@ def _draw_rows(
     patches = np.load(path, mmap_mode="r")
     torch.manual_seed(start)
     parts = [slice(at, min(at + 64, stop)) for at in range(start, stop, 64)]
-    drawn = [
-        draw(
-            patches[chosen[part]],
-            [None if each == NO_PARTNER else patches[each] for each in partners[part]],
-        )
-        for part in parts
-    ]
+    with torch.device(DEVICE):
+        drawn = [
+            draw(
+                patches[chosen[part]],
+                [None if each == NO_PARTNER else patches[each] for each in partners[part]],
+            )
+            for part in parts
+        ]
     return {"pixels": np.concatenate(drawn)}
 
 

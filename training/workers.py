@@ -16,6 +16,9 @@ from tqdm import tqdm
 
 from training.optimizer import keep_memory
 
+# What networks train on.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
 T = TypeVar("T")
 R = TypeVar("R")
 
