@@ -46,7 +46,7 @@ class Wanted:
 
 def parse(body: Any, length: Any) -> tuple[Payload, Wanted]:
     """Parse a request's body and its header LENGTH; raise InputError if it is invalid."""
-    if not isinstance(body, (bytes, bytearray)):
+    if not isinstance(body, (bytes, bytearray)) or not body:
         raise bad_request("The body is empty.")
     if length is None:
         length = str(len(body))
