@@ -104,7 +104,8 @@ class TestPaths:
         for path in (
             "/ping",
             "/metrics",
-            "/v2/models/bloodcells/infer",
+            "/v2/models/other/infer",
+            "/v1/models/bloodcells:predict",
             "/token?type=inference",
             "/predictions/other",
             "/predictions/bloodcells/",

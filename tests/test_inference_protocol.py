@@ -92,11 +92,10 @@ def test_the_length_of_the_json_must_be_right(length: str) -> None:
     assert refusal(parse, b'{"inputs": []}', length) == BAD
 
 
-@pytest.mark.parametrize(
-    "body", [None, "text", {}, b"", b"{", b"[]", b"1", b"\xff", b"[" * 5000, b'{"inputs": 1}']
-)
-def test_a_body_that_is_no_request_is_refused(body: Any) -> None:
-    assert refusal(parse, body, None) == BAD
+def test_a_body_that_is_no_request_is_refused() -> None:
+    texts = b"", b"{", b"[]", b"1", b"\xff", 5000 * b"[", b'{"inputs": 1}'
+    for body in (None, "text", {}, *texts):
+        assert refusal(parse, body, None) == BAD
 
 
 @pytest.mark.parametrize("mark", ["[],", "{},", "1,"])
