@@ -180,7 +180,7 @@ def encode(
     for name, is_binary in wanted.outputs.items():
         rows = [_value(name, card["classes"], answer) for answer in answers]
         shape = [len(rows), len(card["classes"])] if name == "probabilities" else [len(rows)]
-        output = {"name": name, "datatype": OUTPUTS[name], "shape": shape}
+        output: dict[str, Any] = _tensor(name, OUTPUTS[name], shape)
         if is_binary:
             data = b"".join(map(_packed, rows))
             output["parameters"] = {"binary_data_size": len(data)}

@@ -57,7 +57,8 @@ def test_paths_lead_to_predictions(edge: Asker, received: list[dict[str, str]]) 
 
 
 @pytest.mark.parametrize(
-    ("given", "passed"), [(None, None), ("0", "0"), ("99", "99"), ("-1", "invalid"), ("x", "invalid")]
+    ("given", "passed"),
+    [(None, None), ("0", "0"), ("99", "99"), ("-1", "invalid"), ("x", "invalid")],
 )
 def test_the_handler_gets_bytes_and_the_length_of_the_json(
     edge: Asker, received: list[dict[str, str]], given: str | None, passed: str | None

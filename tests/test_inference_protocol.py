@@ -285,7 +285,11 @@ def test_binary_outputs_follow_the_json_in_their_order() -> None:
     assert "id" not in document
     shares, labels, verdicts = document["outputs"]
     assert shares["parameters"] == {"binary_data_size": 24}
-    assert (labels["data"], "data" in shares, "data" in verdicts) == (COLUMNS["label"], False, False)
+    assert (labels["data"], "data" in shares, "data" in verdicts) == (
+        COLUMNS["label"],
+        False,
+        False,
+    )
     tail = body[length:]
     assert [*struct.unpack("<6f", tail[:24])] == COLUMNS["probabilities"]
     assert tail[24:] == packed(b"confident", b"rejected", b"error")
