@@ -104,7 +104,6 @@ class TestPaths:
         for path in (
             "/ping",
             "/metrics",
-            "/v2/models/other/infer",
             "/v1/models/bloodcells:predict",
             "/token?type=inference",
             "/predictions/other",
