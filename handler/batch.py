@@ -34,6 +34,9 @@ MAX_CELLS, EXPLAINED = 512, 20
 # Images that are decoded and answered at once.
 PART = 16
 
+# Return the body for the answers, and the length of its JSON if binary data follows.
+Encode = Callable[[Sequence[Any]], tuple[bytes, int | None]]
+
 
 @dataclass
 class Request:
@@ -46,6 +49,8 @@ class Request:
     explain: bool
     # The answer has the embedding of each cell.
     embeddings: bool = False
+    # Encodes the answers for a client of another protocol.
+    encode: Encode | None = None
     # The white cells that were classified so far, an explained one counted EXPLAINED times.
     cells: int = 0
 

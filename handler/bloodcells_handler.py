@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from http import HTTPStatus
 from itertools import chain, islice
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from handler import metrics
+from handler import inference_protocol, metrics
 from handler.batch import EXPLAINED, PART, Request, Turn, decoded_images, split
 from handler.bounds import InputError
 from handler.engine import CURE
@@ -90,13 +91,23 @@ class BloodCellHandler:
     def _read(self, row: Mapping[str, Any], header: Mapping[str, Any]) -> Request:
         # TorchServe sets this header for /explanations; a client may set it too.
         explain = header.get("explain") == "True"
+        protocol, encode = header.get(inference_protocol.PROTOCOL), None
+        if protocol == inference_protocol.METADATA:
+            document = inference_protocol.metadata(self.model_name, self.card)
+            return Request([], True, False, encode=lambda _: (document, None))
         try:
-            payload = parse(row, header)
+            if protocol == inference_protocol.INFER:
+                length = header.get(inference_protocol.LENGTH)
+                payload, wanted = inference_protocol.parse(row.get("body"), length)
+                encode = partial(inference_protocol.encode, self.model_name, self.card, wanted)
+            else:
+                payload = parse(row, header)
             if payload.embeddings and not self.card.get("embedding"):
                 raise InputError(400, "BadRequest", "This version has no embeddings.")
         except InputError as error:
             return Request([error], False, explain)
-        return Request(open_all(payload.images), payload.many, explain, payload.embeddings)
+        images = open_all(payload.images)
+        return Request(images, payload.many, explain, payload.embeddings, encode)
 
     def _predict(self, requests: Sequence[Request], decoding: metrics.Stopwatch) -> None:
         """Answer the images of predictions."""
@@ -157,4 +168,10 @@ def _respond(request: Request, index: int, context: Any) -> bytes:
             context.set_response_header(index, "Retry-After", "1")
     context.set_response_status(status, status.phrase, index)
     context.set_response_content_type(index, "application/json")
+    if request.encode and status == HTTPStatus.OK:
+        body, length = request.encode(documents)
+        if length is not None:
+            context.set_response_content_type(index, "application/octet-stream")
+            context.set_response_header(index, inference_protocol.LENGTH, str(length))
+        return body
     return orjson.dumps({"predictions": documents} if request.many else documents[0])

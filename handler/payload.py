@@ -61,7 +61,7 @@ def parse(row: Mapping[str, Any], header: Mapping[str, Any]) -> Payload:
     ]
     if not values:
         raise unsupported() if row else empty()
-    _check_count(len(values))
+    check_count(len(values))
     return Payload([_image(value) for value in values], many=len(values) > 1)
 
 
@@ -69,24 +69,24 @@ def _files(form: bytes | bytearray, kind: str) -> list[bytes]:
     """Return the files of a form (RFC 7578); its other fields are ignored."""
     boundary = _BOUNDARY.search(kind)
     if not boundary:
-        raise _bad_request("The form has no boundary.")
+        raise bad_request("The form has no boundary.")
     delimiter = f"\r\n--{boundary[1] or boundary[2]}".encode()
     # One more than the parts and the final boundary.
     _preamble, *parts = (b"\r\n" + form).split(delimiter, MAX_PARTS + 2)
     if len(parts) > MAX_PARTS + 1:
         raise InputError(413, "TooManyImages", f"A form may have {MAX_PARTS} parts.")
     if not parts or not parts.pop().startswith(b"--"):
-        raise _bad_request("The form has no final boundary, or its lines do not end with CRLF.")
+        raise bad_request("The form has no final boundary, or its lines do not end with CRLF.")
     files = []
     for part in parts:
         headers, separator, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
         if not separator or len(headers) > MAX_PART_HEADERS:
-            raise _bad_request("The headers of a part of the form cannot be read.")
+            raise bad_request("The headers of a part of the form cannot be read.")
         if _FILE.search(headers):
             files.append(content)
     if not files:
         raise unsupported()
-    _check_count(len(files))
+    check_count(len(files))
     return files
 
 
@@ -94,25 +94,35 @@ def _document(body: Any) -> Payload:
     """Read the JSON of KServe v1."""
     instances = body.get("instances") if isinstance(body, dict) else None
     if not isinstance(instances, list) or not instances:
-        raise _bad_request('JSON must be {"instances": [{"b64": "<image in base64>"}, ...]}.')
-    _check_count(len(instances))
-    parameters = body.get("parameters", {})
+        raise bad_request('JSON must be {"instances": [{"b64": "<image in base64>"}, ...]}.')
+    check_count(len(instances))
+    embeddings = wants_embeddings(body.get("parameters", {}))
+    return Payload([_instance(each) for each in instances], True, embeddings)
+
+
+def wants_embeddings(parameters: Any) -> bool:
+    """Return whether the parameters of a request ask for embeddings; raise InputError."""
     embeddings = parameters.get("embedding", False) if isinstance(parameters, dict) else None
     if not isinstance(embeddings, bool):
-        raise _bad_request('"parameters" must be {"embedding": true} or {"embedding": false}.')
-    return Payload([_instance(each) for each in instances], True, embeddings)
+        raise bad_request('"parameters" must be {"embedding": true} or {"embedding": false}.')
+    return embeddings
 
 
 def _instance(instance: Any) -> bytes | InputError:
     text = instance.get("b64") if isinstance(instance, dict) else None
     if not isinstance(text, str):
-        return _bad_request('An instance must be {"b64": "<image in base64>"}.')
+        return bad_request('An instance must be {"b64": "<image in base64>"}.')
+    return from_base64(text)
+
+
+def from_base64(text: str) -> bytes | InputError:
+    """Return an image, or the error in its place."""
     if len(text) > MAX_BYTES * 4 // 3 + 4:
         return too_large("bytes")
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
-        return _bad_request("An instance's b64 is not base64.")
+        return bad_request("The image is not base64.")
 
 
 def _image(value: Any) -> bytes | InputError:
@@ -120,10 +130,12 @@ def _image(value: Any) -> bytes | InputError:
     return bytes(value) if isinstance(value, (bytes, bytearray)) else unsupported()
 
 
-def _check_count(count: int) -> None:
+def check_count(count: int) -> None:
+    """Raise InputError if a request has too many images."""
     if count > MAX_IMAGES:
         raise InputError(413, "TooManyImages", f"One request may hold {MAX_IMAGES} images.")
 
 
-def _bad_request(message: str) -> InputError:
+def bad_request(message: str) -> InputError:
+    """Return the error of a request that is malformed."""
     return InputError(400, "BadRequest", message)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from handler import inference_protocol
 from handler.bounds import FIELD, MAX_COST, InputError
 from handler.contract import kind_of
 from handler.payload import FORM_TYPE, parse
@@ -108,6 +109,23 @@ def _form() -> Run:
     return run
 
 
+def _inference() -> Run:
+    card = {"version": "1.0", "classes": ["A"]}
+
+    def run(body: bytes) -> tuple[str, None]:
+        # The first line is the header.
+        length, _, request = body.partition(b"\n")
+        try:
+            payload, wanted = inference_protocol.parse(request, length.decode("latin-1") or None)
+        except InputError as error:
+            return f"{error.code} {error}", None
+        document, binary = inference_protocol.encode("fuzz", card, wanted, [{}])
+        assert json.loads(document[:binary])["model_version"] == "1.0"
+        return _all_decoded(payload.images), None
+
+    return run
+
+
 def _all_decoded(images: list[bytes | InputError]) -> str:
     opened = open_all(images)
     cost = sum(each.cost for each in opened if isinstance(each, OpenedImage))
@@ -197,6 +215,7 @@ TARGETS = {
         Target("decoder", _decoder, 600, 0.1, share=5),
         Target("payload", _payload, 600, 0.1, share=3, mutate=mutated_instances),
         Target("form", _form, 600, 0.1),
+        Target("inference", _inference, 600, 0.1),
         # Each message is served twice, and may have more requests than a batch.
         Target("worker", _worker, 50, 1),
         Target("edge", _edge, 200, 3, mutate=mutated_fields),

@@ -104,7 +104,7 @@ class TestPaths:
         for path in (
             "/ping",
             "/metrics",
-            "/v2/models/bloodcells/infer",
+            "/v1/models/bloodcells:predict",
             "/token?type=inference",
             "/predictions/other",
             "/predictions/bloodcells/",

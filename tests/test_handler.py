@@ -32,6 +32,7 @@ import handler
 from handler import payload, pipelines
 from handler.bounds import InputError
 from handler.contract import KINDS, MAX_BYTES
+from handler.inference_protocol import INFER, LENGTH, METADATA, PROTOCOL
 from handler.payload import MAX_IMAGES, Payload, parse
 from handler.pipelines import Pipeline
 from handler.preprocessing import decode
@@ -510,6 +511,54 @@ def test_each_image_of_a_request_is_explained(worker: Worker) -> None:
     assert [first["heat_map"], last["heat_map"]] == alone
     assert damaged["type"] == "CorruptImage"
     assert alone[0] != alone[1]
+
+
+def inference(document: Any, binary: bytes = b"", protocol: str = INFER) -> Request:
+    """Return a request of the Open Inference Protocol, as the edge sends it."""
+    text = json.dumps(document).encode()
+    headers = HOST | {PROTOCOL: protocol} | ({LENGTH: str(len(text))} if binary else {})
+    return Request([("body", "application/octet-stream", text + binary)], headers)
+
+
+def tensor(count: int, **members: Any) -> dict[str, Any]:
+    return {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [count], **members}]}
+
+
+@ONE_VERSION
+def test_the_inference_protocol_in_a_batch(
+    worker: Worker, card: Any, expected: list[Answer]
+) -> None:
+    texts = [b64(data)["b64"] for data in (GOOD, CUT, PICTURES[1])]
+    binary = len(GOOD).to_bytes(4, "little") + GOOD
+    sized = {"parameters": {"binary_data_size": len(binary)}}
+    options = {"id": "mine", "outputs": [{"name": "verdict", "parameters": {"binary_data": True}}]}
+    several, plain, one, failed, invalid, described = worker.answers(
+        inference(tensor(3, data=texts)),
+        body(PICTURES[2]),
+        inference(tensor(1, **sized) | options, binary),
+        inference(tensor(1, data=texts[1:2])),
+        inference({"inputs": []}),
+        inference(None, protocol=METADATA),
+    )
+    assert are_close(plain.json, expected[2])
+    outputs = {each["name"]: each["data"] for each in several.json["outputs"]}
+    first, damaged, last = map(json.loads, outputs["answer"])
+    assert are_close(first, expected[0])
+    assert are_close(last, expected[1])
+    assert damaged["type"] == "CorruptImage"
+    assert outputs["verdict"] == [expected[0]["verdict"], "error", expected[1]["verdict"]]
+    assert several.content_type == "application/json"
+    length = int(one.headers[LENGTH])
+    assert json.loads(one.body[:length])["id"] == "mine"
+    assert one.body[length + 4 :].decode() == expected[0]["verdict"]
+    assert one.content_type == "application/octet-stream"
+    for each, kind in ((failed, "CorruptImage"), (invalid, "BadRequest")):
+        assert (each.status, each.json["type"]) == (400, kind)
+        assert LENGTH not in each.headers
+    assert described.json["parameters"]["classes"] == ",".join(card["classes"])
+    assert {each.headers["X-Model-Version"] for each in (several, failed, described)} == {
+        card["version"]
+    }
 
 
 @ONE_VERSION

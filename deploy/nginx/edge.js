@@ -8,6 +8,7 @@
 import crypto from 'crypto';
 import fs from 'fs';
 import common from 'common.js';
+import inference from 'inference.js';
 import torchserve from 'torchserve.js';
 
 // In milliseconds. nginx allows 50 subrequests per request, which limits the retries.
@@ -40,20 +41,27 @@ function access(r) {
         r.variables.edge_fault = 'The entry of this key is damaged.';
         return '503 ';
     }
-    const allowed = !entry.revoked && entry.allow.includes(PERMISSIONS[endpoint(r)]);
+    const allowed = !entry.revoked && entry.allow.includes(PERMISSIONS[wanted(r).endpoint]);
     return `${allowed ? 200 : 403} ${entry.client}`;
 }
 
-// Answer a prediction or an explanation.
+// Answer a prediction or an explanation, or what the Open Inference Protocol makes of one.
 async function ask(r) {
-    let answer;
+    const request = wanted(r);
+    let answer = request.protocol && inference.refuse(r);
     try {
-        answer = await askTorchServe(r);
+        answer = answer || await askTorchServe(r, request);
     } catch (error) {
         r.variables.edge_fault = String(error.message);
         answer = common.problem(500, 'EdgeError', 'The edge failed.');
     }
-    r.headersOut['Content-Type'] = 'application/json';
+    if (request.protocol) {
+        answer = inference.translate(request, answer);
+    }
+    r.headersOut['Content-Type'] = answer.jsonLength ? inference.BINARY : 'application/json';
+    if (answer.jsonLength) {
+        r.headersOut[inference.LENGTH] = answer.jsonLength;
+    }
     if (answer.version) {
         r.headersOut['X-Model-Version'] = answer.version;
     }
@@ -61,6 +69,13 @@ async function ask(r) {
         r.headersOut['Retry-After'] = '1';
     }
     r.return(answer.status, answer.body);
+}
+
+// Answer whether the service is ready, for the Open Inference Protocol.
+async function ready(r) {
+    const reply = await r.subrequest('/readyz');
+    r.headersOut['Content-Type'] = 'application/json';
+    r.return(reply.status === 200 ? 200 : 503, inference.readiness(reply.status === 200));
 }
 
 // Send a request to the page again once the page answers, because it restarts. An upload that ends
@@ -91,8 +106,9 @@ async function isUp() {
     }
 }
 
-async function askTorchServe(r) {
-    const named = r.uri.split('/')[3];
+async function askTorchServe(r, request) {
+    const named = request.version;
+    r.variables.edge_protocol = request.protocol || '';
     const deadline = Date.now() + PATIENCE;
     const attempts = [];
     let client = r.variables.edge_client;
@@ -110,7 +126,7 @@ async function askTorchServe(r) {
         }
         const started = Date.now();
         try {
-            answer = await torchserve.send(r, `/${endpoint(r)}/bloodcells/${route.version}`);
+            answer = await torchserve.send(r, `/${request.endpoint}/bloodcells/${route.version}`);
         } finally {
             common.remove(route.inFlight);
         }
@@ -133,7 +149,7 @@ async function askTorchServe(r) {
         client = null;
         await common.sleep(RETRY_INTERVAL);
     }
-    if (endpoint(r) === 'predictions') {
+    if (request.endpoint === 'predictions' && request.protocol !== inference.METADATA) {
         report(attempts);
     }
     return answer;
@@ -210,8 +226,10 @@ function report(attempts) {
     });
 }
 
-function endpoint(r) {
-    return r.uri.split('/')[1];
+// Return the endpoint and perhaps the version that a path names.
+function wanted(r) {
+    const parts = r.uri.split('/');
+    return inference.wanted(r.uri) || { endpoint: parts[1], version: parts[3] };
 }
 
 function apiKey(r) {
@@ -244,4 +262,4 @@ function readKeys(r) {
     }
 }
 
-export default { access, ask, sendAgain };
+export default { access, ask, ready, sendAgain };

@@ -52,8 +52,13 @@ function interpret(reply) {
         if (reply.status === 503 && (common.parse(reply.responseText) || {}).type === 'ServiceBusy') {
             return Object.assign(busy(), { putOff: true, unrelated: true });
         }
-        const failed = reply.status >= 500;
-        return { status: reply.status, body: reply.responseBuffer, version: version, failed: failed };
+        return {
+            status: reply.status,
+            body: reply.responseBuffer,
+            jsonLength: reply.headersOut['Inference-Header-Content-Length'],
+            version: version,
+            failed: reply.status >= 500,
+        };
     }
     const type = (common.parse(reply.responseText) || {}).type;
     switch (reply.status) {
