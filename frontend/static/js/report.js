@@ -1,0 +1,115 @@
+// The report: what a person writes on it, absolute counts, and what only the printed page shows.
+
+import { find, findAll, repeat } from "./dom.js";
+import { absolutes, amountOf } from "./fields.js";
+import { doubtful } from "./record.js";
+import { fill, groupName, labelName } from "./texts.js";
+
+/** @import { Collection } from "./collection.js" */
+/** @import { Summary } from "./count.js" */
+/** @import { Range } from "./fields.js" */
+/** @import { CountRecord } from "./record.js" */
+/** @import { Texts } from "./texts.js" */
+
+/**
+ * Return functions that show the report of a count, store what is written on it, and prepare the
+ * printed page.
+ * @param {HTMLElement} bench
+ * @param {Texts} texts
+ * @param {(share: number) => string} percent
+ * @param {Collection} collection
+ */
+export function mountReport(bench, texts, percent, collection) {
+  const { lang } = document.documentElement;
+  const number = new Intl.NumberFormat(lang, { maximumFractionDigits: 2, useGrouping: false });
+  const form = find(bench, ".report-form", HTMLFormElement), table = find(form, ".absolute");
+  const head = find(bench, ".report-head");
+  const sample = find(form, "#sample", HTMLInputElement);
+  const reviewer = find(form, "#reviewer", HTMLInputElement);
+  const leukocytes = find(form, "#leukocytes", HTMLInputElement);
+
+  /** @param {number | null | undefined} value */
+  const written = (value) => (value === null || value === undefined ? "" : number.format(value));
+
+  /** @param {Summary} summary */
+  const show = (summary) => {
+    const { report } = collection.count;
+    put(sample, report.sample);
+    put(reviewer, report.reviewer);
+    put(leukocytes, written(report.leukocytes));
+    const rows = absolutes(summary, report);
+    table.hidden = !rows.length;
+    for (const [at, row] of repeat(find(table, "tbody"), rows.map(({ kind }) => kind)).entries()) {
+      const { kind, bands, value, range, flag } = rows[at];
+      const name = bands ? texts.withBands : labelName(kind, texts);
+      find(row, "th").textContent = name;
+      find(row, ".amount").textContent = number.format(value);
+      find(row, ".flag").textContent = flag && texts.flags[flag];
+      for (const [end, field] of inputs(row).entries()) {
+        put(field, written(range[end]));
+        field.setAttribute("aria-label", `${name}, ${end ? texts.highest : texts.lowest}`);
+      }
+    }
+  };
+
+  /** @param {HTMLElement} row */
+  const inputs = (row) => /** @type {HTMLInputElement[]} */ (findAll(row, "input"));
+
+  // An answer that arrives must not replace what is being written.
+  /** @param {HTMLInputElement} field @param {string} value */
+  const put = (field, value) => {
+    if (field !== document.activeElement) field.value = value;
+  };
+
+  const commit = () => {
+    if (!form.checkValidity()) return;
+    const { ranges } = collection.count.report;
+    const edited = table.hidden ? [] : findAll(table, "[data-key]").map((row) => {
+      const [low, high] = inputs(row).map(({ value }) => amountOf(value));
+      return /** @type {[string, Range]} */ ([row.dataset.key, [low, high]]);
+    }).filter(([kind, range]) => kind in ranges || range.some((end) => end !== null));
+    collection.describe({
+      sample: sample.value.trim(),
+      reviewer: reviewer.value.trim(),
+      leukocytes: amountOf(leukocytes.value),
+      ranges: { ...ranges, ...Object.fromEntries(edited) },
+    });
+  };
+
+  /** @param {CountRecord} record */
+  const print = (record) => {
+    const { report, date, version, hash, target, summary } = record;
+    const { counted, found, confirmed } = summary;
+    /** @type {Record<string, string>} */
+    const facts = {
+      sample: report.sample, reviewer: report.reviewer, version, hash,
+      date: date.toLocaleString(lang, { dateStyle: "long", timeStyle: "short" }),
+      leukocytes: report.leukocytes === null ? "" : `${number.format(report.leukocytes)} × 10⁹/L`,
+      target: fill(texts.target, counted, target),
+      coverage: fill(texts.part, counted, found, found ? percent(counted / found) : "–"),
+      confirmed: fill(texts.part, confirmed, counted, counted ? percent(confirmed / counted) : "–"),
+    };
+    for (const item of findAll(head, "[data-fact]")) {
+      item.textContent = facts[item.dataset.fact ?? ""] || "–";
+    }
+    const cells = doubtful(record), list = find(bench, ".doubtful");
+    list.hidden = !cells.length;
+    for (const [at, row] of repeat(find(list, "tbody"), cells.map(({ cell }) => cell.id)).entries()) {
+      const { image, cell } = cells[at], [file, place, suggestion] = findAll(row, "td");
+      find(row, "th").textContent = String(at + 1);
+      file.textContent = image.name;
+      place.textContent = String(cell.number);
+      suggestion.textContent = cell.label
+        ? `${labelName(cell.label, texts)}? ${percent(cell.confidence)}` : groupName(cell.verdict, texts);
+    }
+    // Read by the margins of each page.
+    document.documentElement.style.setProperty("--notice", JSON.stringify(texts.notForDiagnosis));
+  };
+
+  form.addEventListener("change", (event) => {
+    /** @type {HTMLInputElement} */ (event.target).reportValidity();
+    commit();
+  });
+  form.addEventListener("submit", (event) => event.preventDefault());
+  return { show, commit, print };
+}
