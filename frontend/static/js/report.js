@@ -7,7 +7,7 @@ import { fill, groupName, labelName } from "./texts.js";
 
 /** @import { Collection } from "./collection.js" */
 /** @import { Summary } from "./count.js" */
-/** @import { Range } from "./fields.js" */
+/** @import { Range, Report } from "./fields.js" */
 /** @import { CountRecord } from "./record.js" */
 /** @import { Texts } from "./texts.js" */
 
@@ -31,13 +31,22 @@ export function mountReport(bench, texts, percent, collection) {
   /** @param {number | null | undefined} value */
   const written = (value) => (value === null || value === undefined ? "" : number.format(value));
 
+  /** @type {Summary | undefined} */
+  let counts;
+
   /** @param {Summary} summary */
   const show = (summary) => {
     const { report } = collection.count;
+    counts = summary;
     put(sample, report.sample);
     put(reviewer, report.reviewer);
     put(leukocytes, written(report.leukocytes));
-    const rows = absolutes(summary, report);
+    showAbsolutes(report);
+  };
+
+  /** @param {Report} report */
+  const showAbsolutes = (report) => {
+    const rows = counts ? absolutes(counts, report) : [];
     table.hidden = !rows.length;
     for (const [at, row] of repeat(find(table, "tbody"), rows.map(({ kind }) => kind)).entries()) {
       const { kind, bands, value, range, flag } = rows[at];
@@ -61,19 +70,23 @@ export function mountReport(bench, texts, percent, collection) {
     if (field !== document.activeElement) field.value = value;
   };
 
-  const commit = () => {
-    if (!form.checkValidity()) return;
+  /** Return the report as the fields have it. @returns {Report} */
+  const draft = () => {
     const { ranges } = collection.count.report;
     const edited = table.hidden ? [] : findAll(table, "[data-key]").map((row) => {
       const [low, high] = inputs(row).map(({ value }) => amountOf(value));
       return /** @type {[string, Range]} */ ([row.dataset.key, [low, high]]);
     }).filter(([kind, range]) => kind in ranges || range.some((end) => end !== null));
-    collection.describe({
+    return {
       sample: sample.value.trim(),
       reviewer: reviewer.value.trim(),
       leukocytes: amountOf(leukocytes.value),
       ranges: { ...ranges, ...Object.fromEntries(edited) },
-    });
+    };
+  };
+
+  const commit = () => {
+    if (form.checkValidity()) collection.describe(draft());
   };
 
   /** @param {CountRecord} record */
@@ -106,6 +119,10 @@ export function mountReport(bench, texts, percent, collection) {
     document.documentElement.style.setProperty("--notice", JSON.stringify(texts.notForDiagnosis));
   };
 
+  // At once: if the table appeared with the click on a button below, it would move the button away.
+  form.addEventListener("input", () => {
+    if (form.checkValidity()) showAbsolutes(draft());
+  });
   form.addEventListener("change", (event) => {
     /** @type {HTMLInputElement} */ (event.target).reportValidity();
     commit();
