@@ -18,7 +18,7 @@
  * @property {"low" | "high" | ""} flag
  */
 
-// Adults: Dacie and Lewis, Practical Haematology, 12th edition (2017), chapter 2.
+// Adults: Oxford University Hospitals, listed in Front. Pharmacol. 2020; 11:314, table 6 (PMC7082321).
 /** @type {Report["ranges"]} */
 const ADULTS = {
   NEUTROPHIL: [2, 7],
