@@ -25,7 +25,7 @@ export const IMAGES = [
 export const recorded = (facts = {}) => toRecord({
   report: { ...BLANK, sample: "S-1", reviewer: "Ana", leukocytes: 6 },
   images: IMAGES,
-  sizes: new Map([["a", [100, 200]]]),
+  sizes: new Map([["a", [100, 200]], ["b", [100, 200]]]),
   onlyConfirmed: false,
   target: 100,
   hashes: { "3.0": "1ebc" },

@@ -11,13 +11,19 @@ import { IMAGES, recorded } from "./counted.mjs";
 
 test("COCO: a box for each cell that has one, as left, top, width, height", () => {
   const { images, annotations, categories } = toCoco(recorded());
-  // The size of the other image is unknown.
+  // The other image has no answer.
   assert.deepEqual(images, [{ id: 1, file_name: "a.png", width: 100, height: 200 }]);
   assert.deepEqual(annotations[0].bbox, [10, 20, 20, 40]);
   assert.equal(annotations[0].area, 800);
   const nameOf = (id) => categories.find((category) => category.id === id).name;
   assert.deepEqual(annotations.map(({ category_id }) => nameOf(category_id)), ["NEUTROPHIL", "BAND", "UNDECIDED", "SMUDGE"]);
   assert.deepEqual(annotations.map(({ attributes }) => attributes.confirmed), [false, true, false, true]);
+});
+
+test("an image without cells is there, one of unknown size is not", () => {
+  const images = (sizes) => toCoco(recorded({ sizes, images: [{ ...IMAGES[0], cells: [{ ...IMAGES[0].cells[3], own: null, found: false }] }] })).images;
+  assert.equal(images(new Map([["a", [100, 200]]])).length, 1);
+  assert.equal(images(new Map()).length, 0);
 });
 
 test("YOLO: the class, and the middle and the size of the box as shares of the image", () => {

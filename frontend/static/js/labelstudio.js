@@ -13,7 +13,8 @@ export const toLabelStudio = (record) => boxed(record).map(({ name, version, siz
     data: { image: name, sample: record.report.sample },
     predictions: [{
       model_version: version,
-      score: Math.min(1, ...cells.map(({ confidence }) => confidence)),
+      // Sorted by it, the images with doubtful cells come first.
+      score: cells.length ? Math.min(...cells.map(({ confidence }) => confidence)) : 0,
       result: regions,
     }],
     annotations: own.length ? [{ result: own.map((cell) => region(cell, size, cell.own ?? UNDECIDED)) }] : [],

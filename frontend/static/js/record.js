@@ -42,6 +42,8 @@ import { isCounted, kindsOf } from "./kinds.js";
  * @property {RecordedImage[]} images
  */
 
+const NO_CELL = "NoCellFound";
+
 /**
  * @param {object} facts
  * @param {Report} facts.report
@@ -65,7 +67,7 @@ export function toRecord({ report, images, sizes, onlyConfirmed, target, hashes,
     kinds: kindsOf(classes),
     images: images.map(({ id, name, version, size, cells, problem, state }) => {
       const found = cells.filter((cell) => cell.found || cell.own);
-      const reason = cells.length ? "NoCellFound" : (problem ?? state);
+      const reason = cells.length ? NO_CELL : (problem ?? state);
       return {
         id, name, version,
         size: size ?? sizes?.get(id) ?? null,
@@ -96,11 +98,15 @@ export const doubtful = (record) => record.images.flatMap((image) =>
 export const UNDECIDED = "UNDECIDED";
 
 /**
- * Return the images whose size is known, each with its cells that have a box.
+ * Return the images that were answered and whose size is known, each with its cells that have a box.
  * @param {CountRecord} record
  */
-export const boxed = (record) => record.images.flatMap(({ size, cells, ...image }) =>
-  (size ? [{ ...image, size, cells: cells.flatMap(({ box, ...cell }) => (box ? [{ ...cell, box }] : [])) }] : []));
+export const boxed = (record) => record.images.flatMap(({ size, cells, ...image }) => {
+  // An image without an answer would look like one without cells.
+  if (!size || ![null, NO_CELL].includes(image.problem)) return [];
+  return [{ ...image, size, cells: cells.flatMap(({ box, ...cell }) => (box ? [{ ...cell, box }] : [])) }];
+});
 
-/** The classes of such formats, in an order that depends on the version only. @param {CountRecord} record */
+// In an order that depends on the version only.
+/** Return the classes of such formats. @param {CountRecord} record */
 export const boxClasses = ({ kinds }) => [...kinds, UNDECIDED];

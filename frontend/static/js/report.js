@@ -28,8 +28,10 @@ export function mountReport(bench, texts, percent, collection) {
   const reviewer = find(form, "#reviewer", HTMLInputElement);
   const leukocytes = find(form, "#leukocytes", HTMLInputElement);
 
-  /** @param {number | null | undefined} value */
-  const written = (value) => (value === null || value === undefined ? "" : number.format(value));
+  // As it was written: what is read again must not be rounded.
+  const exact = new Intl.NumberFormat(lang, { maximumFractionDigits: 9, useGrouping: false });
+  /** @param {number | null} value */
+  const written = (value) => (value === null ? "" : exact.format(value));
 
   /** @type {Summary | undefined} */
   let counts;
@@ -65,28 +67,36 @@ export function mountReport(bench, texts, percent, collection) {
   const inputs = (row) => /** @type {HTMLInputElement[]} */ (findAll(row, "input"));
 
   // An answer that arrives must not replace what is being written.
+  /** @type {HTMLInputElement | null} */
+  let writing = null;
   /** @param {HTMLInputElement} field @param {string} value */
   const put = (field, value) => {
-    if (field !== document.activeElement) field.value = value;
+    if (field !== writing || field !== document.activeElement) field.value = value;
   };
+
+  // What is not a number leaves the last one.
+  /** @param {HTMLInputElement} field @param {number | null} stored */
+  const read = (field, stored) => (field.validity.valid ? amountOf(field.value) : stored);
 
   /** Return the report as the fields have it. @returns {Report} */
   const draft = () => {
-    const { ranges } = collection.count.report;
+    const { ranges, leukocytes: stored } = collection.count.report;
     const edited = table.hidden ? [] : findAll(table, "[data-key]").map((row) => {
-      const [low, high] = inputs(row).map(({ value }) => amountOf(value));
-      return /** @type {[string, Range]} */ ([row.dataset.key, [low, high]]);
+      const kind = row.dataset.key ?? "", [low, high] = inputs(row), range = ranges[kind] ?? [null, null];
+      return /** @type {[string, Range]} */ ([kind, [read(low, range[0]), read(high, range[1])]]);
     }).filter(([kind, range]) => kind in ranges || range.some((end) => end !== null));
     return {
       sample: sample.value.trim(),
       reviewer: reviewer.value.trim(),
-      leukocytes: amountOf(leukocytes.value),
+      leukocytes: read(leukocytes, stored),
       ranges: { ...ranges, ...Object.fromEntries(edited) },
     };
   };
 
   const commit = () => {
-    if (form.checkValidity()) collection.describe(draft());
+    if (!writing) return;
+    collection.describe(draft());
+    if (writing.validity.valid) writing = null;
   };
 
   /** @param {CountRecord} record */
@@ -97,7 +107,7 @@ export function mountReport(bench, texts, percent, collection) {
     const facts = {
       sample: report.sample, reviewer: report.reviewer, version, hash,
       date: date.toLocaleString(lang, { dateStyle: "long", timeStyle: "short" }),
-      leukocytes: report.leukocytes === null ? "" : `${number.format(report.leukocytes)} × 10⁹/L`,
+      leukocytes: report.leukocytes === null ? "" : `${written(report.leukocytes)} × 10⁹/L`,
       target: fill(texts.target, counted, target),
       coverage: fill(texts.part, counted, found, found ? percent(counted / found) : "–"),
       confirmed: fill(texts.part, confirmed, counted, counted ? percent(confirmed / counted) : "–"),
@@ -119,12 +129,13 @@ export function mountReport(bench, texts, percent, collection) {
     document.documentElement.style.setProperty("--notice", JSON.stringify(texts.notForDiagnosis));
   };
 
-  // At once: if the table appeared with the click on a button below, it would move the button away.
-  form.addEventListener("input", () => {
-    if (form.checkValidity()) showAbsolutes(draft());
+  form.addEventListener("input", (event) => {
+    writing = /** @type {HTMLInputElement} */ (event.target);
+    // At once: if the table appeared with the click on a button below, it would move the button away.
+    showAbsolutes(draft());
   });
-  form.addEventListener("change", (event) => {
-    /** @type {HTMLInputElement} */ (event.target).reportValidity();
+  form.addEventListener("change", () => {
+    writing?.reportValidity();
     commit();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
