@@ -213,7 +213,10 @@ function mount() {
     redo: () => collection.redo(),
     dismiss: () => { toast.hidden = true; },
     accept: () => collection.label(gallery.acceptable(), (cell) => cell.label),
-    project: async () => save(await toProject(collection.count, collection.uploads), PROJECT),
+    project: async () => {
+      report.commit();
+      save(await toProject(collection.count, collection.uploads), PROJECT);
+    },
     print: () => window.print(),
     export: async () => {
       note.textContent = await download(format.value, collection, record, texts, percent, suffixes);
@@ -271,6 +274,7 @@ function mount() {
       try {
         const page = await fetchPage(/** @type {HTMLAnchorElement} */ (link).href);
         if (signal.aborted) return;
+        report.commit();
         replaceBody(page);
       } catch {
         announce(texts.problems.PageUnreachable.title);
