@@ -88,6 +88,11 @@ def found() -> list[Model]:
     return [model for model in models if model]
 
 
+def hashes() -> dict[str, str]:
+    """Return the SHA-256 of each version's network."""
+    return {each.version: each.card["sha256"].get("network.onnx", "") for each in found()}
+
+
 def _read(folder: Path) -> Model | None:
     try:
         files = {name: _load(folder / f"{name}.json") for name in REQUIRED}

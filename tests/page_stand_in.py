@@ -187,3 +187,11 @@ def choose_and_wait(page: Page, *images: Path) -> None:
     """Choose images, and wait until all are analysed."""
     choose(page, *images)
     page.wait_for_selector(".workbench[aria-busy=false]")
+
+
+def download_as(page: Page, format: str) -> Path:
+    """Export the count in a format, and return the file."""
+    page.locator("#format").select_option(format)
+    with page.expect_download() as download:
+        page.locator("[data-do=export]").click()
+    return Path(download.value.path())

@@ -63,6 +63,9 @@ def test_answers_pass_axe(open_address: Open, address: str, tmp_path: Path, widt
     check_with_axe(page)
     choose_and_wait(page, bad, *DRAWN)
     page.locator(".tile.failed").click()
+    page.get_by_label("Leukocytes").fill("7.2")
+    page.keyboard.press("Tab")
+    expect(page.locator(".absolute")).to_be_visible()
     check_with_axe(page)
 
 
@@ -137,6 +140,9 @@ def test_fits_the_screen(
     if script:
         choose(page, *DRAWN[:3])
         expect(page.locator(".tile:not(.asking) canvas[data-drawn]")).to_have_count(6)
+        page.locator("#leukocytes").fill("7,2")
+        page.keyboard.press("Tab")
+        expect(page.locator(".absolute")).to_be_visible()
         check()
         page.route("**/api/predictions", lambda route: None)
         choose(page, *DRAWN[3:6])

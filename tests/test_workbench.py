@@ -17,6 +17,7 @@ from page_stand_in import (
     choose,
     choose_and_wait,
     copies,
+    download_as,
     failure,
 )
 from PIL import Image
@@ -294,15 +295,14 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     page.locator("#sort").select_option("order")
     page.locator(".tile").first.click()
     page.keyboard.press("3")
-    with page.expect_download() as download:
-        page.locator("[data-do=csv]").click()
-    with Path(download.value.path()).open(newline="", encoding="utf-8-sig") as file:
+    with download_as(page, "csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == CELLS + 1
     assert rows[0]["file"] == DRAWN[0].name
     assert rows[-1]["file"] == f"'{hostile.name}"
     assert [row["your_label"] for row in rows] == ["MONOCYTE"] + [""] * CELLS
-    assert [row["counted_as"] for row in rows[:2]] == ["MONOCYTE", "EOSINOPHIL"]
+    for column in ("final_class", "counted_as"):
+        assert [row[column] for row in rows[:2]] == ["MONOCYTE", "EOSINOPHIL"]
     for row in rows:
         if row["problem"]:
             assert row["problem"] == "NoCellFound"
@@ -317,23 +317,27 @@ def test_export_and_print_of_the_table(page: Page, tmp_path: Path) -> None:
     hidden = ".upload, .viewer, .filters, .exports, .languages, .toolbar button"
     for part in page.locator(hidden).all():
         expect(part).to_be_hidden()
-    for shown in (".differential table", ".coverage", ".tiles", "footer"):
+    for shown in (
+        ".differential .table-scroll:not(.absolute) table",
+        ".report-head",
+        ".tiles",
+        "footer",
+    ):
         expect(page.locator(shown).first).to_be_visible()
     assert page.pdf().startswith(b"%PDF")
 
 
 def test_export_of_labelled_cells_is_a_folder_to_train_on(page: Page, tmp_path: Path) -> None:
     choose_and_wait(page, *DRAWN)
-    page.locator("[data-do=zip]").click()
+    page.locator("#format").select_option("zip")
+    page.locator("[data-do=export]").click()
     expect(page.locator("#export-note")).to_contain_text("Label cells first")
     page.locator("#sort").select_option("order")
     page.locator(".tile").first.click()
     for _ in range(CELLS - 1):
         page.keyboard.press("1")
     page.keyboard.press("e")
-    with page.expect_download() as download:
-        page.locator("[data-do=zip]").click()
-    with zipfile.ZipFile(download.value.path()) as archive:
+    with zipfile.ZipFile(download_as(page, "zip")) as archive:
         assert archive.testzip() is None
         archive.extractall(tmp_path / "cells")
     found = read_folder(tmp_path / "cells")

@@ -220,3 +220,33 @@ test("a bad image fails alone", async () => {
     assert.deepEqual(collection.failed.map((image) => image.problem), [kind]);
   }
 });
+
+test("the report is part of the count, and can be undone", async () => {
+  const collection = await counted(files(1));
+  const report = { ...collection.count.report, sample: "S-1" };
+  collection.describe(report);
+  collection.describe({ ...report });
+  assert.equal(collection.count.report.sample, "S-1");
+  // The same report is no step.
+  collection.undo();
+  assert.equal(collection.count.report.sample, "");
+  collection.redo();
+  assert.equal(collection.count.report.sample, "S-1");
+});
+
+test("a new count keeps the reference ranges of the laboratory only", async () => {
+  const collection = await counted(files(1));
+  const ranges = { BLAST: [0, 1] };
+  collection.describe({ sample: "S-1", reviewer: "Ana", leukocytes: 7, ranges });
+  collection.clear();
+  const blank = { sample: "", reviewer: "", leukocytes: null, ranges };
+  assert.deepEqual(collection.count.report, blank);
+  await collection.add(files(1), "", MOST);
+  assert.deepEqual(collection.count.report, blank);
+});
+
+test("a count of an older page has a blank report", () => {
+  const collection = new Collection();
+  collection.restore({ id: "1", wanted: "", images: [], labels: {} }, []);
+  assert.equal(collection.count.report.leukocytes, null);
+});

@@ -8,7 +8,8 @@ const upload = {
   id: "ab", name: "a.png", state: "done", problem: null, version: "3.0", found: [{ label: "MONOCYTE", verdict: "confident", probabilities: { MONOCYTE: 0.9 }, box: null, found: true }],
   size: null, heatMap: null, file: new File(["pixels"], "a.png", { type: "image/png" }),
 };
-const count = { id: "1", wanted: "", images: ["ab"], labels: { "ab-0": "BAND" } };
+const report = { sample: "S-1", reviewer: "Ana", leukocytes: 7.2, ranges: { BLAST: [null, 1] } };
+const count = { id: "1", wanted: "", images: ["ab"], labels: { "ab-0": "BAND" }, report };
 
 test("a project holds the count, the answers and the images", async () => {
   const opened = await fromProject(await toProject(count, [upload]));
@@ -17,6 +18,13 @@ test("a project holds the count, the answers and the images", async () => {
   const { file: original, ...expected } = upload;
   assert.deepEqual(facts, expected);
   assert.deepEqual([file.name, file.type, await file.text()], ["a.png", "image/png", await original.text()]);
+});
+
+test("a count of an older page has no report; a wrong report is refused", async () => {
+  const { id, wanted, images, labels } = count, older = { id, wanted, images, labels };
+  assert.deepEqual((await fromProject(await toProject(older, []))).count, older);
+  const wrong = { ...count, report: { ...report, leukocytes: "many" } };
+  await assert.rejects(async () => fromProject(await toProject(wrong, [])), RangeError);
 });
 
 test("an archive that is no project, or lacks an image, is refused", async () => {

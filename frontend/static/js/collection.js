@@ -1,9 +1,11 @@
 // A count: the images, their cells and the visitor's labels, with undo and redo.
 
+import { BLANK } from "./fields.js";
 import { History } from "./history.js";
 import { Queue } from "./queue.js";
 import { predict } from "./service.js";
 
+/** @import { Report } from "./fields.js" */
 /** @import { Step } from "./history.js" */
 /** @import { Upload } from "./queue.js" */
 /** @import { AnsweredCell } from "./service.js" */
@@ -13,6 +15,7 @@ import { predict } from "./service.js";
  * @property {string} wanted The version to ask, until the first answer decides; "" for the default.
  * @property {readonly string[]} images By id, in the order that they were added.
  * @property {Readonly<Record<string, string>>} labels The visitor's, by the id of the cell.
+ * @property {Report} report
  *
  * @typedef {Upload & { cells: Cell[] }} Image
  * @typedef {AnsweredCell & {
@@ -22,7 +25,7 @@ import { predict } from "./service.js";
  */
 
 /** @type {Count} */
-const EMPTY = { id: "", wanted: "", images: [], labels: {} };
+const EMPTY = { id: "", wanted: "", images: [], labels: {}, report: BLANK };
 
 export class Collection extends EventTarget {
   /** @type {History<Count>} */
@@ -57,14 +60,17 @@ export class Collection extends EventTarget {
   }
 
   get entries() {
-    return this.images.flatMap(
-      /** @returns {Entry[]} */ (image) => (image.cells.length ? image.cells : [image]),
-    );
+    return entriesOf(this.images);
   }
 
   /** @param {string} id An image. */
   cellsOf(id) {
     return this.images.find((image) => image.id === id)?.cells ?? [];
+  }
+
+  // Only the reference ranges are the laboratory's, not the sample's.
+  get #empty() {
+    return { ...EMPTY, report: { ...BLANK, ranges: this.count.report.ranges } };
   }
 
   /** The version of the count, or null before the first answer. */
@@ -105,7 +111,7 @@ export class Collection extends EventTarget {
     const digests = [];
     // One after another: together they would be in memory at the same time.
     for (const file of files) digests.push(await digestOf(file, most.bytes));
-    const count = this.uploads.length ? this.count : { ...EMPTY, id: newId(), wanted };
+    const count = this.uploads.length ? this.count : { ...this.#empty, id: newId(), wanted };
     /** @type {Map<string, File>} */
     const found = new Map();
     for (const [at, file] of files.entries()) {
@@ -137,7 +143,7 @@ export class Collection extends EventTarget {
 
   clear() {
     this.cancel();
-    this.#change("cleared", this.uploads.length, EMPTY);
+    this.#change("cleared", this.uploads.length, this.#empty);
   }
 
   /**
@@ -156,6 +162,12 @@ export class Collection extends EventTarget {
     }
     const name = changed.every(labelOf) ? "labelled" : "unlabelled";
     this.#change(name, changed.length, { ...this.count, labels });
+  }
+
+  /** Store what a person wrote on the report. @param {Report} report */
+  describe(report) {
+    if (JSON.stringify(report) === JSON.stringify(this.count.report)) return;
+    this.#change("described", 1, { ...this.count, report });
   }
 
   undo() {
@@ -188,10 +200,12 @@ export class Collection extends EventTarget {
 
   /**
    * Go on with a count that was saved, and ask about its images without an answer.
-   * @param {Count} count
+   * @param {Count} saved
    * @param {Upload[]} uploads
    */
-  restore(count, uploads) {
+  restore(saved, uploads) {
+    // Older counts have no report.
+    const count = { ...EMPTY, ...saved };
     for (const upload of uploads) {
       const state = upload.state === "asking" ? "waiting" : upload.state;
       this.#uploads.set(upload.id, { ...upload, state });
@@ -265,6 +279,11 @@ function toImage(upload, labels) {
   });
   return { ...upload, cells };
 }
+
+/** @param {Image[]} images @returns {Entry[]} */
+export const entriesOf = (images) => images.flatMap(
+  /** @returns {Entry[]} */ (image) => (image.cells.length ? image.cells : [image]),
+);
 
 /**
  * @param {Entry} entry

@@ -1,104 +1,85 @@
-// The downloads: a table of all cells, and the labelled cells in folders for `make train CELLS=...`.
+// The downloads of a count, each written from its record.
 
-import { classesOf, groupOf, isCell } from "./collection.js";
-import { isCounted } from "./kinds.js";
-import { toTrainingImage } from "./pictures.js";
+import { toCoco } from "./coco.js";
+import { toTable } from "./csv.js";
+import { toFhir } from "./fhir.js";
+import { toFolders } from "./folders.js";
+import { toLabelStudio } from "./labelstudio.js";
+import { sizeOf } from "./pictures.js";
+import { boxed } from "./record.js";
+import { toYolo } from "./yolo.js";
 import { zip } from "./zip.js";
 
-/** @import { Cell, Entry } from "./collection.js" */
+/** @import { Collection } from "./collection.js" */
+/** @import { Upload } from "./queue.js" */
+/** @import { CountRecord } from "./record.js" */
+/** @import { Texts } from "./texts.js" */
 
-/** @param {Entry[]} entries @param {boolean} onlyConfirmed */
-export function saveTable(entries, onlyConfirmed) {
+/** @typedef {(record: CountRecord, texts: Texts, percent: (share: number) => string) => Blob | Promise<Blob>} Writer */
+
+/** @param {unknown} content */
+const json = (content) => new Blob([JSON.stringify(content, null, 1)], { type: "application/json" });
+
+/** @type {Record<string, [string, Writer]>} By the value of the choice: the file's name, its writer. */
+const FORMATS = {
   // With the byte order mark, spreadsheets read UTF-8.
-  save(new Blob(["\ufeff", toTable(entries, onlyConfirmed)], { type: "text/csv" }), "cells.csv");
-}
+  csv: ["cells.csv", (record) => new Blob(["\ufeff", toTable(record, document.documentElement.lang)], { type: "text/csv" })],
+  fhir: ["cells.fhir.json", (record, texts, percent) => json(toFhir(record, texts, percent, newId))],
+};
+
+/** @type {Record<string, [string, Writer]>} Those that need boxes, and the sizes of the images. */
+const BOXES = {
+  coco: ["cells.coco.json", (record) => json(toCoco(record))],
+  yolo: ["cells.yolo.zip", (record) => zip(toYolo(record).map(([path, text]) => [path, new Blob([text])]))],
+  labelstudio: ["cells.labelstudio.json", (record) => json(toLabelStudio(record))],
+};
 
 /**
- * @param {Cell[]} cells
- * @param {string[]} suffixes
+ * Download a count in a format. Return why that is not possible, or "".
+ * @param {string} format
+ * @param {Collection} collection
+ * @param {(sizes?: Map<string, number[]>) => CountRecord} record
+ * @param {Texts} texts
+ * @param {(share: number) => string} percent
+ * @param {string[]} suffixes Of images.
+ * @returns {Promise<string>}
  */
-export async function saveLabelled(cells, suffixes) {
-  /** @type {[string, Blob][]} */
-  const files = [];
-  const groups = [["file", "group"]];
-  const images = [...new Set(cells.map(({ image }) => image.id))];
-  for (const cell of cells) {
-    const { id, name, file } = cell.image;
-    const cut = await toTrainingImage(cell);
-    const short = `${images.indexOf(id) + 1}-${stem(name)}`;
-    const path = `${folderOf(cell)}/${cell.index + 1}-${short}${cut ? ".png" : suffix(name, suffixes)}`;
-    files.push([path, cut ?? file]);
-    // Cells of one image are alike: training never splits a group.
-    groups.push([path, short]);
+export async function download(format, collection, record, texts, percent, suffixes) {
+  if (format in FORMATS) {
+    const [name, write] = FORMATS[format];
+    save(await write(record(), texts, percent), name);
+  } else if (format in BOXES) {
+    const [name, write] = BOXES[format], facts = record(await sizesOf(collection.uploads));
+    if (!boxed(facts).some(({ cells }) => cells.length)) return texts.noBoxes;
+    save(await write(facts, texts, percent), name);
+  } else {
+    const { labelled } = collection;
+    if (!labelled.length) return texts.noLabels;
+    save(await zip(await toFolders(labelled, suffixes)), "labelled-cells.zip");
   }
-  files.push(["groups.csv", new Blob([toCsv(groups)])]);
-  save(await zip(files), "labelled-cells.zip");
+  return "";
 }
 
-// As `make train CELLS=...` reads them: a folder for each class of the version, and for other kinds.
-/** @param {Cell} cell */
-function folderOf(cell) {
-  const kind = cell.own ?? "OTHER";
-  return kind in cell.probabilities ? kind : `OTHER/${kind.toLowerCase()}`;
+/** @param {Upload[]} uploads */
+async function sizesOf(uploads) {
+  /** @type {Map<string, number[]>} */
+  const sizes = new Map();
+  // One after another: together the pictures would be in memory at the same time.
+  for (const upload of uploads) {
+    const size = await sizeOf(upload);
+    if (size) sizes.set(upload.id, size);
+  }
+  return sizes;
 }
 
-/**
- * Return the table of all cells as CSV.
- * @param {Entry[]} entries
- * @param {boolean} onlyConfirmed Whether only cells count that the visitor labelled.
- */
-export function toTable(entries, onlyConfirmed = false) {
-  const classes = classesOf(entries);
-  const columns = [
-    "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
-    ...classes.map((label) => label.toLowerCase()), "your_label", "counted_as", "problem",
-  ];
-  return toCsv([columns, ...entries.map((entry) => {
-    if (!isCell(entry)) {
-      return [entry.name, ...Array(columns.length - 2).fill(""), entry.problem ?? entry.state];
-    }
-    if (!entry.found && !entry.own) {
-      return [entry.image.name, ...Array(columns.length - 2).fill(""), "NoCellFound"];
-    }
-    const box = entry.box?.map((side) => side.toFixed(1)) ?? ["", "", "", ""];
-    const shares = classes.map((label) => entry.probabilities[label]?.toFixed(6) ?? "");
-    return [
-      entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
-      entry.verdict, ...shares, entry.own ?? "",
-      onlyConfirmed && !entry.own ? "" : countedAs(entry), "",
-    ];
-  })]);
+// A random UUID (RFC 9562); crypto.randomUUID is for encrypted pages only.
+function newId() {
+  const bytes = crypto.getRandomValues(new Uint8Array(16));
+  bytes[6] = (bytes[6] & 0x0f) | 0x40;
+  bytes[8] = (bytes[8] & 0x3f) | 0x80;
+  const digits = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return digits.replace(/^(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
-
-/** Return the kind that a cell is counted as, or nothing. @param {Cell} cell */
-function countedAs(cell) {
-  const group = groupOf(cell);
-  const decided = group === cell.own || group === cell.label;
-  return decided && isCounted(group) ? group : "";
-}
-
-/** @param {unknown[][]} rows */
-export const toCsv = (rows) => rows.map((row) => row.map(quote).join(",") + "\r\n").join("");
-
-// A spreadsheet would run a text that begins like a formula, also in full-width characters or after
-// blanks and invisible characters.
-const FORMULA = /^(?=[\t\r]|[\p{C}\p{Z}]*[=+\-@\uff1d\uff0b\uff0d\uff20])/u;
-const NUMBER = /^-?\d+(\.\d+)?$/;
-
-/** @param {unknown} value */
-function quote(value) {
-  const text = String(value);
-  if (NUMBER.test(text)) return text;
-  const safe = text.replace(FORMULA, "'");
-  // Other spreadsheets split at semicolons or tabs.
-  return /^[\w.]*$/.test(safe) ? safe : `"${safe.replaceAll('"', '""')}"`;
-}
-
-/** @param {string} name */
-const stem = (name) => name.replace(/\.[^.]*$/, "").replace(/[^\w-]+/g, "_").slice(0, 80) || "image";
-
-/** @param {string} name @param {string[]} suffixes */
-const suffix = (name, suffixes) => suffixes.find((each) => name.toLowerCase().endsWith(each)) ?? ".jpg";
 
 /** @param {Blob} blob @param {string} name */
 export function save(blob, name) {

@@ -4,10 +4,12 @@ import { Autosave } from "./autosave.js";
 import { Collection, classesOf, isCell } from "./collection.js";
 import { mountDifferential } from "./differential.js";
 import { fetchPage, find, findAll } from "./dom.js";
-import { save, saveLabelled, saveTable } from "./exports.js";
+import { download, save } from "./exports.js";
 import { mountGallery } from "./gallery.js";
 import { mountIntake } from "./intake.js";
 import { fromProject, toProject } from "./project.js";
+import { toRecord } from "./record.js";
+import { mountReport } from "./report.js";
 import { fill, problemOf } from "./texts.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
@@ -31,11 +33,11 @@ function mount() {
   /** @param {string} selector */
   const part = (selector) => find(document, selector);
   const texts = JSON.parse(part("#texts").textContent ?? "");
-  const format = new Intl.NumberFormat(document.documentElement.lang, {
+  const shares = new Intl.NumberFormat(document.documentElement.lang, {
     style: "percent", minimumFractionDigits: 1, maximumFractionDigits: 1,
   });
   /** @param {number} share */
-  const percent = (share) => format.format(share);
+  const percent = (share) => shares.format(share);
   const form = find(document, ".upload", HTMLFormElement);
   const chooser = find(form, "#image", HTMLInputElement);
   const version = /** @type {HTMLSelectElement | null} */ (form.querySelector("#version"));
@@ -43,6 +45,8 @@ function mount() {
   const toast = part(".toast"), onlyConfirmed = find(bench, "#only-confirmed", HTMLInputElement);
   const saved = find(bench, "#saved", HTMLInputElement);
   const target = find(bench, "#target", HTMLSelectElement);
+  const format = find(bench, "#format", HTMLSelectElement);
+  const hashes = JSON.parse(part("#hashes").textContent ?? "");
   const suffixes = chooser.accept.split(",").filter((kind) => kind.startsWith("."));
   // Shown for as long as the images that were added with it.
   let notAdded = "";
@@ -85,6 +89,15 @@ function mount() {
   const announce = (text) => { announcement.textContent = text; };
 
   const differential = mountDifferential(part(".differential"), texts, percent);
+  const report = mountReport(bench, texts, percent, collection);
+  /** @param {Map<string, number[]>} [sizes] */
+  const record = (sizes) => {
+    report.commit();
+    return toRecord({
+      report: collection.count.report, images: collection.images, sizes, hashes,
+      onlyConfirmed: view.onlyConfirmed, target: Number(view.target), date: new Date(),
+    });
+  };
   const template = find(document, "#tile", HTMLTemplateElement);
   const gallery = mountGallery(part(".gallery"), template, texts, percent, view, (chosen) => {
     show();
@@ -141,14 +154,15 @@ function mount() {
     showBusy();
     bench.classList.toggle("single", entries.length === 1);
     showProgress();
-    const { counted } = differential(entries, view.onlyConfirmed);
+    const summary = differential(entries, view.onlyConfirmed);
+    report.show(summary);
     target.value = view.target;
-    find(bench, ".target output", HTMLOutputElement).value = fill(texts.target, counted, view.target);
+    find(bench, ".target output", HTMLOutputElement).value = fill(texts.target, summary.counted, view.target);
     viewer.show(gallery.show(entries), classesOf(entries));
     note.textContent = "";
   };
 
-  let asking = false;
+  let asking = false, writing = false;
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   let timer;
   const draw = () => {
@@ -157,6 +171,8 @@ function mount() {
     show();
   };
   collection.addEventListener("change", () => {
+    const wrote = writing;
+    writing = false;
     if (collection.open.length) {
       asking = true;
       // Drawing after each answer would take longer than the answers.
@@ -169,16 +185,19 @@ function mount() {
       if (document.activeElement === chooser) focusCells();
     }
     asking = false;
-    if (!document.activeElement?.checkVisibility() || document.activeElement === document.body) focusCells();
+    const focused = document.activeElement;
+    // A field is stored on the way to the next one, when nothing has the focus.
+    if (!wrote && (!focused?.checkVisibility() || focused === document.body)) focusCells();
   }, { signal });
   signal.addEventListener("abort", () => clearTimeout(timer));
   collection.addEventListener("step", (event) => {
     const { name, size, how } = /** @type {CustomEvent} */ (event).detail;
+    writing = name === "described" && how === "done";
     const text = fill(texts.steps[name], size);
     find(toast, "p").textContent = how === "done" ? text : fill(texts.steps[how], text);
     find(toast, "[data-do=undo]").hidden = how !== "done";
-    // A single label is seen, and undone, where it was set.
-    toast.hidden = how === "done" && (name === "added" || (name.endsWith("labelled") && size < 2));
+    // A single label, or a field, is seen, and undone, where it was set.
+    toast.hidden = how === "done" && (["added", "described"].includes(name) || (name.endsWith("labelled") && size < 2));
   }, { signal });
 
   /** @type {Record<string, () => unknown>} */
@@ -194,13 +213,13 @@ function mount() {
     redo: () => collection.redo(),
     dismiss: () => { toast.hidden = true; },
     accept: () => collection.label(gallery.acceptable(), (cell) => cell.label),
-    project: async () => save(await toProject(collection.count, collection.uploads), PROJECT),
-    csv: () => saveTable(collection.entries, view.onlyConfirmed),
+    project: async () => {
+      report.commit();
+      save(await toProject(collection.count, collection.uploads), PROJECT);
+    },
     print: () => window.print(),
-    zip: () => {
-      const { labelled } = collection;
-      if (labelled.length) return saveLabelled(labelled, suffixes);
-      note.textContent = texts.noLabels;
+    export: async () => {
+      note.textContent = await download(format.value, collection, record, texts, percent, suffixes);
     },
   };
   for (const button of findAll(document, "[data-do]")) {
@@ -234,10 +253,7 @@ function mount() {
     else if ((key === " " && target.matches("button")) || !viewer.onKey(key)) return;
     event.preventDefault();
   }, { signal });
-  window.addEventListener("beforeprint", () => {
-    const date = new Date().toLocaleString(document.documentElement.lang, { dateStyle: "long", timeStyle: "short" });
-    part(".printed").textContent = fill(texts.report, date);
-  }, { signal });
+  window.addEventListener("beforeprint", () => report.print(record()), { signal });
   window.addEventListener("beforeunload", (event) => {
     if (collection.labelled.length && autosave.state !== "saved") event.preventDefault();
   }, { signal });
@@ -258,6 +274,7 @@ function mount() {
       try {
         const page = await fetchPage(/** @type {HTMLAnchorElement} */ (link).href);
         if (signal.aborted) return;
+        report.commit();
         replaceBody(page);
       } catch {
         announce(texts.problems.PageUnreachable.title);

@@ -40,6 +40,16 @@ export async function toTrainingImage(cell) {
   return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
 }
 
+/**
+ * Return the width and height of an image in the pixels of its boxes, or null if they are unknown.
+ * @param {Upload} image
+ */
+export async function sizeOf(image) {
+  if (image.size) return image.size;
+  const picture = await load(addressOf(image));
+  return picture && [picture.naturalWidth, picture.naturalHeight];
+}
+
 /** @type {WeakMap<File, string>} */
 const addresses = new WeakMap();
 

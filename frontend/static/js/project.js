@@ -1,5 +1,6 @@
 // A count as one file: an archive of session.json and the images.
 
+import { BLANK, isReport } from "./fields.js";
 import { unzip, zip } from "./zip.js";
 
 /** @import { Count } from "./collection.js" */
@@ -43,8 +44,8 @@ export async function fromProject(archive) {
 }
 
 /** @param {any} count */
-const isCount = ({ id, wanted, images, labels }) =>
-  [id, wanted, ...images, ...Object.values(labels)].every((each) => typeof each === "string");
+const isCount = ({ id, wanted, images, labels, report = BLANK }) =>
+  [id, wanted, ...images, ...Object.values(labels)].every((each) => typeof each === "string") && isReport(report);
 
 /** @param {any} upload */
 const isKnown = ({ id, name, state, found }) =>
