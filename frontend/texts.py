@@ -92,6 +92,24 @@ def for_script() -> dict[str, Any]:
             "saved": _("Saved on this computer"),
             "failed": _("This count could not be saved on this computer."),
         },
+        "teach": {
+            "train": _("Learn from %(count)s labelled cells", count="{}"),
+            "missing": _("%(count)s more", count="{}"),
+            "needed": _(
+                "Needed: at least %(classes)s classes with %(cells)s labelled cells each.",
+                classes="{}",
+                cells="{}",
+            ),
+            "right": _("%(share)s (%(count)s of %(total)s)", share="{}", count="{}", total="{}"),
+        },
+        "adapted": {
+            "note": _("%(share)s, adapted here", share="{}"),
+            "by": _("Classified by version %(version)s, adapted here", version="{}"),
+            "meaning": _(
+                "Adapted to the cells that you labelled. The accuracy on those cells is shown "
+                "beside the count."
+            ),
+        },
         "notWritten": _("The file could not be written."),
         "noLabels": _("Label cells first: select one and press a number key."),
         "accept": _("Accept the suggestions shown (%(count)s)", count="{}"),
@@ -116,6 +134,9 @@ def for_script() -> dict[str, Any]:
             "cleared": _("Images removed: %(count)s", count="{}"),
             "labelled": _("Cells labelled: %(count)s", count="{}"),
             "unlabelled": _("Labels removed: %(count)s", count="{}"),
+            "taught": _("Learned from %(count)s labelled cells", count="{}"),
+            "adapted": _("Adapted answers on"),
+            "unadapted": _("Adapted answers off"),
             "opened": _("Count opened: %(count)s images", count="{}"),
             "undone": _("Undone: %(step)s", step="{}"),
             "redone": _("Redone: %(step)s", step="{}"),

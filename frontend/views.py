@@ -5,7 +5,7 @@ from typing import Any
 from flask import Blueprint, abort, redirect, render_template, request, send_file, url_for
 from flask.typing import ResponseReturnValue
 
-from . import images, readiness, samples, texts, uploads
+from . import images, models, readiness, samples, texts, uploads
 from .languages import COOKIE, LANGUAGES
 
 bp = Blueprint("page", __name__)
@@ -15,8 +15,8 @@ YEAR = 365 * 24 * 3600
 
 @bp.app_context_processor
 def words() -> dict[str, Any]:
-    """Pass the samples and the texts to the templates."""
-    return {"samples": samples, "texts": texts}
+    """Pass the samples, the texts and the recipes of the versions to the templates."""
+    return {"samples": samples, "texts": texts, "recipes": models.recipes}
 
 
 @bp.get("/")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -51,14 +51,20 @@ class StandIn:
         self.images: list[bytes] = []
         self.versions: list[str | None] = []
         self.clients: list[str | None] = []
+        self.embeddings: list[Container[str]] = []
         self.checks = 0
         self.serves: Routing | None = Routing("1.0", ("1.0",))
         self.routing = SimpleNamespace(read=lambda: self.serves)
 
     def predict(
-        self, image: bytes, version: str | None = None, client: str | None = None
+        self,
+        image: bytes,
+        version: str | None = None,
+        client: str | None = None,
+        embeddings: Container[str] = (),
     ) -> dict[str, Any]:
         """Return the answer, or raise the error."""
+        self.embeddings.append(embeddings)
         self.images.append(image)
         self.versions.append(version)
         self.clients.append(client)

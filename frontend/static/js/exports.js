@@ -51,7 +51,7 @@ export function toTable(entries, onlyConfirmed = false) {
   const classes = classesOf(entries);
   const columns = [
     "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
-    ...classes.map((label) => label.toLowerCase()), "your_label", "counted_as", "problem",
+    "adapted", ...classes.map((label) => label.toLowerCase()), "your_label", "counted_as", "problem",
   ];
   return toCsv([columns, ...entries.map((entry) => {
     if (!isCell(entry)) {
@@ -64,7 +64,7 @@ export function toTable(entries, onlyConfirmed = false) {
     const shares = classes.map((label) => entry.probabilities[label]?.toFixed(6) ?? "");
     return [
       entry.image.name, entry.index + 1, ...box, entry.image.version, entry.label ?? "",
-      entry.verdict, ...shares, entry.own ?? "",
+      entry.verdict, entry.adapted ? "yes" : "no", ...shares, entry.own ?? "",
       onlyConfirmed && !entry.own ? "" : countedAs(entry), "",
     ];
   })]);

@@ -8,6 +8,7 @@ import { save, saveLabelled, saveTable } from "./exports.js";
 import { mountGallery } from "./gallery.js";
 import { mountIntake } from "./intake.js";
 import { fromProject, toProject } from "./project.js";
+import { mountTeaching } from "./teaching.js";
 import { fill, problemOf } from "./texts.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
@@ -84,6 +85,8 @@ function mount() {
   /** @param {string} text */
   const announce = (text) => { announcement.textContent = text; };
 
+  const recipes = JSON.parse(part("#recipes").textContent ?? "");
+  const teaching = mountTeaching(part(".teaching"), texts, percent, recipes, collection);
   const differential = mountDifferential(part(".differential"), texts, percent);
   const template = find(document, "#tile", HTMLTemplateElement);
   const gallery = mountGallery(part(".gallery"), template, texts, percent, view, (chosen) => {
@@ -142,6 +145,7 @@ function mount() {
     bench.classList.toggle("single", entries.length === 1);
     showProgress();
     const { counted } = differential(entries, view.onlyConfirmed);
+    teaching(entries);
     target.value = view.target;
     find(bench, ".target output", HTMLOutputElement).value = fill(texts.target, counted, view.target);
     viewer.show(gallery.show(entries), classesOf(entries));
@@ -177,8 +181,9 @@ function mount() {
     const text = fill(texts.steps[name], size);
     find(toast, "p").textContent = how === "done" ? text : fill(texts.steps[how], text);
     find(toast, "[data-do=undo]").hidden = how !== "done";
-    // A single label is seen, and undone, where it was set.
-    toast.hidden = how === "done" && (name === "added" || (name.endsWith("labelled") && size < 2));
+    // A single label and the switch are seen, and undone, where they were set.
+    const isSeen = name === "added" || name.endsWith("adapted") || (name.endsWith("labelled") && size < 2);
+    toast.hidden = how === "done" && isSeen;
   }, { signal });
 
   /** @type {Record<string, () => unknown>} */
