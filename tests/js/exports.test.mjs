@@ -22,18 +22,18 @@ test("a row per cell, and one per image without a cell or an answer", () => {
   };
   const rejected = { ...cell, index: 1, label: null, verdict: "rejected", own: null };
   const smudge = { ...rejected, index: 2, own: "SMUDGE" };
-  const uncertain = { ...cell, index: 3, verdict: "uncertain", own: null };
+  const uncertain = { ...cell, index: 3, verdict: "uncertain", own: null, adapted: true };
   const nothing = { ...rejected, index: 0, box: null, found: false };
   const failed = { name: "b.png", cells: [], state: "failed", problem: "CorruptImage" };
   const cells = [cell, rejected, smudge, uncertain, nothing, failed];
   assert.deepEqual(toTable(cells).split("\r\n"), [
-    "file,cell,left,top,right,bottom,version,label,verdict,a,b,your_label,counted_as,problem",
-    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,0.250000,0.750000,A,A,",
-    "a.png,2,1.0,2.0,3.3,4.0,2.0,,rejected,0.250000,0.750000,,,",
-    "a.png,3,1.0,2.0,3.3,4.0,2.0,,rejected,0.250000,0.750000,SMUDGE,,",
-    "a.png,4,1.0,2.0,3.3,4.0,2.0,B,uncertain,0.250000,0.750000,,,",
-    "a.png,,,,,,,,,,,,,NoCellFound",
-    "b.png,,,,,,,,,,,,,CorruptImage",
+    "file,cell,left,top,right,bottom,version,label,verdict,adapted,a,b,your_label,counted_as,problem",
+    "a.png,1,1.0,2.0,3.3,4.0,2.0,B,confident,no,0.250000,0.750000,A,A,",
+    "a.png,2,1.0,2.0,3.3,4.0,2.0,,rejected,no,0.250000,0.750000,,,",
+    "a.png,3,1.0,2.0,3.3,4.0,2.0,,rejected,no,0.250000,0.750000,SMUDGE,,",
+    "a.png,4,1.0,2.0,3.3,4.0,2.0,B,uncertain,yes,0.250000,0.750000,,,",
+    "a.png,,,,,,,,,,,,,,NoCellFound",
+    "b.png,,,,,,,,,,,,,,CorruptImage",
     "",
   ]);
 });
