@@ -25,8 +25,8 @@ console.log(JSON.stringify(others.map((each, at) => Object.values(blend(
 """
 
 
-@pytest.mark.parametrize("strength", [0.005, 0.02, 0.2])
-@pytest.mark.parametrize("classes", [2, 4, 5])
+@pytest.mark.parametrize("strength", [0.005, 0.2])
+@pytest.mark.parametrize("classes", [2, 5])
 def test_the_page_trains_the_same_head(strength: float, classes: int) -> None:
     node = shutil.which("node")
     if not node:

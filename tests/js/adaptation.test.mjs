@@ -47,6 +47,10 @@ test("a class without labels enough keeps the network's probability", () => {
   assert.equal(probabilities.MONOCYTE, 0.1);
   const sum = Object.values(probabilities).reduce((a, b) => a + b);
   assert.ok(Math.abs(sum - 1) < 1e-12);
+  const sure = {
+    ...cell("new", null, 0), label: "MONOCYTE", probabilities: { EOSINOPHIL: 0.2, MONOCYTE: 0.7, NEUTROPHIL: 0.1 },
+  };
+  assert.equal(adapt(sure, head), sure);
 });
 
 test("below the version's threshold an adapted answer is uncertain", () => {

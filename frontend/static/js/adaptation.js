@@ -119,6 +119,8 @@ function answer(cell, { classes, weights, weight, confident }) {
   if (!cell.embedding || cell.verdict === "rejected") return cell;
   const probabilities = blend(unpack(weights), classes, weight, embeddingOf(cell), cell.probabilities);
   const [label, top] = Object.entries(probabilities).reduce((a, b) => (b[1] > a[1] ? b : a));
+  // The network's own answer, of which the head knows nothing.
+  if (label === cell.label && !classes.includes(label)) return cell;
   const verdict = top >= confident ? "confident" : "uncertain";
   return { ...cell, label, verdict, probabilities, adapted: true };
 }
