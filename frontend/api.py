@@ -6,18 +6,22 @@ from flask import Blueprint
 from flask.typing import ResponseReturnValue
 
 from . import images, uploads
+from .uploads import Cell
 
 bp = Blueprint("api", __name__, url_prefix="/api")
 
 
 @bp.post("/predictions")
 def predict() -> ResponseReturnValue:
-    """Return the version and the cells of an image, and a picture if a browser can't show it."""
+    """Return the version and the cells of an image, and a picture if a browser can't show it.
+
+    With `embedding=true` in the form, cells of a version with embeddings have them.
+    """
     upload = uploads.read()
     answer = uploads.predict(upload.image)
     result: dict[str, Any] = {
         "version": answer.version,
-        "cells": [cell._asdict() for cell in answer.cells],
+        "cells": [_described(cell) for cell in answer.cells],
     }
     if images.media_type(upload.image) is None:
         shown = images.shown(upload.image)
@@ -30,3 +34,11 @@ def explain() -> ResponseReturnValue:
     """Return a heat map to lay over the image."""
     answer = uploads.explain(uploads.read().image)
     return {"heat_map": f"data:image/png;base64,{answer.heat_map}"}, answer.headers
+
+
+def _described(cell: Cell) -> dict[str, Any]:
+    """Return a cell as JSON, with an embedding only if there is one."""
+    described = cell._asdict()
+    if cell.embedding is None:
+        del described["embedding"]
+    return described

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 REQUIRED = ("card", "metrics")
 # Only some versions have these.
-OPTIONAL = ("history", "served")
+OPTIONAL = ("history", "served", "few_cells")
 PLOTS = ("reliability", "training")
 
 
@@ -33,6 +33,18 @@ class Model(NamedTuple):
     metrics: dict[str, Any]
     history: dict[str, Any]
     served: dict[str, Any]
+    few_cells: dict[str, Any]
+
+    @property
+    def recipe(self) -> dict[str, float] | None:
+        """Return how a head is trained on a few labelled cells, None if the version can't have one.
+
+        `confident` is the probability from which its answers have high confidence: the version's.
+        """
+        recipe = self.few_cells.get("recipe")
+        if not recipe or not self.card.get("embedding"):
+            return None
+        return {**recipe, "confident": self.card["thresholds"]["confident"]}
 
     @property
     def version(self) -> str:
@@ -91,6 +103,11 @@ def found() -> list[Model]:
 def hashes() -> dict[str, str]:
     """Return the SHA-256 of each version's network."""
     return {each.version: each.card["sha256"].get("network.onnx", "") for each in found()}
+
+
+def recipes() -> dict[str, dict[str, float]]:
+    """Return the recipe of each version that can have a head."""
+    return {model.version: model.recipe for model in found() if model.recipe}
 
 
 def _read(folder: Path) -> Model | None:

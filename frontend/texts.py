@@ -91,6 +91,25 @@ def for_script() -> dict[str, Any]:
             "saved": _("Saved on this computer"),
             "failed": _("This count could not be saved on this computer."),
         },
+        "teach": {
+            "train": _("Learn from %(count)s labelled cells", count="{}"),
+            "missing": _("%(count)s more", count="{}"),
+            "needed": _(
+                "Needed: at least %(classes)s classes with %(cells)s labelled cells each.",
+                classes="{}",
+                cells="{}",
+            ),
+            "right": _("%(share)s (%(count)s of %(total)s)", share="{}", count="{}", total="{}"),
+        },
+        "adapted": {
+            "note": _("%(share)s, adapted here", share="{}"),
+            "version": _("%(version)s, adapted here", version="{}"),
+            "by": _("Classified by version %(version)s, adapted here", version="{}"),
+            "meaning": _(
+                "Adapted to the cells that you labelled. The accuracy on those cells is shown "
+                "beside the count."
+            ),
+        },
         "notWritten": _("The file could not be written."),
         "noBoxes": _("This count has no boxes. Only versions that find cells give them."),
         "noLabels": _("Label cells first: select one and press a number key."),
@@ -132,6 +151,9 @@ def for_script() -> dict[str, Any]:
             "labelled": _("Cells labelled: %(count)s", count="{}"),
             "unlabelled": _("Labels removed: %(count)s", count="{}"),
             "described": _("Report changed"),
+            "taught": _("Learned from %(count)s labelled cells", count="{}"),
+            "adapted": _("Adapted answers on"),
+            "unadapted": _("Adapted answers off"),
             "opened": _("Count opened: %(count)s images", count="{}"),
             "undone": _("Undone: %(step)s", step="{}"),
             "redone": _("Redone: %(step)s", step="{}"),

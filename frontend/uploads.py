@@ -1,6 +1,8 @@
 """Read uploads, limit their size, send them to the service, and check its answers."""
 
 import math
+import struct
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,7 +12,7 @@ from serving.client import ServiceError
 from serving.errors import WorkerDied
 from serving.settings import VERSION_NAME
 
-from . import samples, versions
+from . import models, samples, versions
 from .errors import UploadError
 
 VERDICTS = ("confident", "uncertain", "rejected")
@@ -35,6 +37,8 @@ class Cell(NamedTuple):
     probabilities: dict[str, float]
     box: tuple[float, ...] | None = None
     found: bool = True
+    # 32-bit floats, little-endian, in base64.
+    embedding: str | None = None
 
 
 class Answer(NamedTuple):
@@ -72,9 +76,17 @@ def read() -> Upload:
 
 
 def predict(image: bytes) -> Answer:
-    """Classify an image with the version of the form, or the routing's; raise UploadError."""
+    """Classify an image with the version of the form, or the routing's; raise UploadError.
+
+    If the form asks for embeddings, cells have them where the version has a recipe for a head.
+    """
     client, version = current_app.config["CLIENT"], _version()
-    return _ask(lambda: client.predict(image, version=version, client=versions.visitor_id()))
+    embeddings = models.recipes() if request.form.get("embedding") == "true" else {}
+    return _ask(
+        lambda: client.predict(
+            image, version=version, client=versions.visitor_id(), embeddings=embeddings
+        )
+    )
 
 
 def explain(image: bytes) -> Answer:
@@ -131,4 +143,19 @@ def _cell(answer: dict[str, Any]) -> Cell:
     box = tuple(float(side) for side in answer["box"]) if "box" in answer else None
     if box and not (len(box) == 4 and all(map(math.isfinite, box))):
         raise ValueError(f"box {box}")
-    return Cell(None if verdict == "rejected" else label, verdict, probabilities, box)
+    return Cell(
+        None if verdict == "rejected" else label,
+        verdict,
+        probabilities,
+        box,
+        embedding=_packed(answer["embedding"]) if "embedding" in answer else None,
+    )
+
+
+def _packed(embedding: list[float]) -> str:
+    if not embedding or not all(map(math.isfinite, embedding)):
+        raise ValueError(f"embedding {embedding}")
+    try:
+        return b64encode(struct.pack(f"<{len(embedding)}f", *embedding)).decode()
+    except (struct.error, OverflowError) as error:
+        raise ValueError(f"embedding {embedding}") from error

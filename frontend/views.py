@@ -15,8 +15,13 @@ YEAR = 365 * 24 * 3600
 
 @bp.app_context_processor
 def words() -> dict[str, Any]:
-    """Pass the samples, the texts and the hashes of the versions to the templates."""
-    return {"samples": samples, "texts": texts, "model_hashes": models.hashes}
+    """Pass the samples, the texts, and the hashes and recipes of the versions to the templates."""
+    return {
+        "samples": samples,
+        "texts": texts,
+        "hashes": models.hashes,
+        "recipes": models.recipes,
+    }
 
 
 @bp.get("/")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import pybase64
 import requests
 
 from serving.deployment import archives, canary, in_flight, known_answers
@@ -27,6 +29,7 @@ from serving.errors import (
     document_of,
     error_of,
     is_token_refused,
+    only_answer,
 )
 from serving.http import local_session
 from serving.settings import MODEL, Settings
@@ -125,18 +128,23 @@ class InferenceClient(_Client):
         self._ready_until = 0.0
 
     def predict(
-        self, image: bytes, version: str | None = None, client: str | None = None
+        self,
+        image: bytes,
+        version: str | None = None,
+        client: str | None = None,
+        embeddings: Container[str] = (),
     ) -> dict[str, Any]:
         """Return the answer to one image (docs: POST /predictions); raise ServiceError.
 
         Without a version, the routing chooses one, always the same for a `client`; the default
-        client is this object. A request that a dying worker or a restart interrupts, or that a
+        client is this object. `embeddings` are the versions whose answers shall have the embedding
+        of each cell. A request that a dying worker or a restart interrupts, or that a
         worker puts off, is sent again. A request that the canary fails is sent to the default
         version.
         """
         attempts: list[_Attempt] = []
         try:
-            return self._post_routed("predictions", image, version, client, attempts)
+            return self._post_routed("predictions", image, version, client, attempts, embeddings)
         finally:
             self._report(attempts)
 
@@ -186,6 +194,7 @@ class InferenceClient(_Client):
         version: str | None,
         client: str | None,
         attempts: list[_Attempt],
+        embeddings: Container[str] = (),
     ) -> dict[str, Any]:
         deadline = time.monotonic() + self._patience
         who: str | None = client or self._name
@@ -198,7 +207,10 @@ class InferenceClient(_Client):
                     # A pause that began meanwhile may have missed this request.
                     if self.routing.read() != routing:
                         continue
-                    answer = self._post(kind, image, chosen)
+                    if chosen in embeddings:
+                        answer = self._post_for_embeddings(image, chosen)
+                    else:
+                        answer = self._post(kind, image, chosen)
                 attempts.append(_Attempt(routing, chosen, None, time.monotonic() - started))
                 return answer
             except Unreachable:
@@ -262,12 +274,29 @@ class InferenceClient(_Client):
     ) -> dict[str, Any]:
         response = self._request(
             "POST",
-            f"{self.settings.inference_url}/{kind}/{MODEL}/{version}",
+            self._address(kind, version),
             data=image,
             headers={"Content-Type": "application/octet-stream", **(more or {})},
         )
         answer: dict[str, Any] = document_of(response)
         return answer
+
+    def _post_for_embeddings(self, image: bytes, version: str) -> dict[str, Any]:
+        response = self._request(
+            "POST",
+            self._address("predictions", version),
+            data=json.dumps(
+                {
+                    "instances": [{"b64": pybase64.b64encode(image).decode()}],
+                    "parameters": {"embedding": True},
+                }
+            ),
+            headers={"Content-Type": "application/json"},
+        )
+        return only_answer(document_of(response))
+
+    def _address(self, kind: str, version: str) -> str:
+        return f"{self.settings.inference_url}/{kind}/{MODEL}/{version}"
 
 
 class ManagementClient(_Client):

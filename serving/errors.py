@@ -79,6 +79,18 @@ def document_of(response: requests.Response) -> Any:
         raise ServiceError(502, "ServiceError", "TorchServe's answer is not JSON.") from error
 
 
+def only_answer(document: Any) -> dict[str, Any]:
+    """Return the answer to the one image of a request in JSON; raise ServiceError."""
+    try:
+        [answer] = document["predictions"]
+        if "code" not in answer:
+            return dict(answer)
+        status, kind, message = answer["code"], str(answer["type"]), str(answer["message"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ServiceError(502, "ServiceError", "TorchServe's answer is no list of one.") from error
+    raise _of_handler(status, kind, message) or ServiceError(502, "ServiceError", message)
+
+
 def error_of(response: requests.Response) -> ServiceError:
     """Return the error of an unsuccessful response, by the handler or by TorchServe."""
     status = response.status_code
@@ -87,10 +99,8 @@ def error_of(response: requests.Response) -> ServiceError:
         kind, message = str(document["type"]), str(document["message"])
     except (ValueError, KeyError, TypeError):
         kind, message = "", ""
-    if kind in INPUT_ERRORS:
-        return ServiceError(status, kind, message)
-    if kind == "ServiceBusy":
-        return PutOff(message)
+    if error := _of_handler(status, kind, message):
+        return error
     if is_token_refused(response):
         return TokenRefused(502, "ServiceError", "TorchServe refuses its token.")
     if status == 404:
@@ -105,6 +115,13 @@ def error_of(response: requests.Response) -> ServiceError:
     if status == 503:
         return ServiceError(503, "ServiceUnavailable", message)
     return ServiceError(502, "ServiceError", f"TorchServe answered {status} {kind}: {message}")
+
+
+def _of_handler(status: int, kind: str, message: str) -> ServiceError | None:
+    """Return an error of the handler, None if it is another's."""
+    if kind in INPUT_ERRORS:
+        return ServiceError(status, kind, message)
+    return PutOff(message) if kind == "ServiceBusy" else None
 
 
 def connection_error_of(error: requests.RequestException) -> ServiceError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -51,14 +51,20 @@ class StandIn:
         self.images: list[bytes] = []
         self.versions: list[str | None] = []
         self.clients: list[str | None] = []
+        self.embeddings: list[Container[str]] = []
         self.checks = 0
         self.serves: Routing | None = Routing("1.0", ("1.0",))
         self.routing = SimpleNamespace(read=lambda: self.serves)
 
     def predict(
-        self, image: bytes, version: str | None = None, client: str | None = None
+        self,
+        image: bytes,
+        version: str | None = None,
+        client: str | None = None,
+        embeddings: Container[str] = (),
     ) -> dict[str, Any]:
         """Return the answer, or raise the error."""
+        self.embeddings.append(embeddings)
         self.images.append(image)
         self.versions.append(version)
         self.clients.append(client)
@@ -86,12 +92,16 @@ class DrawingsStandIn(StandIn):
         self.classes: tuple[str, ...] = FIELD_CLASSES
 
     def predict(
-        self, image: bytes, version: str | None = None, client: str | None = None
+        self,
+        image: bytes,
+        version: str | None = None,
+        client: str | None = None,
+        embeddings: Container[str] = (),
     ) -> dict[str, Any]:
         """Return the answer for a drawing; raise the error of a file that is not an image."""
-        super().predict(image, version, client)
-        drawn = (each for each in samples.drawn() if image.startswith(each.path.read_bytes()))
-        drawing = next(drawn, None)
+        super().predict(image, version, client, embeddings)
+        drawn = samples.drawn()
+        drawing = next((each for each in drawn if image.startswith(each.path.read_bytes())), None)
         if drawing is None:
             raise failure("UnsupportedImage")
         several = FIELD_CLASSES if drawing.name.startswith("field") else ()
@@ -101,7 +111,12 @@ class DrawingsStandIn(StandIn):
             for index, label in enumerate(labels)
         ]
         best = cells[0] if cells else self.cell(None, 0.4)
-        return {"model": "bloodcells", "version": version or "3.0", **best, "cells": cells}
+        version = version or "3.0"
+        if version in embeddings:
+            # Cells of the same drawing are alike, and others are not.
+            place = [float(each == drawing) for each in drawn]
+            cells = [cell | {"embedding": place} for cell in cells]
+        return {"model": "bloodcells", "version": version, **best, "cells": cells}
 
     def cell(self, label: str | None, top: float, box: list[int] | None = None) -> dict[str, Any]:
         """Return a cell of an answer: uncertain below 0.65, rejected without a label."""

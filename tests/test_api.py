@@ -1,5 +1,7 @@
 """The requests of the page's script, in front of a stand-in for the service."""
 
+import json
+import re
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -17,6 +19,7 @@ from werkzeug.test import TestResponse
 from frontend import create_app, errors, images, limits, samples, texts
 from serving.client import INPUT_ERRORS
 from serving.errors import WorkerDied
+from serving.settings import ROOT
 from training.protocol import FIELD_CLASSES
 
 SHARES = {"EOSINOPHIL": 0.1, "LYMPHOCYTE": 0.2, "MONOCYTE": 0.3, "NEUTROPHIL": 0.4}
@@ -58,6 +61,29 @@ def test_cells_of_a_field(client: FlaskClient, stand_in: StandIn) -> None:
     answer = ask(client, picture()).json
     assert answer
     assert answer["cells"] == [cell | {"found": True} for cell in (UNCERTAIN, REJECTED)]
+
+
+def test_embeddings_on_request(client: FlaskClient, stand_in: StandIn) -> None:
+    """Packed as 32-bit floats, and asked of the versions that have a recipe for a head."""
+    stand_in.answer["cells"] = [UNCERTAIN | {"embedding": [1, -2.0]}, UNCERTAIN]
+    answer = ask(client, picture(), embedding="true").json
+    assert answer
+    assert answer["cells"][0]["embedding"] == "AACAPwAAAMA="
+    assert "embedding" not in answer["cells"][1]
+    ask(client, picture())
+    assert [list(each) for each in stand_in.embeddings] == [["3.0"], []]
+
+
+def test_recipes_are_those_of_the_versions(client: FlaskClient) -> None:
+    page = client.get("/").text
+    match = re.search(r'<script type="application/json" id="recipes">(.*)</script>', page)
+    assert match
+    card, few_cells = (
+        json.loads((ROOT / "models" / "3.0" / f"{name}.json").read_text())
+        for name in ("card", "few_cells")
+    )
+    confident = card["thresholds"]["confident"]
+    assert json.loads(match[1]) == {"3.0": few_cells["recipe"] | {"confident": confident}}
 
 
 def test_a_field_without_cells_is_one_rejected_answer(
@@ -106,6 +132,7 @@ def test_upright_size(kind: str, orientation: int) -> None:
         REJECTED | {"probabilities": {}},
         {"box": [1, 2, 3]},
         {"box": [1, 2, 3, float("nan")]},
+        *({"embedding": each} for each in ([], ["a"], [float("nan")], [1e99], "text", 3)),
     ],
 )
 @pytest.mark.parametrize("cells", [False, True])

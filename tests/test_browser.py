@@ -47,6 +47,8 @@ def test_one_image(open_page: Open, sample_image: Path, locale: str, script: boo
     if script:
         headline = rf"^{CELLS[locale][3]}\. [^.]+\. \d+[.,]\d%$"
         expect(page.locator("#announcement")).to_have_text(re.compile(headline))
+    # The cells of the default version have what the page learns from.
+    assert not script or page.locator(".teaching").get_attribute("hidden") is None
     # The default version outlines the cell that it found.
     outline = page.locator(".outlines rect")
     expect(outline).to_have_count(1)

@@ -60,6 +60,50 @@ def test_sends_the_image_with_the_token(stand_in: StandIn, client: InferenceClie
     ]
 
 
+def test_embeddings_are_asked_of_the_versions_that_are_named(
+    stand_in: StandIn, client: InferenceClient
+) -> None:
+    bodies = []
+
+    def answer(request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, bytes]:
+        bodies.append((request.headers["Content-Type"], body))
+        is_json = body.startswith(b"{")
+        return 200, b'{"predictions": [{"label": 1}]}' if is_json else b'{"label": 1}'
+
+    stand_in.answer = answer
+    for version in ("1.0", "3.0"):
+        assert client.predict(b"image", version, embeddings=["3.0"]) == {"label": 1}
+    assert bodies[0] == ("application/octet-stream", b"image")
+    kind, body = bodies[1]
+    assert kind == "application/json"
+    assert json.loads(body) == {
+        "instances": [{"b64": "aW1hZ2U="}],
+        "parameters": {"embedding": True},
+    }
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        ({"code": 415, "type": "UnsupportedImage", "message": ""}, (415, "UnsupportedImage")),
+        ({"code": 503, "type": "ServiceBusy", "message": ""}, (503, "ServiceBusy")),
+        ({"code": 500, "type": "Novelty", "message": ""}, (502, "ServiceError")),
+        ({"code": 500}, (502, "ServiceError")),
+        (None, (502, "ServiceError")),
+    ],
+)
+def test_an_error_in_the_place_of_an_answer(
+    stand_in: StandIn, document: object, expected: object
+) -> None:
+    content = json.dumps({"predictions": [document]}).encode()
+    stand_in.answer = lambda request, body: (200, content)
+    client = InferenceClient(stand_in.settings, patience=0.1)
+    with pytest.raises(ServiceError) as caught:
+        client.predict(b"image", embeddings=["1.0"])
+    assert (caught.value.status, caught.value.type) == expected
+    client.close()
+
+
 @pytest.mark.parametrize(
     ("status", "content", "expected"),
     [

@@ -61,7 +61,7 @@ def counts(page: Page) -> dict[str, int]:
 
 def apart(page: Page) -> dict[str, str]:
     """Return the number of cells and images of each group that is not counted."""
-    items = page.locator(".apart > div:visible").all()
+    items = page.locator(".differential .apart > div:visible").all()
     return {each.locator("dt").inner_text(): each.locator("dd").inner_text() for each in items}
 
 

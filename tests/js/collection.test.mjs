@@ -2,6 +2,7 @@ import assert from "node:assert/strict";
 import { afterEach, test } from "node:test";
 
 import { Collection, groupOf } from "../../frontend/static/js/collection.js";
+import { pack } from "../../frontend/static/js/embedding.js";
 import { predict } from "../../frontend/static/js/service.js";
 import { Clock } from "./clock.mjs";
 
@@ -155,6 +156,36 @@ test("a label that changes nothing is no step", async () => {
   collection.undo();
   collection.label(collection.entries, () => null);
   assert.equal(collection.canRedo, true);
+});
+
+test("a head answers until it is switched off or undone, and a new count has none", async () => {
+  const cells = FIELD.map((cell) => ({ ...cell, embedding: pack(Float32Array.of(1)) }));
+  globalThis.fetch = async () => answer(cells);
+  const collection = new Collection();
+  await collection.add(files(1), "", MOST);
+  await done(collection);
+  const labels = () => collection.entries.map(({ label, adapted }) => [label, Boolean(adapted)]);
+  const own = [["NEUTROPHIL", false], ["MONOCYTE", false]], adapted = [["MONOCYTE", true], ["MONOCYTE", true]];
+  collection.adaptTo({
+    on: true, classes: ["MONOCYTE", "NEUTROPHIL"], weights: pack(Float32Array.of(9, 0, -9, 0)), weight: 1,
+    confident: 0.9, labels: {}, check: null,
+  });
+  assert.deepEqual(labels(), adapted);
+  collection.useHead(false);
+  assert.deepEqual(labels(), own);
+  collection.undo();
+  assert.deepEqual(labels(), adapted);
+  // The visitor's label overrides it; the model's answer is shown beside.
+  collection.label([collection.entries[0]], () => "BAND");
+  assert.deepEqual(labels(), [own[0], adapted[1]]);
+  collection.undo();
+  collection.undo();
+  assert.deepEqual([labels(), collection.head], [own, null]);
+  collection.redo();
+  collection.clear();
+  await collection.add(files(2), "", MOST);
+  assert.equal(collection.head, null);
+  await done(collection);
 });
 
 test("more images than a count may have are not added, and those that it has do not count", async () => {

@@ -14,7 +14,7 @@ export const CELLS = [
   cell(1, "NEUTROPHIL", "confident", "BAND"),
   cell(2, "MONOCYTE", "uncertain", null),
   cell(3, null, "rejected", "SMUDGE"),
-  cell(4, "MONOCYTE", "confident", null, null),
+  { ...cell(4, "MONOCYTE", "confident", null, null), adapted: true },
 ];
 export const IMAGES = [
   { ...first, cells: CELLS },

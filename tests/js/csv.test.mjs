@@ -24,13 +24,13 @@ test("other values are unchanged, and quoted for every separator", () => {
 
 test("a row per cell, and one per image without a cell or an answer", () => {
   assert.deepEqual(toTable(recorded(), "en").split("\r\n"), [
-    "file,cell,left,top,right,bottom,version,label,verdict,neutrophil,monocyte,your_label,final_class,counted_as,problem",
-    "a.png,1,10.0,20.0,30.0,60.0,3.0,NEUTROPHIL,confident,0.750000,0.250000,,NEUTROPHIL,NEUTROPHIL,",
-    "a.png,2,10.0,20.0,30.0,60.0,3.0,NEUTROPHIL,confident,0.750000,0.250000,BAND,BAND,BAND,",
-    "a.png,3,10.0,20.0,30.0,60.0,3.0,MONOCYTE,uncertain,0.750000,0.250000,,,,",
-    "a.png,4,10.0,20.0,30.0,60.0,3.0,,rejected,0.750000,0.250000,SMUDGE,SMUDGE,,",
-    "a.png,5,,,,,3.0,MONOCYTE,confident,0.750000,0.250000,,MONOCYTE,MONOCYTE,",
-    "b.png,,,,,,,,,,,,,,CorruptImage",
+    "file,cell,left,top,right,bottom,version,label,verdict,adapted,neutrophil,monocyte,your_label,final_class,counted_as,problem",
+    "a.png,1,10.0,20.0,30.0,60.0,3.0,NEUTROPHIL,confident,no,0.750000,0.250000,,NEUTROPHIL,NEUTROPHIL,",
+    "a.png,2,10.0,20.0,30.0,60.0,3.0,NEUTROPHIL,confident,no,0.750000,0.250000,BAND,BAND,BAND,",
+    "a.png,3,10.0,20.0,30.0,60.0,3.0,MONOCYTE,uncertain,no,0.750000,0.250000,,,,",
+    "a.png,4,10.0,20.0,30.0,60.0,3.0,,rejected,no,0.750000,0.250000,SMUDGE,SMUDGE,,",
+    "a.png,5,,,,,3.0,MONOCYTE,confident,yes,0.750000,0.250000,,MONOCYTE,MONOCYTE,",
+    "b.png,,,,,,,,,,,,,,,CorruptImage",
     "",
   ]);
 });
@@ -38,5 +38,5 @@ test("a row per cell, and one per image without a cell or an answer", () => {
 test("in Portuguese the separator is a semicolon, and the decimal sign a comma", () => {
   const [columns, row] = toTable(recorded(), "pt-BR").split("\r\n");
   assert.ok(columns.startsWith("file;cell;left"));
-  assert.equal(row, "a.png;1;10,0;20,0;30,0;60,0;3.0;NEUTROPHIL;confident;0,750000;0,250000;;NEUTROPHIL;NEUTROPHIL;");
+  assert.equal(row, "a.png;1;10,0;20,0;30,0;60,0;3.0;NEUTROPHIL;confident;no;0,750000;0,250000;;NEUTROPHIL;NEUTROPHIL;");
 });

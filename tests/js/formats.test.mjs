@@ -18,6 +18,7 @@ test("COCO: a box for each cell that has one, as left, top, width, height", () =
   const nameOf = (id) => categories.find((category) => category.id === id).name;
   assert.deepEqual(annotations.map(({ category_id }) => nameOf(category_id)), ["NEUTROPHIL", "BAND", "UNDECIDED", "SMUDGE"]);
   assert.deepEqual(annotations.map(({ attributes }) => attributes.confirmed), [false, true, false, true]);
+  assert.deepEqual(annotations.map(({ attributes }) => attributes.adapted), [false, false, false, false]);
 });
 
 test("an image without cells is there, one of unknown size is not", () => {
@@ -51,10 +52,12 @@ test("Label Studio: the model's boxes are predictions, the visitor's are annotat
   const { x, y, width, height } = task.predictions[0].result[0].value;
   assert.deepEqual([x, y, width, height], [10, 10, 20, 20]);
   assert.equal(task.predictions[0].model_version, "3.0");
+  const [adapted] = toLabelStudio(recorded({ images: [{ ...IMAGES[0], cells: [{ ...IMAGES[0].cells[0], adapted: true }] }] }));
+  assert.equal(adapted.predictions[0].model_version, "3.0, adapted");
 });
 
 const TEXTS = {
-  cells: {}, by: "by {}", coverage: "{} of {}, {}", differential: "Count", leukocytes: "Leukocytes",
+  cells: {}, by: "by {}", adapted: { by: "by {}, adapted" }, coverage: "{} of {}, {}", differential: "Count", leukocytes: "Leukocytes",
   notForDiagnosis: "Not for diagnosis.", shareNote: "{} of {}, {} to {}", withBands: "With bands",
 };
 
@@ -81,6 +84,7 @@ test("FHIR: a preliminary report of shares and absolute counts, by LOINC", () =>
   assert.equal(band.device.reference, entry.at(-1).fullUrl);
   assert.deepEqual(resources.at(-1).version.map(({ value }) => value), ["3.0", "1ebc"]);
   assert.equal(share.performer[0].display, "Ana");
+  assert.equal(share.method.text, "by 3.0, adapted");
   // A person wrote them.
   assert.equal(named("Leukocytes")[0].device, undefined);
 });
@@ -91,5 +95,6 @@ test("FHIR: what nobody wrote or counted is absent", () => {
   assert.deepEqual([report.specimen, report.performer], [undefined, undefined]);
   const [share] = named("NEUTROPHIL");
   assert.deepEqual([share.valueQuantity, share.dataAbsentReason.coding[0].code], [undefined, "unknown"]);
+  assert.equal(share.method.text, "by 3.0");
   assert.equal(resources.length, 4);
 });

@@ -27,6 +27,23 @@ test("a count of an older page has no report; a wrong report is refused", async 
   await assert.rejects(async () => fromProject(await toProject(wrong, [])), RangeError);
 });
 
+test("a project holds what was learned, and a damaged head is refused", async () => {
+  const head = {
+    on: true, classes: ["MONOCYTE"], weights: "AACAPwAAAMA=", weight: 0.25, confident: 0.9,
+    labels: { "ab-0": "MONOCYTE" }, check: null,
+  };
+  const taught = { ...count, head };
+  const known = { ...upload, found: [{ ...upload.found[0], embedding: "AACAPw==" }] };
+  const opened = await fromProject(await toProject(taught, [known]));
+  assert.deepEqual([opened.count, opened.uploads[0].found], [taught, known.found]);
+  for (const wrong of [
+    [{ ...count, head: { ...head, weights: "AACAP" } }, known],
+    [taught, { ...upload, found: [{ ...upload.found[0], embedding: "x" }] }],
+  ]) {
+    await assert.rejects(async () => fromProject(await toProject(wrong[0], [wrong[1]])), RangeError);
+  }
+});
+
 test("an archive that is no project, or lacks an image, is refused", async () => {
   const session = JSON.stringify({ format: 1, count, uploads: [{ id: "ab", name: "a.png" }] });
   for (const files of [[], [["session.json", new Blob(["{}"])]], [["session.json", new Blob([session])]]]) {

@@ -25,6 +25,9 @@ test("the record has what the report shows", () => {
   assert.deepEqual([record.summary.counted, record.summary.found, record.summary.confirmed], [3, 4, 1]);
   assert.deepEqual(doubtful(record).map(({ image, cell }) => [image.name, cell.number]), [["a.png", 3]]);
   assert.equal(recorded({ hashes: {} }).hash, "");
+  assert.deepEqual(record.images[0].cells.map(({ adapted }) => adapted), [false, false, false, false, true]);
+  assert.ok(record.adapted);
+  assert.ok(!recorded({ images: [{ ...IMAGES[0], cells: CELLS.slice(0, 4) }] }).adapted);
 });
 
 test("an image without a cell has no cells, until the visitor labels it", () => {

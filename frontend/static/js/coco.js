@@ -18,7 +18,7 @@ export function toCoco(record) {
       iscrowd: 0,
       attributes: {
         cell: cell.number, confirmed: Boolean(cell.own), model_label: cell.label,
-        verdict: cell.verdict, probability: cell.confidence,
+        verdict: cell.verdict, probability: cell.confidence, adapted: cell.adapted,
       },
     };
   }));

@@ -1,10 +1,12 @@
 // A count: the images, their cells and the visitor's labels, with undo and redo.
 
+import { adapt } from "./adaptation.js";
 import { BLANK } from "./fields.js";
 import { History } from "./history.js";
 import { Queue } from "./queue.js";
 import { predict } from "./service.js";
 
+/** @import { Head } from "./adaptation.js" */
 /** @import { Report } from "./fields.js" */
 /** @import { Step } from "./history.js" */
 /** @import { Upload } from "./queue.js" */
@@ -16,6 +18,7 @@ import { predict } from "./service.js";
  * @property {readonly string[]} images By id, in the order that they were added.
  * @property {Readonly<Record<string, string>>} labels The visitor's, by the id of the cell.
  * @property {Report} report
+ * @property {Head} [head] What was learned from the labels.
  *
  * @typedef {Upload & { cells: Cell[] }} Image
  * @typedef {AnsweredCell & {
@@ -56,7 +59,7 @@ export class Collection extends EventTarget {
   }
 
   get images() {
-    return this.uploads.map((upload) => toImage(upload, this.count.labels));
+    return this.uploads.map((upload) => toImage(upload, this.count));
   }
 
   get entries() {
@@ -76,6 +79,11 @@ export class Collection extends EventTarget {
   /** The version of the count, or null before the first answer. */
   get version() {
     return this.uploads.find((image) => image.state === "done")?.version ?? null;
+  }
+
+  /** What was learned from the labels, or null. */
+  get head() {
+    return this.count.head ?? null;
   }
 
   /** The cells that the visitor labelled. */
@@ -168,6 +176,17 @@ export class Collection extends EventTarget {
   describe(report) {
     if (JSON.stringify(report) === JSON.stringify(this.count.report)) return;
     this.#change("described", 1, { ...this.count, report });
+  }
+
+  /** Answer the cells without a label by a head. @param {Head} head */
+  adaptTo(head) {
+    this.#change("taught", Object.keys(head.labels).length, { ...this.count, head });
+  }
+
+  /** Answer by the head, or by the model alone. @param {boolean} on */
+  useHead(on) {
+    const { head } = this;
+    if (head) this.#change(on ? "adapted" : "unadapted", 0, { ...this.count, head: { ...head, on } });
   }
 
   undo() {
@@ -269,10 +288,11 @@ async function digestOf(file, maxBytes) {
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** @param {Upload} upload @param {Readonly<Record<string, string>>} labels @returns {Image} */
-function toImage(upload, labels) {
-  const cells = upload.found.map((cell, index) => {
+/** @param {Upload} upload @param {Count} count @returns {Image} */
+function toImage(upload, { labels, head }) {
+  const cells = upload.found.map((found, index) => {
     const id = `${upload.id}-${index}`;
+    const cell = head?.on && !labels[id] ? adapt(found, head) : found;
     const confidence = Math.max(...Object.values(cell.probabilities));
     const of = upload.found.length;
     return { ...cell, id, image: upload, of, index, own: labels[id] ?? null, confidence };

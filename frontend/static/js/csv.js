@@ -15,14 +15,14 @@ export function toTable({ classes, images }, language) {
   /** @param {number} value @param {number} digits */
   const number = (value, digits) => value.toFixed(digits).replace(".", style.decimal);
   const columns = [
-    "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict",
+    "file", "cell", "left", "top", "right", "bottom", "version", "label", "verdict", "adapted",
     ...classes.map((label) => label.toLowerCase()), "your_label", "final_class", "counted_as", "problem",
   ];
   return toCsv([columns, ...images.flatMap(({ name, version, problem, cells }) => {
     if (problem) return [[name, ...Array(columns.length - 2).fill(""), problem]];
     return cells.map((cell) => [
       name, cell.number, ...(cell.box?.map((side) => number(side, 1)) ?? ["", "", "", ""]),
-      version, cell.label ?? "", cell.verdict,
+      version, cell.label ?? "", cell.verdict, cell.adapted ? "yes" : "no",
       ...classes.map((label) => (label in cell.probabilities ? number(cell.probabilities[label], 6) : "")),
       cell.own ?? "", cell.final ?? "", cell.counted ?? "", "",
     ]);

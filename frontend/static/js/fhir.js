@@ -51,7 +51,7 @@ export function toFhir(record, texts, percent, newId) {
     ...facts,
   }, newId);
   const byModel = {
-    method: { text: fill(texts.by, version) },
+    method: { text: fill(record.adapted ? texts.adapted.by : texts.by, version) },
     device: { reference: device.fullUrl, display: `bloodcells ${version}` },
   };
   const shares = withBands(summary.rows).map(({ kind, count, bands }) => observation({

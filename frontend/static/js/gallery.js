@@ -292,5 +292,9 @@ function describe(entry, texts, percent) {
     return [`✓ ${labelName(entry.own, texts)}`, note];
   }
   if (!entry.label) return [label, ""];
-  return [entry.verdict === "confident" ? label : `${label}?`, percent(entry.confidence)];
+  const note = percent(entry.confidence);
+  return [
+    entry.verdict === "confident" ? label : `${label}?`,
+    entry.adapted ? fill(texts.adapted.note, note) : note,
+  ];
 }

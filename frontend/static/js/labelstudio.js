@@ -12,7 +12,7 @@ export const toLabelStudio = (record) => boxed(record).map(({ name, version, siz
   return {
     data: { image: name, sample: record.report.sample },
     predictions: [{
-      model_version: version,
+      model_version: cells.some(({ adapted }) => adapted) ? `${version}, adapted` : version,
       // Sorted by it, the images with doubtful cells come first.
       score: cells.length ? Math.min(...cells.map(({ confidence }) => confidence)) : 0,
       result: regions,

@@ -10,6 +10,7 @@ import { mountIntake } from "./intake.js";
 import { fromProject, toProject } from "./project.js";
 import { toRecord } from "./record.js";
 import { mountReport } from "./report.js";
+import { mountTeaching } from "./teaching.js";
 import { fill, problemOf } from "./texts.js";
 import { headingOf, mountViewer } from "./viewer.js";
 
@@ -47,6 +48,7 @@ function mount() {
   const target = find(bench, "#target", HTMLSelectElement);
   const format = find(bench, "#format", HTMLSelectElement);
   const hashes = JSON.parse(part("#hashes").textContent ?? "");
+  const recipes = JSON.parse(part("#recipes").textContent ?? "");
   const suffixes = chooser.accept.split(",").filter((kind) => kind.startsWith("."));
   // Shown for as long as the images that were added with it.
   let notAdded = "";
@@ -88,6 +90,7 @@ function mount() {
   /** @param {string} text */
   const announce = (text) => { announcement.textContent = text; };
 
+  const teaching = mountTeaching(part(".teaching"), texts, percent, recipes, collection);
   const differential = mountDifferential(part(".differential"), texts, percent);
   const report = mountReport(bench, texts, percent, collection);
   /** @param {Map<string, number[]>} [sizes] */
@@ -156,6 +159,7 @@ function mount() {
     showProgress();
     const summary = differential(entries, view.onlyConfirmed);
     report.show(summary);
+    teaching(entries);
     target.value = view.target;
     find(bench, ".target output", HTMLOutputElement).value = fill(texts.target, summary.counted, view.target);
     viewer.show(gallery.show(entries), classesOf(entries));
@@ -196,8 +200,10 @@ function mount() {
     const text = fill(texts.steps[name], size);
     find(toast, "p").textContent = how === "done" ? text : fill(texts.steps[how], text);
     find(toast, "[data-do=undo]").hidden = how !== "done";
-    // A single label, or a field, is seen, and undone, where it was set.
-    toast.hidden = how === "done" && (["added", "described"].includes(name) || (name.endsWith("labelled") && size < 2));
+    // A single label, a field and the switch are seen, and undone, where they were set.
+    const isSeen = ["added", "described", "adapted", "unadapted"].includes(name)
+      || (name.endsWith("labelled") && size < 2);
+    toast.hidden = how === "done" && isSeen;
   }, { signal });
 
   /** @type {Record<string, () => unknown>} */

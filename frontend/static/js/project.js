@@ -1,5 +1,7 @@
 // A count as one file: an archive of session.json and the images.
 
+import { isHead } from "./adaptation.js";
+import { isPacked } from "./embedding.js";
 import { BLANK, isReport } from "./fields.js";
 import { unzip, zip } from "./zip.js";
 
@@ -44,14 +46,16 @@ export async function fromProject(archive) {
 }
 
 /** @param {any} count */
-const isCount = ({ id, wanted, images, labels, report = BLANK }) =>
-  [id, wanted, ...images, ...Object.values(labels)].every((each) => typeof each === "string") && isReport(report);
+const isCount = ({ id, wanted, images, labels, report = BLANK, head }) =>
+  [id, wanted, ...images, ...Object.values(labels)].every((each) => typeof each === "string")
+  && isReport(report) && (head === undefined || isHead(head));
 
 /** @param {any} upload */
 const isKnown = ({ id, name, state, found }) =>
   [id, name, state].every((each) => typeof each === "string") && found.every(isAnswered);
 
 /** @param {any} cell */
-const isAnswered = ({ verdict, probabilities, box }) =>
+const isAnswered = ({ verdict, probabilities, box, embedding }) =>
   ["confident", "uncertain", "rejected"].includes(verdict)
-  && [...Object.values(probabilities), ...(box ?? [])].every(Number.isFinite);
+  && [...Object.values(probabilities), ...(box ?? [])].every(Number.isFinite)
+  && (embedding === undefined || isPacked(embedding));

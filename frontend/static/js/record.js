@@ -17,6 +17,7 @@ import { isCounted, kindsOf } from "./kinds.js";
  * @property {Cell["verdict"]} verdict
  * @property {Record<string, number>} probabilities
  * @property {number} confidence
+ * @property {boolean} adapted Whether a head of this count answered.
  * @property {string | null} own The visitor's label.
  * @property {string | null} final The visitor's label, or else the model's if its confidence is high.
  * @property {string | null} counted The kind that the cell is counted as.
@@ -34,6 +35,7 @@ import { isCounted, kindsOf } from "./kinds.js";
  * @property {Date} date
  * @property {string} version
  * @property {string} hash The SHA-256 of the version's network; "" if the page does not know it.
+ * @property {boolean} adapted Whether a head of this count answered any cell.
  * @property {number} target
  * @property {Summary} summary
  * @property {Absolute[]} absolutes
@@ -63,6 +65,7 @@ export function toRecord({ report, images, sizes, onlyConfirmed, target, hashes,
   return {
     report, date, version, target, summary, classes,
     hash: hashes[version] ?? "",
+    adapted: entries.some((entry) => isCell(entry) && entry.adapted),
     absolutes: absolutes(summary, report),
     kinds: kindsOf(classes),
     images: images.map(({ id, name, version, size, cells, problem, state }) => {
@@ -85,6 +88,7 @@ function toCell(cell, onlyConfirmed) {
   const counts = final && isCounted(final) && (own || !onlyConfirmed);
   return {
     id, number: index + 1, box, label, verdict, probabilities, confidence, own, final,
+    adapted: Boolean(cell.adapted),
     counted: counts ? final : null,
   };
 }

@@ -105,7 +105,8 @@ export function mountReport(bench, texts, percent, collection) {
     const { counted, found, confirmed } = summary;
     /** @type {Record<string, string>} */
     const facts = {
-      sample: report.sample, reviewer: report.reviewer, version, hash,
+      sample: report.sample, reviewer: report.reviewer, hash,
+      version: record.adapted ? fill(texts.adapted.version, version) : version,
       date: date.toLocaleString(lang, { dateStyle: "long", timeStyle: "short" }),
       leukocytes: report.leukocytes === null ? "" : `${written(report.leukocytes)} × 10⁹/L`,
       target: fill(texts.target, counted, target),

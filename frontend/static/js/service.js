@@ -11,6 +11,8 @@ import { fetchPatiently } from "./retry.js";
  * @property {Record<string, number>} probabilities
  * @property {number[] | null} box
  * @property {boolean} found
+ * @property {string} [embedding] Packed, if the version can be adapted.
+ * @property {boolean} [adapted] Whether a head of this count answered.
  * @typedef {object} Answer
  * @property {string} version
  * @property {AnsweredCell[]} cells
@@ -18,6 +20,7 @@ import { fetchPatiently } from "./retry.js";
  * @property {number[] | null} [size]
  */
 
+const PREDICTIONS = "/api/predictions";
 // Another tab may replace the session that the first renewal began.
 const MOST_RENEWALS = 2;
 
@@ -37,7 +40,7 @@ export class Problem extends Error {
  * @returns {Promise<Answer>}
  */
 export const predict = (file, version, signal, clock) =>
-  ask("/api/predictions", file, version, signal, clock);
+  ask(PREDICTIONS, file, version, signal, clock);
 
 /**
  * @param {File} file
@@ -81,6 +84,7 @@ async function send(address, file, version, token, signal, clock) {
   const body = new FormData();
   body.set("image", file, file.name || "image");
   if (version) body.set("version", version);
+  if (address === PREDICTIONS) body.set("embedding", "true");
   const headers = { "X-CSRFToken": token };
   try {
     return await fetchPatiently(address, { method: "POST", body, headers, signal }, clock);

@@ -116,7 +116,7 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
     find(card, ".badge").textContent = cell.own ? texts.labelled : verdict.badge;
     find(card, ".badge").hidden = !cell.own && !cell.label;
     find(card, "#verdict").textContent = headingOf(cell, texts);
-    find(card, ".meaning").textContent = cell.own ? "" : cell.found ? verdict.meaning : texts.nothingFound;
+    find(card, ".meaning").textContent = meaningOf(cell, texts);
     find(card, ".bars").hidden = find(card, ".looked").hidden = !cell.found;
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
     const rows = repeat(find(card, "tbody"), Object.keys(shares));
@@ -127,7 +127,8 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
       find(rows[index], ".percent").textContent = percent(share);
     }
     showLabels(cell, classes);
-    find(card, ".by").textContent = fill(texts.by, cell.image.version);
+    const by = cell.adapted ? texts.adapted.by : texts.by;
+    find(card, ".by").textContent = fill(by, cell.image.version);
   };
 
   /** @param {Cell} cell @param {string[]} classes */
@@ -213,4 +214,11 @@ export function headingOf(cell, texts) {
   if (cell.own) return labelName(cell.own, texts);
   if (!cell.label) return cell.found ? texts.groups.rejected : texts.groups.none;
   return `${labelName(cell.label, texts)}${cell.verdict === "uncertain" ? "?" : ""}`;
+}
+
+/** @param {Cell} cell @param {Texts} texts @returns {string} */
+function meaningOf(cell, texts) {
+  if (cell.own) return "";
+  if (cell.adapted) return texts.adapted.meaning;
+  return cell.found ? texts.verdicts[cell.verdict].meaning : texts.nothingFound;
 }
