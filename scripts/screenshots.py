@@ -111,6 +111,7 @@ def take(browser: Browser, address: str, cells: list[Path]) -> Iterator[str]:
         page.emulate_media(color_scheme="dark")
         yield save(page, "dark", whole=False)
         page.emulate_media(color_scheme="light", media="print")
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
         yield save(page, "print")
     with opened(locale="pt-BR", viewport=PHONE, is_mobile=True, has_touch=True) as page:
         yield save(page, "phone-empty")
