@@ -25,14 +25,15 @@ STRIDE = 4
 # Side in canvas pixels of a box whose logarithmic size is 0.
 UNIT = 32.0
 MAX_CELLS = 32
-# Lowest score of a cell, and of the only one in a field. In a laboratory that it does not know, the
-# locator doubts a large cell more than the red cells and the lobes of nuclei that tiles show.
+# Lowest score of a cell, and of a large cell where no other reaches the first. In a laboratory that
+# it does not know, the locator doubts large cells more than the red cells and lobes of nuclei that
+# tiles show.
 MIN_SCORE, LEAST_SCORE = 0.4, 0.2
 # The largest share of the smaller of two boxes that both may cover: the box of a part of a cell
 # lies within that of the cell.
 MAX_SHARED = 0.6
-# A cell is small if its longer side is less than this share of the field's. Another share is of the
-# cells that may be doubtful.
+# Shares of the field's longer side: a cell whose longer side is less than SMALL is small, and a
+# doubtful one may be taken from LARGE on.
 SMALL, LARGE = 0.16, 0.25
 # The side of a tile, and the steps between tiles at most, as shares of the field's longer side. So
 # three tiles cover it, and a small cell that is cut off by one is whole in another, or nearly.

@@ -28,6 +28,8 @@ from training.locate import overlap
 
 PLACES = CANVAS // STRIDE
 
+Place = tuple[int, int, int, int]
+
 
 class Reader:
     """A stand-in for the locator: it sees a cell where a canvas has a bright rectangle.
@@ -66,9 +68,7 @@ class Reader:
         return output
 
 
-def field(
-    *boxes: tuple[int, int, int, int], size: tuple[int, int] = (320, 240), score: int = 200
-) -> Pixels:
+def field(*boxes: Place, size: tuple[int, int] = (320, 240), score: int = 200) -> Pixels:
     """Return a black field (H, W, 3) with rectangles."""
     pixels = np.zeros((*size[::-1], 3), np.uint8)
     for at, (left, top, right, bottom) in enumerate(boxes, 1):
@@ -127,11 +127,15 @@ def test_the_best_doubtful_large_cell_is_taken_where_none_is_sure(
     assert all(cell.box[0] == pytest.approx(220, abs=2) for cell in cells)
 
 
-def test_a_doubtful_cell_is_not_taken_beside_a_sure_one() -> None:
-    pixels = field(WIDE, (220, 60, 310, 100), score=DOUBTFUL)
+@pytest.mark.parametrize(("sure", "found"), [(WIDE, 1), ((10, 10, 30, 30), 2)])
+def test_a_doubtful_cell_is_taken_beside_small_ones_only(sure: Place, found: int) -> None:
+    reader = Reader()
+    pixels = field(sure, (220, 60, 310, 100), score=DOUBTFUL)
     pixels[pixels[..., 0] == 1, 2] = 200
-    [cells] = looked(Reader(), pixels)
-    assert boxes(cells) == [pytest.approx(WIDE, abs=2)]
+    [cells] = looked(reader, pixels)
+    assert len(cells) == found
+    assert cells[0].box == pytest.approx(sure, abs=2)
+    assert reader.calls == [1]
 
 
 def test_a_field_without_a_cell_is_looked_at_twice_and_has_none() -> None:

@@ -169,7 +169,7 @@ test("a head answers until it is switched off or undone, and a new count has non
   collection.adaptTo({
     on: true, classes: ["MONOCYTE", "NEUTROPHIL"], weights: pack(Float32Array.of(9, 0, -9, 0)), weight: 1,
     confident: 0.9, labels: {}, check: null,
-  });
+  }, 0);
   assert.deepEqual(labels(), adapted);
   collection.useHead(false);
   assert.deepEqual(labels(), own);

@@ -3,9 +3,12 @@ import { test } from "node:test";
 
 import { toCoco } from "../../frontend/static/js/coco.js";
 import { toFhir } from "../../frontend/static/js/fhir.js";
+import { BLANK } from "../../frontend/static/js/fields.js";
+import { folderOf } from "../../frontend/static/js/folders.js";
 import { toLabelStudio } from "../../frontend/static/js/labelstudio.js";
+import { boxClasses } from "../../frontend/static/js/record.js";
 import { toYolo } from "../../frontend/static/js/yolo.js";
-import { IMAGES, recorded } from "./counted.mjs";
+import { CELLS, IMAGES, recorded } from "./counted.mjs";
 
 // tests/test_exports.py reads what the page downloads with the library of each format.
 
@@ -72,7 +75,7 @@ function bundle(facts) {
 test("FHIR: a preliminary report of shares and absolute counts, by LOINC", () => {
   const { entry, resources, named } = bundle();
   const [report] = named("Count");
-  assert.deepEqual([report.status, report.effectiveDateTime], ["preliminary", "2026-01-02T03:04:05.000Z"]);
+  assert.deepEqual([report.status, report.issued], ["preliminary", "2026-01-02T03:04:05.000Z"]);
   assert.deepEqual(report.result.map(({ reference }) => reference), entry.slice(1, -1).map(({ fullUrl }) => fullUrl));
   const [share, absolute] = named("With bands");
   assert.deepEqual([share.code.coding[0].code, share.valueQuantity.value], ["26511-6", 66.7]);
@@ -83,10 +86,26 @@ test("FHIR: a preliminary report of shares and absolute counts, by LOINC", () =>
   assert.equal(band.code.coding, undefined);
   assert.equal(band.device.reference, entry.at(-1).fullUrl);
   assert.deepEqual(resources.at(-1).version.map(({ value }) => value), ["3.0", "1ebc"]);
+  assert.equal(share.code.coding[0].display, "Neutrophils/Leukocytes in Blood");
   assert.equal(share.performer[0].display, "Ana");
   assert.equal(share.method.text, "by 3.0, adapted");
   // A person wrote them.
   assert.equal(named("Leukocytes")[0].device, undefined);
+});
+
+test("FHIR: nothing is empty where no image was answered", () => {
+  const { resources } = bundle({ images: IMAGES.slice(1), report: BLANK });
+  const [report, device] = resources;
+  assert.deepEqual([report.resourceType, device.resourceType], ["DiagnosticReport", "Device"]);
+  assert.deepEqual([report.result, device.version], [undefined, undefined]);
+});
+
+test("a label that the version does not know has a class of its own", () => {
+  const images = [{ ...IMAGES[0], cells: [{ ...CELLS[0], own: "../CELL" }] }];
+  assert.equal(boxClasses(recorded({ images })).at(-1), "../CELL");
+  assert.ok(toCoco(recorded({ images })).annotations.every((each) => each.category_id > 0));
+  assert.equal(folderOf(images[0].cells[0]), "OTHER/_cell");
+  assert.equal(folderOf(CELLS[1]), "OTHER/band");
 });
 
 test("FHIR: what nobody wrote or counted is absent", () => {

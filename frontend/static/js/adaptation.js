@@ -1,4 +1,4 @@
-// Answers adapted to the visitor's labels: who can teach, what is learned, and what is answered anew.
+// Answers adapted to the visitor's labels: which cells are learned from, training, and the new answers.
 
 import { isPacked, pack, unpack } from "./embedding.js";
 import { blend, train } from "./head.js";
@@ -31,7 +31,8 @@ export const LEAST_LABELS = 5, LEAST_CLASSES = 2;
 const FOLDS = 10;
 
 /**
- * Return the cells to learn from, how many there are of each class, and the classes with enough.
+ * Return the labelled cells, those to learn from, how many there are of each class, and the classes
+ * with enough.
  * @param {Cell[]} cells
  * @param {string[]} classes Of the version.
  */
@@ -40,7 +41,8 @@ export function lessonsOf(cells, classes) {
   const counts = new Map(classes.map((name) => [name, 0]));
   for (const { own } of labelled) counts.set(own ?? "", (counts.get(own ?? "") ?? 0) + 1);
   const known = classes.filter((name) => (counts.get(name) ?? 0) >= LEAST_LABELS);
-  return { labelled, counts, known, isEnough: known.length >= LEAST_CLASSES };
+  const learned = labelled.filter(({ own }) => known.includes(own ?? ""));
+  return { labelled, learned, counts, known, isEnough: known.length >= LEAST_CLASSES };
 }
 
 /** @typedef {ReturnType<typeof lessonsOf>} Lessons */
@@ -51,8 +53,7 @@ export function lessonsOf(cells, classes) {
  * @param {Recipe} recipe
  * @returns {Head}
  */
-export function teach({ labelled, known }, { C, weight, confident }) {
-  const learned = labelled.filter(({ own }) => known.includes(own ?? ""));
+export function teach({ labelled, learned, known }, { C, weight, confident }) {
   /** @param {Cell[]} cells */
   const learn = (cells) => {
     const classes = known.filter((name) => cells.some(({ own }) => own === name));
@@ -117,6 +118,8 @@ export function adapt(cell, head) {
 /** @param {AnsweredCell} cell @param {Answering} head @returns {AnsweredCell} */
 function answer(cell, { classes, weights, weight, confident }) {
   if (!cell.embedding || cell.verdict === "rejected") return cell;
+  // An opened count may have a head of another network.
+  if (unpack(weights).length !== classes.length * (embeddingOf(cell).length + 1)) return cell;
   const probabilities = blend(unpack(weights), classes, weight, embeddingOf(cell), cell.probabilities);
   const [label, top] = Object.entries(probabilities).reduce((a, b) => (b[1] > a[1] ? b : a));
   // The network's own answer, of which the head knows nothing.
@@ -130,6 +133,6 @@ const embeddingOf = ({ embedding }) => unpack(embedding ?? "");
 
 /** Return whether a value of a saved count is a head. @param {any} head */
 export const isHead = ({ on, classes, weights, weight, confident, labels, check }) =>
-  typeof on === "boolean" && isPacked(weights) && [weight, confident].every(Number.isFinite)
+  typeof on === "boolean" && Array.isArray(classes) && classes.length > 0 && isPacked(weights) && [weight, confident].every(Number.isFinite)
   && [...classes, ...Object.values(labels)].every((each) => typeof each === "string")
   && (check === null || [check.cells, check.adapted, check.model].every(Number.isInteger));

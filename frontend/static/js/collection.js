@@ -178,9 +178,9 @@ export class Collection extends EventTarget {
     this.#change("described", 1, { ...this.count, report });
   }
 
-  /** Answer the cells without a label by a head. @param {Head} head */
-  adaptTo(head) {
-    this.#change("taught", Object.keys(head.labels).length, { ...this.count, head });
+  /** Answer the cells without a label by a head. @param {Head} head @param {number} learned */
+  adaptTo(head, learned) {
+    this.#change("taught", learned, { ...this.count, head });
   }
 
   /** Answer by the head, or by the model alone. @param {boolean} on */

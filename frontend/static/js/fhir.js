@@ -32,7 +32,6 @@ export function toFhir(record, texts, percent, newId) {
   const date = record.date.toISOString();
   const common = {
     status: "preliminary",
-    effectiveDateTime: date,
     issued: date,
     ...(report.sample && { specimen: { identifier: { value: report.sample }, display: report.sample } }),
     ...(report.reviewer && { performer: [{ display: report.reviewer }] }),
@@ -40,7 +39,7 @@ export function toFhir(record, texts, percent, newId) {
   const device = entry({
     resourceType: "Device",
     deviceName: [{ name: "bloodcells", type: "model-name" }],
-    version: [{ value: version }, ...(hash ? [{ type: { text: "SHA-256" }, value: hash }] : [])],
+    ...(version && { version: [{ value: version }, ...(hash ? [{ type: { text: "SHA-256" }, value: hash }] : [])] }),
     note: [{ text: texts.notForDiagnosis }],
   }, newId);
   /** @param {object} facts */
@@ -56,7 +55,7 @@ export function toFhir(record, texts, percent, newId) {
   };
   const shares = withBands(summary.rows).map(({ kind, count, bands }) => observation({
     ...byModel,
-    code: concept(CODES[kind]?.[0], `${CODES[kind]?.[2]}/100 leukocytes in Blood`, nameOf(kind, bands, texts)),
+    code: concept(CODES[kind]?.[0], `${CODES[kind]?.[2]}/Leukocytes in Blood`, nameOf(kind, bands, texts)),
     ...(summary.counted
       ? { valueQuantity: quantity((100 * count) / summary.counted, 1, "%", "%") }
       : { dataAbsentReason: { coding: [{ system: `${TERMS}data-absent-reason`, code: "unknown" }] } }),
@@ -81,7 +80,7 @@ export function toFhir(record, texts, percent, newId) {
     specimen: common.specimen && [common.specimen],
     category: [{ coding: [{ system: `${TERMS}v2-0074`, code: "HM", display: "Hematology" }] }],
     code: { text: texts.differential },
-    result: results.map(({ fullUrl }) => ({ reference: fullUrl })),
+    ...(results.length && { result: results.map(({ fullUrl }) => ({ reference: fullUrl })) }),
     conclusion: `${texts.notForDiagnosis} ${fill(texts.coverage, summary.counted, summary.found, summary.confirmed)}`,
   }, newId);
   return { resourceType: "Bundle", type: "collection", timestamp: date, entry: [diagnostic, ...results, device] };
@@ -100,4 +99,4 @@ const concept = (code, display, text) => (code ? { coding: [{ system: LOINC, cod
 const quantity = (value, digits, unit, code) => ({ value: Number(value.toFixed(digits)), unit, system: UCUM, code });
 
 /** @param {number} value */
-const amount = (value) => quantity(value, 2, "10^9/L", "10*9/L");
+const amount = (value) => quantity(value, 9, "10^9/L", "10*9/L");

@@ -30,9 +30,11 @@ export async function toFolders(cells, suffixes) {
 
 // A folder for each class of the version, and for other kinds.
 /** @param {Cell} cell */
-function folderOf(cell) {
+export function folderOf(cell) {
   const kind = cell.own ?? "OTHER";
-  return kind in cell.probabilities ? kind : `OTHER/${kind.toLowerCase()}`;
+  // An opened count may name a label like a path.
+  const safe = kind.replace(/[^\w-]+/g, "_");
+  return Object.hasOwn(cell.probabilities, kind) ? safe : `OTHER/${safe.toLowerCase()}`;
 }
 
 /** @param {string} name */

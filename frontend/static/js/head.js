@@ -92,7 +92,7 @@ function logSum(scores) {
 
 /**
  * Return the probabilities of a head and the network together. Among the classes that the head
- * knows, it divides anew what the network gives them together:
+ * knows, it redistributes the probability that the network gives them together:
  *
  *     log p = log p_head + weight * log(p_network + 0.0001)
  *

@@ -261,7 +261,10 @@ function mount() {
   }, { signal });
   window.addEventListener("beforeprint", () => report.print(record()), { signal });
   window.addEventListener("beforeunload", (event) => {
-    if (collection.labelled.length && autosave.state !== "saved") event.preventDefault();
+    report.commit();
+    const { sample, reviewer, leukocytes } = collection.count.report;
+    const isWritten = collection.uploads.length && (sample || reviewer || leukocytes !== null);
+    if ((collection.labelled.length || isWritten) && autosave.state !== "saved") event.preventDefault();
   }, { signal });
   const showSaved = () => {
     saved.checked = autosave.isOn && autosave.isPossible;

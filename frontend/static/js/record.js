@@ -111,6 +111,8 @@ export const boxed = (record) => record.images.flatMap(({ size, cells, ...image 
   return [{ ...image, size, cells: cells.flatMap(({ box, ...cell }) => (box ? [{ ...cell, box }] : [])) }];
 });
 
-// In an order that depends on the version only.
+// In an order that depends on the version only, but for labels that it does not know.
 /** Return the classes of such formats. @param {CountRecord} record */
-export const boxClasses = ({ kinds }) => [...kinds, UNDECIDED];
+export const boxClasses = ({ kinds, images }) => [...new Set([
+  ...kinds, UNDECIDED, ...images.flatMap(({ cells }) => cells.flatMap(({ final }) => final ?? [])),
+])];

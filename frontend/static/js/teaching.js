@@ -1,4 +1,4 @@
-// The panel that teaches the page: what is missing, what was learned, and the switch.
+// The panel for training on the visitor's labels: what is missing, what was learned, and the switch.
 
 import { LEAST_CLASSES, LEAST_LABELS, isCurrent, lessonsOf, teach } from "./adaptation.js";
 import { classesOf, isCell } from "./collection.js";
@@ -36,7 +36,7 @@ export function mountTeaching(section, texts, percent, recipes, collection) {
     find(section, ".needed").hidden = lessons.isEnough;
     find(section, ".left").hidden = !lessons.isEnough || lessons.known.length === lessons.counts.size;
     button.hidden = !recipe || !lessons.isEnough || Boolean(current);
-    button.textContent = fill(texts.teach.train, lessons.labelled.length);
+    button.textContent = fill(texts.teach.train, lessons.learned.length);
     find(section, ".taught").hidden = !head;
     find(section, ".outdated").hidden = !head || Boolean(current);
     if (!head) return;
@@ -70,7 +70,7 @@ export function mountTeaching(section, texts, percent, recipes, collection) {
   button.addEventListener("click", () => {
     const recipe = recipes[collection.version ?? ""];
     if (!recipe) return;
-    collection.adaptTo(teach(lessons, recipe));
+    collection.adaptTo(teach(lessons, recipe), lessons.learned.length);
     choice.focus();
   });
   choice.addEventListener("change", () => collection.useHead(choice.checked));

@@ -117,7 +117,9 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
     find(card, ".badge").hidden = !cell.own && !cell.label;
     find(card, "#verdict").textContent = headingOf(cell, texts);
     find(card, ".meaning").textContent = meaningOf(cell, texts);
-    find(card, ".bars").hidden = find(card, ".looked").hidden = !cell.found;
+    find(card, ".bars").hidden = !cell.found;
+    // The heat map is evidence for the network's own answer.
+    find(card, ".looked").hidden = !cell.found || Boolean(cell.adapted);
     const shares = Object.entries(cell.probabilities).sort((a, b) => b[1] - a[1]);
     const rows = repeat(find(card, "tbody"), Object.keys(shares));
     for (const [index, [label, share]] of shares.entries()) {
@@ -150,7 +152,7 @@ export function mountViewer(card, texts, percent, collection, onChoose, onLabel)
 
   /** @param {Upload} image */
   const showHeat = (image) => {
-    heat.hidden = !image.heatMap;
+    heat.hidden = !image.heatMap || find(card, ".looked").hidden;
     if (image.heatMap) heat.src = image.heatMap;
     showOpacity();
     find(card, ".looked label").hidden = !image.heatMap;
