@@ -204,6 +204,15 @@ def choose_and_wait(page: Page, *images: Path) -> None:
     page.wait_for_selector(".workbench[aria-busy=false]")
 
 
+def save_count(page: Page, folder: Path) -> Path:
+    """Save the count to a file in a folder, and return it."""
+    with page.expect_download() as download:
+        page.locator("[data-do=project]").click()
+    saved = folder / download.value.suggested_filename
+    download.value.save_as(saved)
+    return saved
+
+
 def download_as(page: Page, format: str) -> Path:
     """Export the count in a format, and return the file."""
     page.locator("#format").select_option(format)

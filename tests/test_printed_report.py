@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import CARDS, Open
-from page_stand_in import DrawingsStandIn, choose_and_wait
+from page_stand_in import DrawingsStandIn, choose_and_wait, save_count
 from playwright.sync_api import Page, expect
 from pypdf import PdfReader
 
@@ -55,10 +55,7 @@ def test_fields_are_saved_and_undone(page: Page) -> None:
 
 def test_fields_are_in_the_saved_file(page: Page, tmp_path: Path) -> None:
     write(page)
-    with page.expect_download() as download:
-        page.locator("[data-do=project]").click()
-    saved = tmp_path / "cells.count.zip"
-    download.value.save_as(saved)
+    saved = save_count(page, tmp_path)
     with zipfile.ZipFile(saved) as archive:
         assert b"Ana Souza" in archive.read("session.json")
     page.locator("[data-do=clear]").click()

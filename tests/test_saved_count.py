@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
-from page_stand_in import DrawingsStandIn, choose, choose_and_wait, failure
+from page_stand_in import DrawingsStandIn, choose, choose_and_wait, failure, save_count
 from playwright.sync_api import Page, expect
 
 from frontend import samples
@@ -111,10 +111,7 @@ def test_switched_off_nothing_is_kept(page: Page) -> None:
 
 def test_a_count_is_saved_to_a_file_and_opened(page: Page, tmp_path: Path) -> None:
     label_two(page)
-    with page.expect_download() as download:
-        page.locator("[data-do=project]").click()
-    saved = tmp_path / download.value.suggested_filename
-    download.value.save_as(saved)
+    saved = save_count(page, tmp_path)
     with zipfile.ZipFile(saved) as archive:
         assert archive.testzip() is None
         session = json.loads(archive.read("session.json"))

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from conftest import Open
-from page_stand_in import DrawingsStandIn, choose_and_wait, copies, download_as
+from page_stand_in import DrawingsStandIn, choose_and_wait, copies, download_as, save_count
 from playwright.sync_api import Locator, Page, expect
 from test_accessibility import OVERFLOW, check_with_axe
 
@@ -128,10 +128,7 @@ def test_it_is_kept_saved_and_opened_and_a_new_count_has_none(page: Page, tmp_pa
     page.reload()
     page.locator("#sort").select_option("order")
     check_adapted(page)
-    with page.expect_download() as download:
-        page.locator("[data-do=project]").click()
-    saved = tmp_path / "cells.count.zip"
-    download.value.save_as(saved)
+    saved = save_count(page, tmp_path)
     with zipfile.ZipFile(saved) as archive:
         head = json.loads(archive.read("session.json"))["count"]["head"]
     assert head["classes"] == ["EOSINOPHIL", "NEUTROPHIL"]

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.checkpoints import Checkpoint
 from training.optimizer import Optimizer
 from training.recipes import Fit
-from training.workers import DEVICE
+from training.workers import DEVICE, on_device
 
 # Steps for each row of the history, and between checkpoints.
 ROW = 100
@@ -30,6 +30,7 @@ History = list[dict[str, float]]
 Loss = Callable[[np.ndarray, np.random.Generator], tuple[torch.Tensor, Mapping[str, float]]]
 
 
+@on_device()
 def fit(
     network: nn.Module,
     recipe: Fit,
@@ -41,36 +42,9 @@ def fit(
 ) -> History:
     """Train a network in place on batches of these rows; return the means of ROW steps each.
 
-    On a GPU if there is one: new tensors are on the DEVICE in `loss`, too.
+    On a GPU if there is one: new tensors in `loss` are on the DEVICE, too.
     """
-    with torch.device(DEVICE):
-        history = _fit(network.to(DEVICE), recipe, rows, loss, seed, title, checkpoint)
-    network.cpu()
-    return history
-
-
-def forward(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
-    """Return the output of a network (N, ...) for a training step, as float32.
-
-    On GPUs, and on CPUs with AMX, it is computed in bfloat16, which is several times as fast.
-    """
-    device = inputs.device.type
-    fast = device == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
-    with torch.autocast(device, torch.bfloat16, enabled=fast):
-        output: torch.Tensor = network(inputs)
-    return output.float()
-
-
-def _fit(
-    network: nn.Module,
-    recipe: Fit,
-    rows: np.ndarray,
-    loss: Loss,
-    seed: int,
-    title: str,
-    checkpoint: Checkpoint | None,
-) -> History:
-    network.train()
+    network.to(DEVICE).train()
     optimizer = Optimizer(
         network, recipe.learning_rate, recipe.weight_decay, recipe.steps, recipe.max_norm
     )
@@ -106,8 +80,20 @@ def _fit(
                 states = {name: part.state_dict() for name, part in learned.items()}
                 checkpoint.save({"history": history, **states})
     network.load_state_dict(mean.module.state_dict())
-    network.eval()
+    network.cpu().eval()
     return history
+
+
+def forward(network: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Return the output of a network (N, ...) for a training step, as float32.
+
+    On GPUs, and on CPUs with AMX, it is computed in bfloat16, which is several times as fast.
+    """
+    device = inputs.device.type
+    fast = device == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    with torch.autocast(device, torch.bfloat16, enabled=fast):
+        output: torch.Tensor = network(inputs)
+    return output.float()
 
 
 def _batch(rows: np.ndarray, size: int, seed: int, step: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from training.checkpoints import columns
 from training.crops import MARGIN, NEGATIVES, CellSet
 from training.networks import scale, to_input, to_planes
 from training.protocol import CLASSES
-from training.workers import DEVICE
+from training.workers import on_device
 
 # The size of a view: that of a window, with more pixels.
 VIEW = (84, 112)
@@ -126,20 +126,20 @@ def nudge(views: Pixels) -> torch.Tensor:
     return recolour_slightly(warp_within(scale(to_planes(views)), maps, (HEIGHT, WIDTH)))
 
 
+@on_device()
 def _draw_rows(
     path: Path, chosen: np.ndarray, partners: np.ndarray, start: int, stop: int
 ) -> dict[str, np.ndarray]:
     patches = np.load(path, mmap_mode="r")
     torch.manual_seed(start)
     parts = [slice(at, min(at + 64, stop)) for at in range(start, stop, 64)]
-    with torch.device(DEVICE):
-        drawn = [
-            draw(
-                patches[chosen[part]],
-                [None if each == NO_PARTNER else patches[each] for each in partners[part]],
-            )
-            for part in parts
-        ]
+    drawn = [
+        draw(
+            patches[chosen[part]],
+            [None if each == NO_PARTNER else patches[each] for each in partners[part]],
+        )
+        for part in parts
+    ]
     return {"pixels": np.concatenate(drawn)}
 
 

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -21,6 +22,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+@contextmanager
+def on_device() -> Iterator[None]:
+    """Create new tensors on the DEVICE. It is a decorator, too."""
+    with torch.device(DEVICE):
+        yield
 
 
 def each(function: Callable[[T], R], items: Sequence[T], title: str) -> Iterator[tuple[T, R]]:
